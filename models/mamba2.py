@@ -1,0 +1,257 @@
+"""Mamba-2 (arXiv 2405.21060)."""
+
+import dataclasses
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba2Config:
+    """Geometry of a Mamba-2 language model, under the key names of HF transformers' `Mamba2Config`.
+
+    Defaults are those of the published state-spaces models, not of HF's class (whose defaults are Codestral's).
+
+    **Arguments:**
+
+    - `vocab_size`: ids that can be produced. The embedding has `padded_vocab_size` rows.
+    - `hidden_size`, `num_hidden_layers`: width and depth.
+    - `state_size`, `head_dim`: key and value width of each head's state.
+    - `num_heads`: `expand * hidden_size / head_dim` when `None`; no other value is accepted.
+    - `n_groups`: heads share B and C within a group.
+    - `conv_kernel`: taps of the causal convolution.
+    - `chunk_size`: the most tokens per chunk of the scan; results do not depend on it.
+    - `use_bias`, `use_conv_bias`: biases of the projections and of the convolution.
+    - `layer_norm_epsilon`: of every norm.
+    - `residual_in_fp32`: keep the residual stream in float32 when weights are narrower.
+    - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
+    - `time_step_limit`: step sizes are clipped to this range, in `step` and `prefill` alike.
+    - `tie_word_embeddings`: the head is the embedding.
+    - `pad_vocab_size_multiple`: rows of the embedding are a multiple of this; padding rows are never produced.
+    - `D_has_hdim`: one skip weight per channel rather than per head.
+
+    **Raises:** `ValueError` listing every inconsistent key.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    state_size: int = 128
+    head_dim: int = 64
+    expand: int = 2
+    num_heads: int | None = None
+    n_groups: int = 1
+    conv_kernel: int = 4
+    chunk_size: int = 256
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    hidden_act: str = "silu"
+    layer_norm_epsilon: float = 1e-5
+    residual_in_fp32: bool = True
+    time_step_min: float = 0.001
+    time_step_max: float = 0.1
+    time_step_floor: float = 1e-4
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+    tie_word_embeddings: bool = False
+    pad_vocab_size_multiple: int = 1
+    D_has_hdim: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self):
+        problems = []
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "state_size", "head_dim", "expand", "n_groups"):
+            if getattr(self, name) < 1:
+                problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("conv_kernel", "chunk_size", "pad_vocab_size_multiple"):
+            if getattr(self, name) < 1:
+                problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not problems:
+            heads = self.inner_size // self.head_dim
+            if self.num_heads is None:
+                object.__setattr__(self, "num_heads", heads)
+            if self.num_heads * self.head_dim != self.inner_size:
+                problems.append(
+                    f"`num_heads` * `head_dim` must be `expand` * `hidden_size` = {self.inner_size}, got "
+                    f"{self.num_heads} * {self.head_dim}"
+                )
+            elif self.num_heads % self.n_groups != 0:
+                problems.append(f"`n_groups` must divide the {self.num_heads} heads, got {self.n_groups}")
+        if self.hidden_act not in ("silu", "swish"):
+            problems.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")
+        if not 0.0 <= self.time_step_limit[0] <= self.time_step_limit[1]:
+            problems.append(f"`time_step_limit` must be an increasing pair, got {self.time_step_limit}")
+        object.__setattr__(self, "time_step_limit", tuple(self.time_step_limit))
+        if problems:
+            raise ValueError("Mamba2Config: " + "; ".join(problems) + ".")
+
+    @property
+    def inner_size(self) -> int:
+        """Channels of a mixer: heads times head_dim."""
+        return int(self.expand * self.hidden_size)
+
+    @property
+    def conv_size(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.inner_size + 2 * self.n_groups * self.state_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+
+class Mamba2Inputs(eqx.Module):
+    """What the recurrence sees of one token; a leading `time` axis for many."""
+
+    x: Float[Array, "*time heads value"]
+    B: Float[Array, "*time groups key"]
+    C: Float[Array, "*time groups key"]
+    dt: Float[Array, "*time heads"]
+
+
+class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
+    r"""$S_t = e^{\Delta_t A} S_{t-1} + \Delta_t B_t x_t^\top$, $y_t = S_t^\top C_t$ per head.
+
+    $\Delta = \operatorname{clip}(\operatorname{softplus}(dt + b), \text{limit})$ and $A = -e^{A_{log}}$, both float32.
+    """
+
+    A_log: Float[Array, " heads"]
+    dt_bias: Float[Array, " heads"]
+    time_step_limit: tuple[float, float] = eqx.field(static=True)
+    state_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray):
+        """A uniform in [1, 16], step sizes log-uniform in the configured range, as the paper's code."""
+        heads = config.num_heads
+        A_key, dt_key = jax.random.split(key)
+        self.A_log = jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0))
+        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+        dt = jnp.exp(jax.random.uniform(dt_key, (heads,), jnp.float32, low, high))
+        dt = jnp.maximum(dt, config.time_step_floor)
+        self.dt_bias = dt + jnp.log(-jnp.expm1(-dt))
+        self.time_step_limit = config.time_step_limit
+        self.state_shape = (heads, config.state_size, config.head_dim)
+        self.chunk_size = config.chunk_size
+
+    def coefficients(self, inputs: Mamba2Inputs) -> ssmkit.Coefficients:
+        """The equations above."""
+        dt = jnp.clip(jax.nn.softplus(inputs.dt + self.dt_bias), *self.time_step_limit)
+        return ssmkit.Coefficients(
+            log_decay=(-jnp.exp(self.A_log) * dt)[:, None], write=inputs.B, value=dt[:, None] * inputs.x, read=inputs.C
+        )
+
+
+class Mamba2Cache(eqx.Module):
+    """Everything a Mamba-2 mixer remembers: constant in the number of tokens."""
+
+    window: Float[Array, "*batch window channel"]
+    state: Float[Array, "*batch heads key value"]
+
+
+class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
+    r"""Projection, causal convolution, recurrence, skip, gated norm, projection (arXiv 2405.21060, figure 6).
+
+    With $[z, xBC, dt] = W_{in} u$ and $[x, B, C] = \operatorname{silu}(\operatorname{conv}(xBC))$,
+
+    $$y = W_{out} \operatorname{RMSNorm}((\operatorname{SSM}(x, B, C, dt) + D x) \odot \operatorname{silu}(z)).$$
+    """
+
+    in_proj: ssmkit.Linear
+    conv: ssmkit.CausalConv1d
+    recurrence: Mamba2Recurrence
+    D: Float[Array, " heads"] | Float[Array, "heads value"]
+    norm: ssmkit.GatedRMSNorm
+    out_proj: ssmkit.Linear
+
+    def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
+        """Parameters of the recurrence, D and the norm stay float32 whatever `dtype` is."""
+        keys = jax.random.split(key, 4)
+        inner, conv, heads = config.inner_size, config.conv_size, config.num_heads
+        linear = lambda rows, columns, key: ssmkit.Linear(  # noqa: E731
+            columns, rows, use_bias=config.use_bias, dtype=dtype, key=key
+        )
+        self.in_proj = linear(inner + conv + heads, config.hidden_size, keys[0])
+        self.conv = ssmkit.CausalConv1d(
+            conv, config.conv_kernel, use_bias=config.use_conv_bias, dtype=dtype, key=keys[1]
+        )
+        self.recurrence = Mamba2Recurrence(config, key=keys[2])
+        self.D = jnp.ones((heads, config.head_dim) if config.D_has_hdim else (heads,), jnp.float32)
+        self.norm = ssmkit.GatedRMSNorm(inner, groups=config.n_groups, eps=config.layer_norm_epsilon)
+        self.out_proj = linear(config.hidden_size, inner, keys[3])
+
+    def init_cache(self) -> Mamba2Cache:
+        """An empty window and a zero state, float32."""
+        return Mamba2Cache(window=self.conv.init_state(), state=self.recurrence.init_state())
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: Mamba2Cache, advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], Mamba2Cache]:
+        """The equations above, for many tokens or one."""
+        heads, key, value = self.recurrence.state_shape
+        groups = self.norm.groups
+        inner = heads * value
+        axes = x.shape[:-1]
+
+        projected = self.in_proj(x)
+        z, xBC, dt = jnp.split(projected, [inner, projected.shape[-1] - heads], axis=-1)
+        xBC, window = advance(self.conv, xBC, cache.window)
+        u, B, C = jnp.split(jax.nn.silu(xBC), [inner, inner + groups * key], axis=-1)
+        u = jnp.reshape(u, (*axes, heads, value))
+        inputs = Mamba2Inputs(
+            x=u, B=jnp.reshape(B, (*axes, groups, key)), C=jnp.reshape(C, (*axes, groups, key)), dt=dt
+        )
+        y, state = advance(self.recurrence, inputs, cache.state)
+        y = y + (self.D if self.D.ndim == 2 else self.D[:, None]) * u
+        y = self.norm(jnp.reshape(y, (*axes, inner)), gate=z)
+        return self.out_proj(y), Mamba2Cache(window=window, state=state)
+
+
+class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
+    """A Mamba-2 language model."""
+
+    config: Mamba2Config = eqx.field(static=True)
+    vocab_size: int = eqx.field(static=True)
+    embedding: ssmkit.Embedding
+    blocks: tuple[ssmkit.ResidualBlock[Mamba2Cache], ...]
+    norm: ssmkit.RMSNorm
+    head: ssmkit.Linear | None
+
+    def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
+        """Random initialisation as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.
+
+        **Arguments:**
+
+        - `config`: the geometry.
+        - `key`: for the initialisation.
+        - `dtype`: of the projections, embedding and convolution; the rest stays float32.
+        """
+        embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
+        eps = config.layer_norm_epsilon
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.embedding = ssmkit.Embedding(config.padded_vocab_size, config.hidden_size, dtype=dtype, key=embedding_key)
+        self.blocks = tuple(
+            ssmkit.ResidualBlock(
+                norm=ssmkit.RMSNorm(config.hidden_size, eps=eps),
+                mixer=_rescaled(Mamba2Mixer(config, key=key, dtype=dtype), config.num_hidden_layers),
+                residual_in_fp32=config.residual_in_fp32,
+            )
+            for key in keys
+        )
+        self.norm = ssmkit.RMSNorm(config.hidden_size, eps=eps)
+        self.head = (
+            None
+            if config.tie_word_embeddings
+            else ssmkit.Linear(config.hidden_size, config.padded_vocab_size, dtype=dtype, key=head_key)
+        )
+
+
+def _rescaled(mixer: Mamba2Mixer, layers: int) -> Mamba2Mixer:
+    return eqx.tree_at(lambda m: m.out_proj.weight, mixer, replace_fn=lambda weight: weight / math.sqrt(layers))

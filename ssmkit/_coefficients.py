@@ -1,0 +1,104 @@
+"""What one token does to the state of a diagonal linear recurrence."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+from ._types import Valid
+
+
+class Coefficients(eqx.Module):
+    r"""The contribution of **one** token to a diagonal linear recurrence.
+
+    For head $h$ of group $g$, with state $S$ of shape `(key, value)`,
+
+    $$S_t = e^{a_t} \odot S_{t-1} + k_t v_t^\top, \qquad y_t = S_t^\top q_t .$$
+
+    **Arguments:**
+
+    - `log_decay`: $a$, logarithm of the decay, real part at most 0. Shape `(heads, 1)` for one scalar per head or
+        `(heads, key)` for one per key channel; float32 (float64, complex64 and complex128 are accepted too).
+    - `write`: $k$, shape `(groups, key)`; head `h` uses group `h // (heads // groups)` (`B` in Mamba-2).
+    - `value`: $v$, shape `(heads, value)` (`dt * x` in Mamba-2).
+    - `read`: $q$, shape `(groups, key)` (`C` in Mamba-2).
+
+    Shapes and dtypes are checked whenever coefficients are made, at trace time only: free under `jax.jit`.
+    Many tokens are represented by the same class with a leading `time` axis on every field, as `jax.vmap` makes it.
+
+    **Raises:** `ValueError` naming the field, the axis, what was got and what was expected.
+    """
+
+    log_decay: Inexact[Array, " heads #key"]
+    write: Inexact[Array, "groups key"]
+    value: Inexact[Array, "heads value"]
+    read: Inexact[Array, "groups key"]
+
+    def __init__(self, log_decay: Array, write: Array, value: Array, read: Array):
+        # Checked here rather than in `__check_init__`, so that the message is the same with the type checker on.
+        _check(log_decay=log_decay, write=write, value=value, read=read)
+        self.log_decay = log_decay
+        self.write = write
+        self.value = value
+        self.read = read
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """`(heads, key, value)`: the shape of the state these coefficients act on, a `time` axis or not."""
+        return self.value.shape[-2], self.write.shape[-1], self.value.shape[-1]
+
+    def where(self, valid: Valid) -> "Coefficients":
+        """These coefficients, or those of the identity step `S_t = S_{t-1}` where `valid` is false.
+
+        `write` and `read` are zeroed with the rest, so that a NaN in a padded position cannot reach the state.
+        """
+
+        def keep(array: Array) -> Array:
+            return jnp.where(valid, array, jnp.zeros_like(array))
+
+        return Coefficients(keep(self.log_decay), keep(self.write), keep(self.value), keep(self.read))
+
+
+_AXES = {
+    "log_decay": "(heads, 1 or key)",
+    "write": "(groups, key)",
+    "value": "(heads, value)",
+    "read": "(groups, key)",
+}
+
+
+def _check(**fields: Array) -> None:
+    for name, array in fields.items():
+        if not isinstance(array, jax.Array):
+            raise ValueError(f"`{name}` must be a JAX array with axes {_AXES[name]}, got {type(array).__name__}.")
+        if array.ndim != 2:
+            raise ValueError(
+                f"`{name}` must have the axes {_AXES[name]} of one token, got shape {array.shape}. "
+                "The framework adds the time and batch axes itself."
+            )
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise ValueError(f"`{name}` must be floating point or complex, got {array.dtype}.")
+    log_decay, write, value, read = fields["log_decay"], fields["write"], fields["value"], fields["read"]
+    if jnp.finfo(log_decay.dtype).bits < 32:
+        raise ValueError(
+            f"`log_decay` must be at least float32, got {log_decay.dtype}: sums of low-precision logarithms lose the "
+            "state. Compute it from `x.astype(jnp.float32)`."
+        )
+    heads, groups, key = value.shape[0], write.shape[0], write.shape[1]
+    _expect("log_decay", log_decay, 0, "heads", (heads,), "the heads of `value`")
+    _expect("log_decay", log_decay, 1, "key", (1, key), "one decay per head, or one per key channel of `write`")
+    _expect("read", read, 0, "groups", (groups,), "the groups of `write`")
+    _expect("read", read, 1, "key", (key,), "the key channels of `write`")
+    if groups == 0 or heads % groups != 0:
+        raise ValueError(
+            f"axis 0 (groups) of `write` must divide the {heads} heads of `value`, got {groups} in shape {write.shape}."
+        )
+
+
+def _expect(name: str, array: Array, axis: int, axis_name: str, sizes: tuple[int, ...], why: str) -> None:
+    if array.shape[axis] not in sizes:
+        expected = " or ".join(str(size) for size in dict.fromkeys(sizes))
+        raise ValueError(
+            f"axis {axis} ({axis_name}) of `{name}` must be {expected} ({why}), got {array.shape[axis]} in shape "
+            f"{array.shape}."
+        )

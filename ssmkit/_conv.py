@@ -1,0 +1,83 @@
+"""Causal depthwise convolution, with its window as state."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from ._operator import AbstractSequenceOperator
+from ._types import Length, PRNGKeyArray, Valid
+
+
+class CausalConv1d(
+    AbstractSequenceOperator[
+        Float[Array, "*time channel"], Float[Array, "*time channel"], Float[Array, "window channel"]
+    ]
+):
+    r"""$y_t = b + \sum_{j=0}^{K-1} w_j \, x_{t-K+1+j}$ in each channel, computed in float32.
+
+    The state is the window of the last $K - 1$ inputs, shape `(K - 1, channel)`, float32.
+    """
+
+    weight: Float[Array, "channel kernel"]
+    bias: Float[Array, " channel"] | None
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Uniform initialisation in $\\pm 1/\\sqrt{K}$, as PyTorch's `Conv1d` with one channel per group.
+
+        **Arguments:**
+
+        - `channels`: independent channels.
+        - `kernel_size`: $K$, at least 1.
+        - `use_bias`: whether $b$ exists.
+        - `dtype`: of the parameters.
+        - `key`: for the initialisation.
+        """
+        if kernel_size < 1:
+            raise ValueError(f"`kernel_size` must be at least 1, got {kernel_size}.")
+        bound = kernel_size**-0.5
+        weight_key, bias_key = jax.random.split(key)
+        self.weight = jax.random.uniform(weight_key, (channels, kernel_size), dtype, -bound, bound)
+        self.bias = jax.random.uniform(bias_key, (channels,), dtype, -bound, bound) if use_bias else None
+
+    def init_state(self) -> Float[Array, "window channel"]:
+        """Zeros: nothing came before the first token."""
+        channels, kernel_size = self.weight.shape
+        return jnp.zeros((kernel_size - 1, channels), jnp.float32)
+
+    def chunk_scan(
+        self,
+        inputs: Float[Array, "time channel"],
+        state: Float[Array, "window channel"],
+        *,
+        length: Length | None = None,
+    ) -> tuple[Float[Array, "time channel"], Float[Array, "window channel"]]:
+        """As `AbstractSequenceOperator.chunk_scan`."""
+        time = inputs.shape[0]
+        extended = jnp.concatenate([state, inputs.astype(state.dtype)])
+        taps = [tap * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
+        window = jax.lax.dynamic_slice_in_dim(extended, time if length is None else length, state.shape[0])
+        return self._add_bias(sum(taps[1:], taps[0])), window
+
+    def step(
+        self, inputs: Float[Array, " channel"], state: Float[Array, "window channel"], *, valid: Valid | None = None
+    ) -> tuple[Float[Array, " channel"], Float[Array, "window channel"]]:
+        """As `AbstractSequenceOperator.step`."""
+        extended = jnp.concatenate([state, inputs.astype(state.dtype)[None]])
+        taps = [tap * extended[j] for j, tap in enumerate(self._taps(state.dtype))]
+        window = extended[1:] if valid is None else jnp.where(valid, extended[1:], state)
+        return self._add_bias(sum(taps[1:], taps[0])), window
+
+    def _taps(self, dtype: DTypeLike) -> Float[Array, "kernel channel"]:
+        return self.weight.astype(dtype).T
+
+    def _add_bias(self, outputs: Float[Array, "*time channel"]) -> Float[Array, "*time channel"]:
+        return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)

@@ -1,0 +1,105 @@
+"""Pointwise layers: they act on the last axis and accept any number of leading axes.
+
+Numerics, stated once: activations between layers are float32 (or wider); the operands of a projection are cast to its
+weight's dtype on entry, and the product is accumulated and returned in float32. Normalisation is float32 throughout.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from ._types import PRNGKeyArray, at_least_float32
+
+
+class Linear(eqx.Module):
+    r"""$y = W x + b$, with $W$ stored as `(out, in)`."""
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"] | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Uniform initialisation in $\\pm 1/\\sqrt{in}$, as PyTorch's `Linear`; a bias starts at zero."""
+        bound = in_features**-0.5
+        self.weight = jax.random.uniform(key, (out_features, in_features), dtype, -bound, bound)
+        self.bias = jnp.zeros((out_features,), dtype) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+        """Float32 (or wider) output, whatever the weight's dtype."""
+        y = project(self.weight, x)
+        return y if self.bias is None else y + self.bias.astype(y.dtype)
+
+
+def project(weight: Float[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """The cast point: operands in the weight's dtype, result in float32 or wider."""
+    return jnp.einsum(
+        "...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=at_least_float32(weight.dtype)
+    )
+
+
+class Embedding(eqx.Module):
+    """A row of `weight` per token id. Rows past `vocab_size` are padding: never looked up, never produced."""
+
+    weight: Float[Array, "padded_vocab width"]
+
+    def __init__(self, rows: int, width: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
+        """Normal initialisation with standard deviation 0.02."""
+        self.weight = 0.02 * jax.random.normal(key, (rows, width), dtype)
+
+    def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
+        """Float32 (or wider) rows."""
+        return self.weight[tokens].astype(at_least_float32(self.weight.dtype))
+
+
+class RMSNorm(eqx.Module):
+    r"""$y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis, in float32 (arXiv 1910.07467)."""
+
+    weight: Float[Array, " width"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, width: int, *, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
+        """The weight starts at one, in float32 or wider."""
+        self.weight = jnp.ones((width,), at_least_float32(dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+        """Normalised `x`, float32 or wider."""
+        return self.weight * _normalise(x.astype(self.weight.dtype), self.eps)
+
+
+class GatedRMSNorm(eqx.Module):
+    r"""RMS normalisation of $x \odot \operatorname{silu}(z)$ within groups of channels (arXiv 2405.21060, section 7).
+
+    Gate first, then normalise: `norm_before_gate=False` in the official implementation.
+    """
+
+    weight: Float[Array, " channel"]
+    groups: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
+        """`groups` must divide `channels`; the mean is taken over `channels // groups` neighbours."""
+        if groups < 1 or channels % groups != 0:
+            raise ValueError(f"`groups` must divide the {channels} channels, got {groups}.")
+        self.weight = jnp.ones((channels,), at_least_float32(dtype))
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*axes channel"], gate: Float[Array, "*axes channel"]) -> Float[Array, "*axes channel"]:
+        """Normalised and gated `x`, float32 or wider."""
+        dtype = self.weight.dtype
+        x = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))
+        grouped = jnp.reshape(x, (*x.shape[:-1], self.groups, -1))
+        return self.weight * jnp.reshape(_normalise(grouped, self.eps), x.shape)
+
+
+def _normalise(x: Float[Array, "*axes width"], eps: float) -> Float[Array, "*axes width"]:
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)

@@ -1,0 +1,133 @@
+"""Sequence mixers and the cache protocol."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ._layers import RMSNorm
+from ._operator import AbstractSequenceOperator
+from ._types import Length, Valid, at_least_float32
+
+
+Cache = TypeVar("Cache")
+
+Advance: TypeAlias = Callable[[AbstractSequenceOperator, Any, Any], tuple[Any, Any]]
+
+
+class AbstractMixer(eqx.Module, Generic[Cache]):
+    """Maps a sequence of features to a sequence of features, causally, with a cache of constant size.
+
+    The cache is each mixer's own pytree of arrays. Laws, for every split of a sequence into `a` and `b`:
+
+    1. `prefill(a)` equals `step` iterated over `a`, outputs and cache.
+    2. `prefill(a ++ b, c)` equals `prefill(b)` after `prefill(a, c)`.
+    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was. Outputs at
+       such tokens are unspecified but finite.
+    4. Structure, shapes and dtypes of the cache never change.
+    5. Results do not depend on a chunk size.
+
+    Written for one sequence; batch with `jax.vmap`.
+    """
+
+    @abc.abstractmethod
+    def init_cache(self) -> Cache:
+        """The cache before the first token."""
+
+    @abc.abstractmethod
+    def prefill(
+        self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """Many tokens, also onto a cache that is not empty.
+
+        **Arguments:**
+
+        - `x`: features of `time` tokens.
+        - `cache`: the cache before the first of them.
+        - `length`: how many of them are valid, a scalar integer; `None` means all.
+
+        **Returns:** features, and the cache after token `length - 1`.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
+    ) -> tuple[Float[Array, " width"], Cache]:
+        """One token, at a cost independent of how many came before.
+
+        **Arguments:**
+
+        - `x`: features of one token.
+        - `cache`: the cache before it.
+        - `valid`: a scalar boolean; where false, the cache is returned as it was. `None` means true.
+
+        **Returns:** features, and the new cache.
+        """
+
+
+class AbstractRecurrentMixer(AbstractMixer[Cache]):
+    """A mixer composed of pointwise layers and sequence operators, written once for many tokens and for one.
+
+    A subclass writes `mix`; `prefill` and `step` follow and cannot disagree.
+    """
+
+    @abc.abstractmethod
+    def mix(
+        self, x: Float[Array, "*time width"], cache: Cache, advance: Advance
+    ) -> tuple[Float[Array, "*time width"], Cache]:
+        """The mixer's equations, valid with and without the `time` axis.
+
+        **Arguments:**
+
+        - `x`: features of many tokens or of one. Pointwise layers act on the last axis.
+        - `cache`: the cache before them.
+        - `advance`: `outputs, state = advance(operator, inputs, state)` runs a sequence operator, such as a
+            recurrence or a convolution, over the tokens at hand.
+
+        **Returns:** features, and the cache after these tokens.
+        """
+
+    def prefill(
+        self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """As `AbstractMixer.prefill`."""
+        return self.mix(x, cache, lambda operator, inputs, state: operator.chunk_scan(inputs, state, length=length))
+
+    def step(
+        self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
+    ) -> tuple[Float[Array, " width"], Cache]:
+        """As `AbstractMixer.step`."""
+        return self.mix(x, cache, lambda operator, inputs, state: operator.step(inputs, state, valid=valid))
+
+
+class ResidualBlock(AbstractMixer[Cache]):
+    """`x + mixer(norm(x))`: a pre-normalised residual branch, itself a mixer."""
+
+    norm: RMSNorm
+    mixer: AbstractMixer[Cache]
+    residual_in_fp32: bool = eqx.field(static=True, default=True)
+
+    def init_cache(self) -> Cache:
+        """The mixer's cache."""
+        return self.mixer.init_cache()
+
+    def prefill(
+        self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """As `AbstractMixer.prefill`."""
+        y, cache = self.mixer.prefill(self.norm(x), cache, length=length)
+        return self.add(x, y), cache
+
+    def step(
+        self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
+    ) -> tuple[Float[Array, " width"], Cache]:
+        """As `AbstractMixer.step`."""
+        y, cache = self.mixer.step(self.norm(x), cache, valid=valid)
+        return self.add(x, y), cache
+
+    def add(self, x: Float[Array, "*time width"], branch: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
+        """The residual sum, in float32 or, without `residual_in_fp32`, in the stream's own dtype."""
+        dtype = at_least_float32(x.dtype) if self.residual_in_fp32 else x.dtype
+        return (x.astype(dtype) + branch.astype(dtype)).astype(dtype)

@@ -1,0 +1,62 @@
+"""Operators with a state along the sequence: what a mixer is composed of."""
+
+import abc
+from typing import Generic, TypeVar
+
+import equinox as eqx
+
+from ._types import Length, Valid
+
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+OperatorState = TypeVar("OperatorState")
+
+
+class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]):
+    """A causal map along the sequence with a state of constant size.
+
+    Laws, for every split of a sequence into `a` and `b`, with `++` joining along time:
+
+    1. `chunk_scan(a)` equals `step` iterated over `a`, outputs and state.
+    2. `chunk_scan(a ++ b, s)` equals `chunk_scan(b)` after `chunk_scan(a, s)`.
+    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the state bit for bit as it was. Outputs at
+       such tokens are unspecified but finite.
+    4. Structure, shapes and dtypes of the state never change.
+
+    Two operators exist, `ssmkit.DiagonalChunkedRecurrence` and `ssmkit.CausalConv1d`.
+    """
+
+    @abc.abstractmethod
+    def init_state(self) -> OperatorState:
+        """The state before the first token."""
+
+    @abc.abstractmethod
+    def chunk_scan(
+        self, inputs: Input, state: OperatorState, *, length: Length | None = None
+    ) -> tuple[Output, OperatorState]:
+        """Many tokens: `inputs` and outputs carry a leading `time` axis on every array.
+
+        **Arguments:**
+
+        - `inputs`: the inputs of `time` tokens.
+        - `state`: the state before the first of them.
+        - `length`: how many of them are valid, a scalar integer; `None` means all.
+
+        **Returns:** outputs and the state after token `length - 1`.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self, inputs: Input, state: OperatorState, *, valid: Valid | None = None
+    ) -> tuple[Output, OperatorState]:
+        """One token, at a cost independent of how many came before.
+
+        **Arguments:**
+
+        - `inputs`: the inputs of one token, no `time` axis.
+        - `state`: the state before it.
+        - `valid`: a scalar boolean; where false, the state is returned as it was. `None` means true.
+
+        **Returns:** the output and the new state.
+        """

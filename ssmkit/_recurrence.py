@@ -1,0 +1,129 @@
+"""The family's algorithm, written once: a subclass says what one token does, everything else follows."""
+
+import abc
+from typing import Generic
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+from . import kernels
+from ._coefficients import Coefficients
+from ._operator import AbstractSequenceOperator, Input
+from ._types import Length, State, Valid
+
+
+class DiagonalChunkedRecurrence(
+    AbstractSequenceOperator[Input, Inexact[Array, "*time heads value"], State], Generic[Input]
+):
+    r"""A diagonal linear recurrence, defined by the coefficients that one token contributes.
+
+    $$S_t = e^{a_t} \odot S_{t-1} + k_t v_t^\top, \qquad y_t = S_t^\top q_t$$
+
+    A subclass names its `state_shape` and writes `coefficients`; the chunked scan for training and prefill, the O(1)
+    step for decoding, gradients, padding and batching follow. The recurrence must fit three conditions: the transition
+    is diagonal; coefficients depend on the inputs, never on the state; control flow is static.
+
+        class Decay(ssmkit.DiagonalChunkedRecurrence[Array]):
+            rate: Array  # (heads,)
+            state_shape: tuple[int, int, int] = eqx.field(static=True)
+
+            def coefficients(self, x):  # x: (heads, value), one token
+                ones = jnp.ones((1, self.state_shape[1]))
+                return ssmkit.Coefficients(log_decay=-jax.nn.softplus(self.rate)[:, None], write=ones, value=x, read=ones)
+
+    **Arguments:**
+
+    - `state_shape`: `(heads, key, value)`, static.
+    - `chunk_size`: the most tokens a chunk may hold. `None`, the default, leaves it to the backend. Results do not
+        depend on it.
+
+    `chunk_scan`, `step` and `init_state` are final. Laws as `ssmkit.AbstractSequenceOperator`, and results do not
+    depend on `chunk_size`.
+    """
+
+    state_shape: eqx.AbstractVar[tuple[int, int, int]]
+    chunk_size: int | None = eqx.field(static=True, default=None, kw_only=True)
+
+    @abc.abstractmethod
+    def coefficients(self, inputs: Input) -> Coefficients:
+        """What one token does to the state. It sees one token only, hence is causal by construction.
+
+        **Arguments:**
+
+        - `inputs`: any pytree of arrays, of one token, no `time` or `batch` axis.
+
+        **Returns:** `ssmkit.Coefficients` that fit `state_shape`.
+        """
+
+    def init_state(self) -> State:
+        """Zeros of shape `state_shape`, float32; complex64 if the decay is complex is made by `astype`."""
+        return jnp.zeros(self.state_shape, jnp.float32)
+
+    def chunk_scan(
+        self, inputs: Input, state: State, *, length: Length | None = None
+    ) -> tuple[Inexact[Array, "time heads value"], State]:
+        """Many tokens, in parallel within chunks. Arguments as `AbstractSequenceOperator.chunk_scan`.
+
+        **Raises:** `ValueError` when the coefficients or the state do not fit `state_shape`, naming this class.
+        """
+        self._check_state(state)
+        time = _leading_axis(type(self).__name__, inputs)
+        if length is None:
+            coefficients = jax.vmap(self._checked)(inputs)
+        else:
+            checked = lambda x, valid: self._checked(x).where(valid)  # noqa: E731
+            coefficients = jax.vmap(checked)(inputs, jnp.arange(time) < length)
+        chunk_size = kernels.backend_chunk_size()
+        if self.chunk_size is not None:
+            chunk_size = min(chunk_size, self.chunk_size)
+        return kernels.chunk_scan(coefficients, state, chunk_size=chunk_size)
+
+    def step(
+        self, inputs: Input, state: State, *, valid: Valid | None = None
+    ) -> tuple[Inexact[Array, "heads value"], State]:
+        """One token. Arguments as `AbstractSequenceOperator.step`.
+
+        **Raises:** as `chunk_scan`.
+        """
+        self._check_state(state)
+        coefficients = self._checked(inputs)
+        if valid is not None:
+            coefficients = coefficients.where(valid)
+        return kernels.step(coefficients, state)
+
+    def _checked(self, inputs: Input) -> Coefficients:
+        name = type(self).__name__
+        try:
+            coefficients = self.coefficients(inputs)
+        except ValueError as error:
+            raise ValueError(f"{name}.coefficients: {error}") from error
+        if not isinstance(coefficients, Coefficients):
+            raise TypeError(f"{name}.coefficients must return `ssmkit.Coefficients`, got {type(coefficients).__name__}.")
+        fields = zip(("heads", "key", "value"), ("value", "write", "value"), (0, 1, 1), self.state_shape, strict=True)
+        for axis_name, field, axis, expected in fields:
+            got = getattr(coefficients, field).shape
+            if got[axis] != expected:
+                raise ValueError(
+                    f"{name}.coefficients: axis {axis} ({axis_name}) of `{field}` must be {expected}, as "
+                    f"`state_shape` {self.state_shape} says, got {got[axis]} in shape {got}."
+                )
+        return coefficients
+
+    def _check_state(self, state: State) -> None:
+        if tuple(state.shape) != tuple(self.state_shape):
+            raise ValueError(
+                f"{type(self).__name__}: `state` must have shape (heads, key, value) = {self.state_shape}, got "
+                f"{state.shape}. Start from `init_state()`."
+            )
+
+
+def _leading_axis(name: str, inputs: Input) -> int:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(inputs)}
+    if len(sizes) != 1 or sizes == {()}:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+        raise ValueError(
+            f"{name}.chunk_scan: every array of `inputs` must have the same leading axis (time), got shapes {shapes}."
+        )
+    return sizes.pop()[0]

@@ -1,0 +1,37 @@
+"""The axis legend: the only place where the names used in shape annotations are defined.
+
+| name     | meaning                                                                |
+|----------|------------------------------------------------------------------------|
+| `time`   | tokens of one sequence, oldest first                                   |
+| `batch`  | sequences; only the generation engine and training have this axis      |
+| `heads`  | independent recurrences of one layer                                   |
+| `groups` | heads that share `write` and `read`; `groups` divides `heads`          |
+| `key`    | rows of a head's state (Mamba's state size N)                          |
+| `value`  | columns of a head's state (Mamba's head dimension P)                   |
+| `width`  | features of the residual stream (`hidden_size`)                        |
+| `channel`| features inside a mixer                                                |
+| `vocab`  | token ids that can be produced; padding rows of the embedding excluded |
+
+A leading `*axes` stands for any number of leading axes, none included. Inside einsum equations:
+`t` time, `i`/`j` positions inside one chunk (target/source), `h` head = (`g` group, `m` member of the group),
+`k` key, `v` value.
+"""
+
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import PRNGKeyArray as PRNGKeyArray
+
+
+Token: TypeAlias = Int[Array, ""]
+Tokens: TypeAlias = Int[Array, " time"]
+Length: TypeAlias = Int[Array, ""] | int
+Valid: TypeAlias = Bool[Array, ""] | bool
+Logits: TypeAlias = Float[Array, " vocab"]
+State: TypeAlias = Inexact[Array, "heads key value"]
+
+
+def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    """The precision of everything that is not a projection's operand: float32, or `dtype` if that is wider."""
+    return jnp.promote_types(dtype, jnp.float32)

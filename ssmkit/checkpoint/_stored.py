@@ -1,0 +1,54 @@
+"""One tensor of a file: what it is and where it lies. Nothing is read until `StoredTensor.read`."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from ._errors import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A little-endian tensor that starts `offset` bytes into the file `path`; all a container format has to say about it.
+
+    Two equal `StoredTensor`s are the same bytes.
+    """
+
+    path: pathlib.Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...] | None = None
+    """In bytes; `None` when the tensor is contiguous in row-major order."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the elements take up in memory."""
+        return self.size * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The tensor as a read-only array that maps the file: pages enter memory when touched, and leave with the array.
+
+        **Returns:** an array of `shape` and `dtype`, possibly unaligned.
+
+        **Raises:** `CheckpointError` when the file has become shorter or unreadable since it was opened.
+        """
+        if self.size == 0:
+            return np.empty(self.shape, self.dtype)
+        length = self.nbytes
+        if self.strides is not None:
+            length = self.dtype.itemsize + sum(
+                (n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)
+            )
+        try:
+            mapped = np.memmap(self.path, np.uint8, "r", self.offset, (length,))
+            return np.ndarray(self.shape, self.dtype, mapped, 0, self.strides)
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"`{self.path}` cannot be mapped at byte {self.offset}: {error}.") from error
