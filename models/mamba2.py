@@ -208,7 +208,8 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
             x=u, B=jnp.reshape(B, (*axes, groups, key)), C=jnp.reshape(C, (*axes, groups, key)), dt=dt
         )
         y, state = advance(self.recurrence, inputs, cache.state)
-        y = y + (self.D if self.D.ndim == 2 else self.D[:, None]) * u
+        D = self.D if self.D.ndim == 2 else self.D[:, None]
+        y = y + jnp.broadcast_to(D, u.shape) * u
         y = self.norm(jnp.reshape(y, (*axes, inner)), gate=z)
         return self.out_proj(y), Mamba2Cache(window=window, state=state)
 

@@ -21,3 +21,17 @@ from ._mixer import Advance as Advance
 from ._mixer import ResidualBlock as ResidualBlock
 from ._operator import AbstractSequenceOperator as AbstractSequenceOperator
 from ._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence
+from ._generate import Generation as Generation
+from ._generate import generate as generate
+from ._generate import resume as resume
+from ._generate import stream as stream
+from ._sampling import AbstractSampler as AbstractSampler
+from ._sampling import Greedy as Greedy
+from ._sampling import Sampler as Sampler
+from ._score import Score as Score
+from ._score import cross_entropy as cross_entropy
+from ._score import score as score
+from ._text import Tokenizer as Tokenizer
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import from_pretrained as from_pretrained
+from .checkpoint import save_pretrained as save_pretrained

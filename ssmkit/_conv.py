@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from ._layers import along_last
 from ._operator import AbstractSequenceOperator
 from ._types import Length, PRNGKeyArray, Valid
 
@@ -63,7 +64,7 @@ class CausalConv1d(
         """As `AbstractSequenceOperator.chunk_scan`."""
         time = inputs.shape[0]
         extended = jnp.concatenate([state, inputs.astype(state.dtype)])
-        taps = [tap * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
+        taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
         window = jax.lax.dynamic_slice_in_dim(extended, time if length is None else length, state.shape[0])
         return self._add_bias(sum(taps[1:], taps[0])), window
 
@@ -80,4 +81,4 @@ class CausalConv1d(
         return self.weight.astype(dtype).T
 
     def _add_bias(self, outputs: Float[Array, "*time channel"]) -> Float[Array, "*time channel"]:
-        return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)
+        return outputs if self.bias is None else outputs + along_last(self.bias, outputs)

@@ -53,17 +53,24 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         """
 
     @abc.abstractmethod
-    def __call__(
-        self, tokens: Tokens, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "time vocab"]:
-        """Logits after every token, from an empty cache: for training and scoring.
+    def forward(
+        self, tokens: Tokens, cache: Cache, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "time vocab"], Cache]:
+        """Logits after every token, also onto a cache that is not empty: for training and scoring.
 
         **Arguments:**
 
         - `tokens`: ids of `time` tokens.
+        - `cache`: the cache before the first of them.
         - `dropout`: the share of features dropped, for training.
         - `key`: for dropout; not needed without it.
+
+        **Returns:** logits, and the cache after the last token.
         """
+
+    def __call__(self, tokens: Tokens) -> Float[Array, "time vocab"]:
+        """Logits after every token, from an empty cache."""
+        return self.forward(tokens, self.init_cache())[0]
 
 
 class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
@@ -87,45 +94,45 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.prefill`."""
         _check_tokens("tokens", tokens, 1)
-        x = self.embedding(tokens)
-        x, cache = self._through_blocks(x, cache, lambda block, x, c: block.prefill(x, c, length=length))
+        x, caches = self.embedding(tokens), []
+        for block, block_cache in self._pairs(cache):
+            x, block_cache = block.prefill(x, block_cache, length=length)
+            caches.append(block_cache)
         last = tokens.shape[0] - 1 if length is None else jnp.maximum(length, 1) - 1
-        return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), cache
+        return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), tuple(caches)
 
     def step(
         self, token: Token, cache: tuple[Cache, ...], *, valid: Valid | None = None
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.step`."""
         _check_tokens("token", token, 0)
-        x, cache = self._through_blocks(
-            self.embedding(token), cache, lambda block, x, c: block.step(x, c, valid=valid)
-        )
-        return self._logits(x), cache
+        x, caches = self.embedding(token), []
+        for block, block_cache in self._pairs(cache):
+            x, block_cache = block.step(x, block_cache, valid=valid)
+            caches.append(block_cache)
+        return self._logits(x), tuple(caches)
 
-    def __call__(
-        self, tokens: Tokens, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "time vocab"]:
-        """As `AbstractLanguageModel.__call__`. Dropout acts on the embedding and on every residual branch."""
+    def forward(
+        self, tokens: Tokens, cache: tuple[Cache, ...], *, dropout: float = 0.0, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "time vocab"], tuple[Cache, ...]]:
+        """As `AbstractLanguageModel.forward`. Dropout acts on the embedding and on every residual branch."""
         _check_tokens("tokens", tokens, 1)
         drop = eqx.nn.Dropout(dropout, inference=dropout == 0.0)
-        keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
-        x = drop(self.embedding(tokens), key=keys[0])
-        for block, block_key in zip(self.blocks, keys[1:], strict=True):
-            branch, _ = block.mixer.prefill(block.norm(x), block.init_cache())
+        first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
+        x, caches = drop(self.embedding(tokens), key=first), []
+        for (block, block_cache), block_key in zip(self._pairs(cache), keys, strict=True):
+            branch, block_cache = block.mixer.prefill(block.norm(x), block_cache)
             x = block.add(x, drop(branch, key=block_key))
-        return self._logits(x)
+            caches.append(block_cache)
+        return self._logits(x), tuple(caches)
 
-    def _through_blocks(self, x, cache, run):
+    def _pairs(self, cache: tuple[Cache, ...]) -> list[tuple[ResidualBlock[Cache], Cache]]:
         if len(cache) != len(self.blocks):
             raise ValueError(
                 f"`cache` must hold one entry per block, {len(self.blocks)}, got {len(cache)}. Start from "
                 "`model.init_cache()`."
             )
-        caches = []
-        for block, block_cache in zip(self.blocks, cache, strict=True):
-            x, block_cache = run(block, x, block_cache)
-            caches.append(block_cache)
-        return x, tuple(caches)
+        return list(zip(self.blocks, cache, strict=True))
 
     def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
         weight = self.embedding.weight if self.head is None else self.head.weight

@@ -35,7 +35,12 @@ class Linear(eqx.Module):
     def __call__(self, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
         """Float32 (or wider) output, whatever the weight's dtype."""
         y = project(self.weight, x)
-        return y if self.bias is None else y + self.bias.astype(y.dtype)
+        return y if self.bias is None else y + along_last(self.bias, y)
+
+
+def along_last(vector: Float[Array, " width"], x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+    """A vector of the last axis, repeated along the leading axes of `x` and in its dtype: nothing promotes silently."""
+    return jnp.broadcast_to(vector.astype(x.dtype), x.shape)
 
 
 def project(weight: Float[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
@@ -72,7 +77,8 @@ class RMSNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
         """Normalised `x`, float32 or wider."""
-        return self.weight * _normalise(x.astype(self.weight.dtype), self.eps)
+        x = x.astype(self.weight.dtype)
+        return along_last(self.weight, x) * _normalise(x, self.eps)
 
 
 class GatedRMSNorm(eqx.Module):
@@ -98,7 +104,7 @@ class GatedRMSNorm(eqx.Module):
         dtype = self.weight.dtype
         x = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))
         grouped = jnp.reshape(x, (*x.shape[:-1], self.groups, -1))
-        return self.weight * jnp.reshape(_normalise(grouped, self.eps), x.shape)
+        return along_last(self.weight, x) * jnp.reshape(_normalise(grouped, self.eps), x.shape)
 
 
 def _normalise(x: Float[Array, "*axes width"], eps: float) -> Float[Array, "*axes width"]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written as asked. The message lists everything wrong, one line per problem."""
+    """A checkpoint that cannot be read or written as asked; the message lists everything wrong, one line each."""
 
     def __init__(self, summary: str, problems: Iterable[str] = ()):
         """A headline, then one bullet per problem.

@@ -12,6 +12,7 @@ from typing import Any
 
 from ._errors import CheckpointError
 
+
 _MARK = object()
 
 
@@ -53,11 +54,12 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
         """What a global stands for here."""
         if name not in names:
             raise CheckpointError(
-                f"The checkpoint asks for `{name.replace(' ', '.')}`, which is no part of a tensor; nothing was executed. "
-                "Save the model's `state_dict()` with plain tensors."
+                f"The checkpoint asks for `{name.replace(' ', '.')}`, which is no part of a tensor. Nothing was"
+                " executed. Save the model's `state_dict()` with plain tensors."
             )
         return names[name]
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(program):
         match opcode.name:
             case "PROTO" | "FRAME":

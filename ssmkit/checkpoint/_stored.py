@@ -11,7 +11,7 @@ from ._errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A little-endian tensor that starts `offset` bytes into the file `path`; all a container format has to say about it.
+    """A little-endian tensor that starts `offset` bytes into the file `path`: all that a container has to say about it.
 
     Two equal `StoredTensor`s are the same bytes.
     """
@@ -34,7 +34,7 @@ class StoredTensor:
         return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The tensor as a read-only array that maps the file: pages enter memory when touched, and leave with the array.
+        """The tensor as a read-only map of the file: pages enter memory when touched, and leave with the array.
 
         **Returns:** an array of `shape` and `dtype`, possibly unaligned.
 
@@ -44,9 +44,8 @@ class StoredTensor:
             return np.empty(self.shape, self.dtype)
         length = self.nbytes
         if self.strides is not None:
-            length = self.dtype.itemsize + sum(
-                (n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)
-            )
+            last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+            length = last + self.dtype.itemsize
         try:
             mapped = np.memmap(self.path, np.uint8, "r", self.offset, (length,))
             return np.ndarray(self.shape, self.dtype, mapped, 0, self.strides)

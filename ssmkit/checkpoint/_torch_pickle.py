@@ -5,6 +5,7 @@ Such a file is an uncompressed zip archive: `<root>/data.pkl` is a pickle that d
 `_pickle_machine.py` runs it, and the few names that a file may refer to are the table `_GLOBALS` below.
 """
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -12,7 +13,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from ._errors import CheckpointError
 from ._pickle_machine import run_pickle
 from ._stored import StoredTensor
+
 
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -80,9 +82,7 @@ def _read_archive(path: pathlib.Path, archive: zipfile.ZipFile, file: io.Buffere
     size = os.fstat(file.fileno()).st_size
     for name, info in members.items():
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > size:
-            raise CheckpointError(
-                f"`{path}` is no torch checkpoint: member `{name}` is compressed, encrypted or truncated."
-            )
+            raise CheckpointError(f"`{path}` is no torch checkpoint: `{name}` in it is compressed or truncated.")
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
         raise CheckpointError(f"`{path}` is big-endian. Save it again on a little-endian machine.")
 
@@ -112,7 +112,8 @@ def _read_archive(path: pathlib.Path, archive: zipfile.ZipFile, file: io.Buffere
     return tensors
 
 
-class _Storage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Storage:
     """`count` elements of `dtype` at byte `offset` of `path`."""
 
     path: pathlib.Path
@@ -127,7 +128,7 @@ def _naturals(values: Any) -> bool:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
-    """A strided view of a storage; `rest` is: requires gradient, hooks, and in newer files metadata (a lazy negation)."""
+    """A strided view of a storage; `rest` is requires_grad, hooks, and in newer files metadata (lazy negation)."""
     if not isinstance(storage, _Storage) or not _naturals((offset,)) or not _naturals(shape) or not _naturals(strides):
         raise ValueError("a tensor needs a storage, and an offset, shape and strides that are not negative")
     if len(shape) != len(strides) or len(shape) > 32 or any(rest[2:]):
@@ -208,17 +209,17 @@ def write_torch_pickle(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) ->
         for key, array in enumerate(arrays):
             info = _aligned_member(f"archive/data/{key}", array.nbytes, file.tell())
             with archive.open(info, "w", force_zip64=True) as member:
-                member.write(memoryview(array.reshape(-1).view(np.uint8)))
+                member.write(array.reshape(-1).view(np.uint8).data)
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
 
 
 def _constant(value: str | int | bool | tuple[int, ...]) -> bytes:
-    """The instructions that push a constant: a pickle of it, without the first instruction (protocol) and the last (stop)."""
+    """The instructions that push a constant: its pickle without the first (protocol) and last (stop) instruction."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 
 def _aligned_member(name: str, nbytes: int, position: int) -> zipfile.ZipInfo:
-    """A member of `nbytes`, written at `position`, whose data starts at a multiple of `_ALIGNMENT`: it can be mapped."""
+    """A member of `nbytes`, written at `position`, whose data starts at a multiple of `_ALIGNMENT` bytes."""
     info = zipfile.ZipInfo(name)
     info.file_size = nbytes
     padding_header, zip64_header = 4, 20

@@ -1,0 +1,89 @@
+"""What users pass to the engine, checked and brought into bucketed shapes."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+class Prompts(eqx.Module):
+    """Right-padded prompts; positions at or past a row's length hold id 0 and are never consumed."""
+
+    tokens: Int[Array, "batch time"]
+    lengths: Int[Array, " batch"]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.tokens.shape[0]
+
+    def seen(self, vocab_size: int) -> Bool[Array, "batch vocab"]:
+        """Which ids occur in each prompt."""
+        valid = jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+        rows = jnp.arange(self.size)[:, None]
+        return jnp.zeros((self.size, vocab_size), bool).at[rows, self.tokens].max(valid)
+
+
+def bucket(length: int) -> int:
+    """The size of the buffer for `length` tokens: the next power of two, at least 16."""
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def read_prompts(prompts, lengths, vocab_size: int) -> Prompts:
+    """Check and pad prompts.
+
+    **Raises:** `ValueError` naming the argument, for no prompts, an empty prompt, ids outside the vocabulary, or
+    lengths that do not fit.
+    """
+    if isinstance(prompts, Sequence):
+        if lengths is not None:
+            raise ValueError("`lengths` belongs to an array of prompts; a list of prompts has its own lengths.")
+        rows = [_ids(f"prompts[{i}]", row, 1) for i, row in enumerate(prompts)]
+    else:
+        array = _ids("prompts", prompts, 2)
+        counts = np.full(len(array), array.shape[1]) if lengths is None else np.asarray(lengths)
+        if counts.shape != array.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
+            raise ValueError(f"`lengths` must be {len(array)} integers, one per prompt, got {lengths}.")
+        if counts.size and (counts.min() < 1 or counts.max() > array.shape[1]):
+            raise ValueError(
+                f"`lengths` must lie in [1, {array.shape[1]}], the time axis of `prompts`, got {counts.tolist()}."
+            )
+        rows = [row[:count] for row, count in zip(array, counts, strict=True)]
+    if not rows:
+        raise ValueError("`prompts` must hold at least one prompt, got none.")
+    for i, row in enumerate(rows):
+        if row.size == 0:
+            raise ValueError(f"prompt {i} is empty: give every prompt at least one token, such as the BOS id.")
+        if row.min() < 0 or row.max() >= vocab_size:
+            raise ValueError(
+                f"prompt {i} must have ids in [0, {vocab_size}), got ids from {row.min()} to {row.max()}. Is this "
+                "the model's tokenizer?"
+            )
+    padded = np.zeros((len(rows), bucket(max(row.size for row in rows))), np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: row.size] = row
+    return Prompts(jnp.asarray(padded), jnp.asarray([row.size for row in rows], jnp.int32))
+
+
+def read_stop_tokens(stop_token: int | Sequence[int] | None, vocab_size: int) -> Int[Array, " stops"]:
+    """Stop ids, filled up with -1, which no token equals, so that their number rarely matters.
+
+    **Raises:** `ValueError` for ids outside the vocabulary.
+    """
+    stops = [] if stop_token is None else np.atleast_1d(np.asarray(stop_token)).tolist()
+    wrong = [stop for stop in stops if not isinstance(stop, int) or not 0 <= stop < vocab_size]
+    if wrong:
+        raise ValueError(f"`stop_token` must have ids in [0, {vocab_size}), got {wrong}.")
+    return jnp.asarray(stops + [-1] * (-len(stops) % 8 or 8), jnp.int32)
+
+
+def _ids(name: str, ids, ndim: int) -> np.ndarray:
+    array = np.asarray(ids)
+    if array.size == 0 and array.ndim == ndim:
+        return array.astype(np.int32)
+    if array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
+        shape = "a sequence of integer ids" if ndim == 1 else "an integer array of shape (batch, time)"
+        raise ValueError(f"`{name}` must be {shape}, got {array.dtype} of shape {array.shape}.")
+    return array

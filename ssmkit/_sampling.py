@@ -1,0 +1,146 @@
+"""How the next token is chosen from logits."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from ._types import Logits, PRNGKeyArray, Token
+
+
+class AbstractSampler(eqx.Module):
+    """Chooses a token. Stateless: the engine owns the random key and the history of every row."""
+
+    needs_key: eqx.AbstractClassVar[bool]
+
+    @property
+    @abc.abstractmethod
+    def needs_history(self) -> bool:
+        """Whether `history` is looked at; the engine keeps none otherwise."""
+
+    @abc.abstractmethod
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray, history: Bool[Array, " vocab"] | None) -> Token:
+        """One token of one sequence.
+
+        **Arguments:**
+
+        - `logits`: float32.
+        - `key`: fresh for every token.
+        - `history`: which ids occurred in the prompt or were generated; `None` unless `needs_history`.
+        """
+
+
+class Greedy(AbstractSampler):
+    """The most probable token; the lowest id among equals."""
+
+    needs_key = False
+
+    @property
+    def needs_history(self) -> bool:
+        """Never."""
+        return False
+
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray, history: Bool[Array, " vocab"] | None) -> Token:
+        """As `AbstractSampler.__call__`."""
+        return jnp.argmax(logits).astype(jnp.int32)
+
+
+class Sampler(AbstractSampler):
+    """Random sampling from a reshaped distribution, in the order and with the meaning of HF transformers.
+
+    Repetition penalty, temperature, top-k, top-p, min-p. `None` switches a filter off. Values are arrays, so that
+    changing one compiles nothing anew. Ties at a threshold are all kept. No sorting: thresholds are found by bisection
+    on the bits of the logits, which is exact and needs no custom call on any backend.
+    """
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""] | None
+    top_p: Float[Array, ""] | None
+    min_p: Float[Array, ""] | None
+    repetition_penalty: Float[Array, ""] | None
+
+    needs_key = True
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+    ):
+        """**Arguments:**
+
+        - `temperature`: divides the logits, above 0 (for 0 use `Greedy`).
+        - `top_k`: keep the k most probable tokens, at least 1.
+        - `top_p`: keep the smallest set of most probable tokens with at least this mass, in (0, 1] (arXiv 1904.09751).
+        - `min_p`: keep tokens at least this fraction as probable as the best one, in [0, 1] (arXiv 2407.01082).
+        - `repetition_penalty`: above 1 makes tokens seen before less probable (arXiv 1909.05858, section 4.1).
+
+        **Raises:** `ValueError` listing every value out of range.
+        """
+        checks = {
+            "temperature": (temperature, temperature > 0, "above 0 (use `Greedy()` for 0)"),
+            "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
+            "top_p": (top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
+            "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),
+            "repetition_penalty": (repetition_penalty, repetition_penalty is None or repetition_penalty > 0, "above 0"),
+        }
+        problems = [f"`{name}` must be {need}, got {value}" for name, (value, good, need) in checks.items() if not good]
+        if problems:
+            raise ValueError("Sampler: " + "; ".join(problems) + ".")
+        self.temperature = jnp.asarray(temperature, jnp.float32)
+        self.top_k = None if top_k is None else jnp.asarray(top_k, jnp.int32)
+        self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.float32)
+        self.min_p = None if min_p is None else jnp.asarray(min_p, jnp.float32)
+        self.repetition_penalty = (
+            None if repetition_penalty is None else jnp.asarray(repetition_penalty, jnp.float32)
+        )
+
+    @property
+    def needs_history(self) -> bool:
+        """With a repetition penalty."""
+        return self.repetition_penalty is not None
+
+    def filtered(self, logits: Logits, history: Bool[Array, " vocab"] | None) -> Logits:
+        """The reshaped logits; tokens that cannot be chosen are -inf."""
+        logits = logits.astype(jnp.float32)
+        if self.repetition_penalty is not None and history is not None:
+            penalised = jnp.where(logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty)
+            logits = jnp.where(history, penalised, logits)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            k = jnp.minimum(self.top_k, logits.shape[0]).astype(jnp.float32)
+            logits = _keep_top(logits, jnp.ones_like(logits), k)
+        if self.top_p is not None:
+            logits = _keep_top(logits, jax.nn.softmax(logits), self.top_p)
+        if self.min_p is not None:
+            logits = jnp.where(logits >= jnp.max(logits) + jnp.log(self.min_p), logits, -jnp.inf)
+        return logits
+
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray, history: Bool[Array, " vocab"] | None) -> Token:
+        """As `AbstractSampler.__call__`."""
+        return jax.random.categorical(key, self.filtered(logits, history)).astype(jnp.int32)
+
+
+def _keep_top(logits: Logits, weight: Float[Array, " vocab"], target: Float[Array, ""]) -> Logits:
+    """Keep the fewest largest logits whose `weight` sums to at least `target`; the others become -inf."""
+    order = _ordered_bits(logits)
+
+    def refine(i, threshold):
+        candidate = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        mass = jnp.sum(jnp.where(order >= candidate, weight, 0.0))
+        return jnp.where(mass >= target, candidate, threshold)
+
+    # The largest threshold that still leaves `target`, one bit at a time.
+    threshold = jax.lax.fori_loop(0, 32, refine, jnp.uint32(0))
+    return jnp.where(order >= threshold, logits, -jnp.inf)
+
+
+def _ordered_bits(x: Float[Array, " vocab"]) -> UInt32[Array, " vocab"]:
+    """Unsigned integers in the order of the floats: the sign bit flipped, negative numbers reversed."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign != 0, ~bits, bits | sign)

@@ -1,0 +1,83 @@
+"""How well a model predicts a text."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._language_model import AbstractLanguageModel
+from ._types import Tokens
+
+
+SEGMENT = 512
+
+
+def cross_entropy(logits: Float[Array, "time vocab"], targets: Int[Array, " time"]) -> Float[Array, " time"]:
+    """Nats per token: the negative log-probability that `logits` give to `targets`."""
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - chosen
+
+
+class Score(NamedTuple):
+    """The total over a text: `nats` for `tokens` predicted tokens (every token but the first)."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean negative log-probability."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(nats_per_token)`; infinite where float64 cannot hold it."""
+        return float(np.exp(self.nats_per_token))
+
+
+def score(
+    model: AbstractLanguageModel, tokens: Tokens, *, progress: Callable[[int], None] | None = None
+) -> Score:
+    """Score a text of any length as one sequence: the cache is carried from segment to segment.
+
+    Memory does not grow with the length, no context is cut off, and one executable serves every length.
+
+    **Arguments:**
+
+    - `model`: any language model.
+    - `tokens`: at least two ids; every one but the first is predicted from all before it.
+    - `progress`: called with the number of tokens done after each segment.
+
+    **Returns:** a `Score`.
+
+    **Raises:** `ValueError` for fewer than two tokens, or ids outside the vocabulary.
+    """
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or ids.size < 2:
+        raise ValueError(f"`tokens` must be one sequence of at least 2 ids, got shape {ids.shape}.")
+    if ids.min() < 0 or ids.max() >= model.vocab_size:
+        raise ValueError(
+            f"`tokens` must lie in [0, {model.vocab_size}), got ids from {ids.min()} to {ids.max()}. Is this the "
+            "model's tokenizer?"
+        )
+    inputs, targets = ids[:-1], ids[1:]
+    cache, nats = model.init_cache(), 0.0
+    for start in range(0, len(inputs), SEGMENT):
+        valid = min(SEGMENT, len(inputs) - start)
+        padding = (0, SEGMENT - valid)
+        segment = (np.pad(part[start : start + SEGMENT], padding).astype(np.int32) for part in (inputs, targets))
+        losses, cache = _segment(model, *segment, cache)
+        nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
+        if progress is not None:
+            progress(start + valid)
+    return Score(nats=nats, tokens=len(inputs))
+
+
+@eqx.filter_jit
+def _segment(model, inputs, targets, cache):
+    logits, cache = model.forward(inputs, cache)
+    return cross_entropy(logits, targets), cache

@@ -1,0 +1,27 @@
+"""Checkpoints of other software, read and written: strict, memory-mapped, and without PyTorch."""
+
+from ._dialect import (
+    Architecture as Architecture,
+    Dialect as Dialect,
+    architectures as architectures,
+    flatten as flatten,
+    insert_axis as insert_axis,
+    register_architecture as register_architecture,
+)
+from ._errors import CheckpointError as CheckpointError
+from ._keys import (
+    Key as Key,
+    boolean as boolean,
+    number as number,
+    only as only,
+    optional as optional,
+    pair as pair,
+    positive as positive,
+    read_keys as read_keys,
+    whole as whole,
+    write_keys as write_keys,
+)
+from ._load import Checkpoint as Checkpoint, describe as describe, from_pretrained as from_pretrained
+from ._save import save_pretrained as save_pretrained
+from ._stored import StoredTensor as StoredTensor
+from ._tensors import open_tensors as open_tensors

@@ -1,0 +1,109 @@
+"""What a checkpoint looks like on disk, as data: architectures, their dialects, and the registry of both."""
+
+import dataclasses
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ._errors import CheckpointError
+
+
+def insert_axis(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A `Dialect.file_shapes` entry: `(channel, kernel)` is stored as `(channel, 1, kernel)`."""
+    return (shape[0], 1, *shape[1:])
+
+
+def flatten(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A `Dialect.file_shapes` entry: `(heads, value)` is stored as `(heads * value,)`."""
+    return (math.prod(shape),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """One on-disk layout of one architecture.
+
+    Names are patterns: `{}` stands for an index, in the same order on both sides, as in
+    `{"blocks.{}.norm.weight": "backbone.layers.{}.norm.weight"}`.
+    """
+
+    name: str
+    config_file: str
+    weight_files: tuple[str, ...]
+    """In order of preference; an index (`*.index.json`) stands for its shards. The first is the one that is written."""
+    matches: Callable[[Mapping[str, Any]], bool]
+    """Whether a configuration file is of this dialect; must not raise."""
+    read_config: Callable[[Mapping[str, Any]], Any]
+    """The model's configuration; raises `CheckpointError` listing every key that cannot be honoured."""
+    names: Mapping[str, str]
+    """From the path of an array in the model to the name of its tensor."""
+    file_shapes: Mapping[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    """For tensors stored in another shape: from the model's path to the stored shape, given the model's."""
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Other spellings of a tensor's name that are read, but not written."""
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Tensors that the model does not have when it ties weights, and of which tensor they may then be a copy."""
+    write_config: Callable[[Any, str], dict[str, Any]] | None = None
+    """From a configuration and the name of the weights' dtype; `None` when the dialect is only read."""
+    writes_copies: bool = False
+    """Whether `copies` are written too."""
+
+    def tensor_name(self, path: str) -> str:
+        """The tensor that holds the array at `path` in the model.
+
+        **Raises:** `CheckpointError` when the dialect has no place for it.
+        """
+        pattern, indices = _pattern(path)
+        if pattern not in self.names:
+            raise CheckpointError(f"The {self.name} format has no place for the array `{path}`.")
+        return self.names[pattern].format(*indices)
+
+    def file_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in which the array at `path`, of `shape` in the model, is stored."""
+        pattern, _ = _pattern(path)
+        return self.file_shapes.get(pattern, tuple)(shape)
+
+
+def _pattern(path: str) -> tuple[str, list[str]]:
+    """`blocks.3.norm` is `blocks.{}.norm` and `["3"]`."""
+    component = r"(?<![^.])\d+(?![^.])"
+    return re.sub(component, "{}", path), re.findall(component, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A model class and the dialects in which its checkpoints are found.
+
+    `model(config, key=key, dtype=dtype)` must build a model whose arrays have the shapes that the checkpoint must have;
+    arrays that it builds in float32 although `dtype` is narrower stay float32. `model.config` must give `config` back.
+    """
+
+    name: str
+    model: type
+    dialects: tuple[Dialect, ...]
+
+
+_REGISTRY: dict[str, str | Architecture] = {"mamba2": "ssmkit.models.mamba2_formats"}
+
+
+def register_architecture(architecture: Architecture) -> None:
+    """Make `from_pretrained`, `save_pretrained` and `describe` know an architecture.
+
+    **Arguments:**
+
+    - `architecture`: replaces the registered one of the same name, if any, and is tried before all others.
+    """
+    _REGISTRY.pop(architecture.name, None)
+    _REGISTRY[architecture.name] = architecture
+
+
+def architectures() -> list[Architecture]:
+    """Every registered architecture, the latest first.
+
+    A built-in one is registered as the name of a module that has an `ARCHITECTURE`, and imported here.
+    """
+    for name, entry in _REGISTRY.items():
+        if isinstance(entry, str):
+            _REGISTRY[name] = importlib.import_module(entry).ARCHITECTURE
+    return [entry for entry in reversed(_REGISTRY.values()) if isinstance(entry, Architecture)]

@@ -1,0 +1,136 @@
+"""Configuration files as a table: what each key may hold, and which field of the model's configuration it sets."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ._errors import CheckpointError
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = _Required()
+"""The default of a `Key` that has none."""
+
+
+def boolean(value: Any) -> bool:
+    """A `Key.parse`: true or false."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def whole(value: Any) -> int:
+    """A `Key.parse`: an integer of at least 0."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError("an integer of at least 0")
+    return value
+
+
+def positive(value: Any) -> int:
+    """A `Key.parse`: an integer of at least 1."""
+    if type(value) is not int or not 1 <= value < 2**63:
+        raise ValueError("an integer of at least 1")
+    return value
+
+
+def number(value: Any) -> float:
+    """A `Key.parse`: a number of at least 0, or infinity."""
+    if type(value) not in (int, float) or not value >= 0:
+        raise ValueError("a number of at least 0")
+    return float(value)
+
+
+def pair(value: Any) -> tuple[float, float]:
+    """A `Key.parse`: two numbers, the first not larger."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("two numbers")
+    low, high = (number(item) for item in value)
+    if low > high:
+        raise ValueError("two numbers, the first not larger")
+    return low, high
+
+
+def optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A `Key.parse`: null, or what `parse` accepts."""
+
+    def parse_optional(value: Any) -> Any:
+        """As `optional`."""
+        return None if value is None else parse(value)
+
+    return parse_optional
+
+
+def only(*accepted: Any) -> Callable[[Any], Any]:
+    """A `Key.parse`: one of the values that the model can honour."""
+
+    def parse_only(value: Any) -> Any:
+        """As `only`."""
+        if not any(type(value) is type(item) and value == item for item in accepted):
+            raise ValueError(f"{' or '.join(map(repr, accepted))}: nothing else is supported")
+        return value
+
+    return parse_only
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a configuration file."""
+
+    parse: Callable[[Any], Any]
+    """The value, checked; raises `ValueError` saying what was expected."""
+    field: str | None = None
+    """The field of the model's configuration that the key sets; `None` when it is only checked."""
+    default: Any = REQUIRED
+    """What the format means by leaving the key out."""
+
+
+def read_keys(content: Mapping[str, Any], table: Mapping[str, Key], dead: Collection[str] = ()) -> dict[str, Any]:
+    """The fields that a configuration file sets.
+
+    **Arguments:**
+
+    - `content`: the file.
+    - `table`: every key that is understood.
+    - `dead`: keys that are known to change nothing in the model, whatever their value.
+
+    **Returns:** values by field name, defaults filled in.
+
+    **Raises:** `CheckpointError` listing every key that is unknown, missing or has a value that cannot be honoured.
+    """
+    problems = [
+        f"`{key}`: got {content[key]!r}, but the key is unknown and may change the model. Remove it if it does not"
+        for key in sorted(content.keys() - table.keys() - set(dead))
+    ]
+    fields: dict[str, Any] = {}
+    for name, key in table.items():
+        value = content.get(name, key.default)
+        if value is REQUIRED:
+            problems.append(f"`{name}`: missing")
+            continue
+        try:
+            value = key.parse(value)
+        except ValueError as error:
+            problems.append(f"`{name}`: got {value!r}, expected {error}")
+            continue
+        if key.field is not None:
+            fields[key.field] = value
+    if problems:
+        raise CheckpointError("The configuration describes a model that cannot be built.", problems)
+    return fields
+
+
+def write_keys(config: Any, table: Mapping[str, Key]) -> dict[str, Any]:
+    """The configuration file that `read_keys` turns back into the fields of `config`.
+
+    **Arguments:**
+
+    - `config`: a dataclass.
+    - `table`: as for `read_keys`.
+
+    **Returns:** the value of every key of the table that sets a field.
+    """
+    return {name: getattr(config, key.field) for name, key in table.items() if key.field is not None}

@@ -1,0 +1,219 @@
+"""Checkpoints to models."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from ._dialect import Architecture, Dialect, architectures
+from ._errors import CheckpointError
+from ._stored import StoredTensor
+from ._tensors import open_tensors, read_json, shard_names
+
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_BLOCK = 1 << 20
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, known without reading its weights."""
+
+    architecture: Architecture
+    dialect: Dialect
+    config: Any
+    tensors: Mapping[str, StoredTensor]
+    """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
+
+
+def describe(source: str | os.PathLike[str]) -> Checkpoint:
+    """Detect what a checkpoint is, and list its tensors.
+
+    **Arguments:**
+
+    - `source`: as for `from_pretrained`.
+
+    **Returns:** a `Checkpoint`; no weight has been read.
+
+    **Raises:** `CheckpointError`, as `from_pretrained`.
+    """
+    path, repo_id = _locate(source)
+    folder = path if path.is_dir() else path.parent
+    contents = {name: read_json(folder / name) for name in sorted(_config_files()) if (folder / name).is_file()}
+    found = [
+        (architecture, dialect, contents[dialect.config_file])
+        for architecture in architectures()
+        for dialect in architecture.dialects
+        if dialect.config_file in contents and dialect.matches(contents[dialect.config_file])
+    ]
+    if not found:
+        raise CheckpointError(f"`{source}` holds no model of a known architecture.", _unknown(contents))
+    # A folder may hold two dialects of one model: the one that the named weight file belongs to comes first.
+    found.sort(key=lambda entry: path.name not in entry[1].weight_files)
+    for architecture, dialect, content in found:
+        config = dialect.read_config(content)
+        for weights in map(folder.joinpath, dialect.weight_files) if path is folder else [path]:
+            _fetch(repo_id, [weights.name])
+            if not weights.is_file():
+                continue
+            if weights.name.endswith(".index.json"):
+                _fetch(repo_id, sorted(set(shard_names(weights).values())))
+            return Checkpoint(architecture, dialect, config, open_tensors(weights))
+    expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
+    raise CheckpointError(f"`{source}` holds no weights: expected {expected}.")
+
+
+def _config_files() -> set[str]:
+    """The name of every known configuration file."""
+    return {dialect.config_file for architecture in architectures() for dialect in architecture.dialects}
+
+
+def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What was found in place of a known configuration, and what is known."""
+    for name, content in contents.items():
+        yield f"`{name}`: got model_type {content.get('model_type')!r} and the keys {', '.join(sorted(content))}"
+    for architecture in architectures():
+        for dialect in architecture.dialects:
+            yield f"known: {architecture.name} in the {dialect.name} format, with `{dialect.config_file}`"
+
+
+def _locate(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None]:
+    """The local folder or weight file that `source` means, and the hub id to fetch more files from, if it is one."""
+    path = pathlib.Path(source)
+    if path.is_dir() or path.is_file():
+        return path, None
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"`{source}` is neither a folder, a file nor the id of a model on the Hugging Face hub.")
+    return _fetch(source, sorted(_config_files())), source
+
+
+def _fetch(repo_id: str | None, names: list[str]) -> pathlib.Path:
+    """The local snapshot of a hub model, with those of the named files that the model has; without an id, nothing."""
+    if repo_id is None:
+        return pathlib.Path()
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=names))
+    except Exception as error:  # of its HTTP client, of the hub, of the cache
+        raise CheckpointError(
+            f"`{repo_id}` is no local path, and could not be fetched from the hub ({type(error).__name__}: {error}). "
+            "Check the id and the connection, or pass a local folder."
+        ) from error
+
+
+def from_pretrained(source: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Any:
+    """Load a model. The architecture and the file format are detected; everything that does not fit is an error.
+
+    Arrays go to the default device one at a time, the largest first, straight from the mapped file.
+
+    **Arguments:**
+
+    - `source`: a folder, a weight file with its configuration beside it, or the id of a model on the Hugging Face hub
+        (which is fetched into, and found in, the cache of `huggingface_hub`).
+    - `dtype`: of the weights, `None` to keep each as it is stored. Arrays that the model keeps in float32, such as
+        norms and decay rates, are float32 either way.
+
+    **Returns:** the model.
+
+    **Raises:** `CheckpointError` listing every configuration key that cannot be honoured, or every tensor that is
+    missing, unexpected, mis-shaped, not of floating point, or holds NaN or infinity.
+    """
+    cast = None if dtype is None else np.dtype(dtype)
+    if cast is not None and (cast.name not in _FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
+        raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
+    checkpoint = describe(source)
+    dialect = checkpoint.dialect
+    try:
+        # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.
+        narrow = jnp.bfloat16 if cast is None else cast
+        skeleton = eqx.filter_eval_shape(
+            checkpoint.architecture.model, checkpoint.config, key=jax.random.key(0), dtype=narrow
+        )
+    except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
+        raise CheckpointError(f"`{dialect.config_file}` describes a model that cannot be built: {error}") from error
+    slots, structure = jax.tree_util.tree_flatten_with_path(skeleton)
+    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in slots]
+    leaves = [slot for _, slot in slots]
+    names = {
+        dialect.tensor_name(path): index
+        for index, path in enumerate(paths)
+        if isinstance(leaves[index], jax.ShapeDtypeStruct)
+    }
+    shapes = {name: dialect.file_shape(paths[index], leaves[index].shape) for name, index in names.items()}
+    tensors = _checked(checkpoint, shapes)
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].nbytes):
+        slot = leaves[names[name]]
+        keep = cast is None and slot.dtype == jnp.bfloat16
+        leaves[names[name]] = _load(name, tensor, tensor.dtype if keep else slot.dtype, slot.shape)
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
+def _checked(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint under their canonical names, without copies; exactly those of `shapes`."""
+    dialect = checkpoint.dialect
+    tensors: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for name, tensor in checkpoint.tensors.items():
+        canonical = dialect.aliases.get(name, name)
+        if canonical in tensors:
+            problems.append(f"`{name}`: unexpected beside its other spelling")
+        tensors[canonical] = tensor
+    for name, original in dialect.copies.items():
+        if name in tensors and name not in shapes and original in tensors:
+            if not _identical(tensors.pop(name), tensors[original]):
+                problems.append(f"`{name}`: differs from `{original}` although the configuration ties them")
+    problems += [f"`{name}`: missing, expected shape {shapes[name]}" for name in shapes if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            problems.append(f"`{name}`: unexpected, got shape {tensor.shape}")
+        elif tensor.shape != shapes[name]:
+            problems.append(f"`{name}`: got shape {tensor.shape}, expected {shapes[name]}")
+        elif tensor.dtype.name not in _FLOATS:
+            problems.append(f"`{name}`: got dtype {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
+    if problems:
+        raise CheckpointError(
+            f"The weights do not fit {checkpoint.architecture.name} as configured in `{dialect.config_file}` "
+            f"({dialect.name} format).",
+            problems,
+        )
+    return tensors
+
+
+def _identical(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    if a == b:
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    pairs = zip(_blocks(a.read()), _blocks(b.read()), strict=True)
+    return all(x.tobytes() == y.tobytes() for x, y in pairs)
+
+
+def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The elements in order, a few at a time: work on a block takes little memory."""
+    flat = values.reshape(-1)
+    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+
+
+def _load(name: str, tensor: StoredTensor, dtype: Any, shape: tuple[int, ...]) -> jax.Array:
+    """One array on the default device.
+
+    **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast.
+    """
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise CheckpointError(f"`{name}` is {dtype}. Pass `dtype=`, or enable 64-bit arrays in JAX.")
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        values = tensor.read().astype(dtype, copy=False)
+    if not all(np.isfinite(block).all() for block in _blocks(values)):
+        raise CheckpointError(f"`{name}` holds NaN or infinity (stored as {tensor.dtype}, read as {dtype}).")
+    return jnp.array(values.reshape(shape)).block_until_ready()

@@ -1,0 +1,74 @@
+"""Models to checkpoints."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from ._dialect import Dialect, architectures
+from ._errors import CheckpointError
+from ._torch_pickle import write_torch_pickle
+
+
+def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: str = "hf") -> None:
+    """Write a model so that `from_pretrained` gives it back bit for bit, and other software can read it.
+
+    Both files are written in full beside their final places and then moved there, so that an interrupted save never
+    leaves half a file.
+
+    **Arguments:**
+
+    - `model`: of a registered architecture.
+    - `directory`: made if it does not exist; files of the same names are replaced.
+    - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`.
+
+    **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model.
+    """
+    dialect, write_config = _writable(model, format)
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        if isinstance(leaf, jax.Array | np.ndarray):
+            place = jax.tree_util.keystr(path, simple=True, separator=".")
+            shape = dialect.file_shape(place, leaf.shape)
+            tensors[dialect.tensor_name(place)] = np.ascontiguousarray(np.asarray(leaf).reshape(shape))
+    if dialect.writes_copies:
+        for name, original in dialect.copies.items():
+            tensors.setdefault(name, tensors[original])
+    largest = max(tensors.values(), key=lambda tensor: tensor.nbytes)
+    config = write_config(model.config, largest.dtype.name)
+
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".save-", dir=directory) as scratch:
+        weights = pathlib.Path(scratch, dialect.weight_files[0])
+        if weights.suffix == ".safetensors":
+            safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
+        else:
+            write_torch_pickle(weights, tensors)
+        configuration = pathlib.Path(scratch, dialect.config_file)
+        configuration.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        for path in (weights, configuration):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        for path in (weights, configuration):
+            os.replace(path, directory / path.name)
+
+
+def _writable(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
+    """The dialect of that name of the model's architecture, and its writer of configurations."""
+    known = [architecture for architecture in architectures() if type(model) is architecture.model]
+    if not known:
+        raise CheckpointError(
+            f"`{type(model).__name__}` is of no registered architecture. Describe it to `register_architecture` first."
+        )
+    for dialect in known[0].dialects:
+        if dialect.name == format and dialect.write_config is not None:
+            return dialect, dialect.write_config
+    formats = [dialect.name for dialect in known[0].dialects if dialect.write_config is not None]
+    raise CheckpointError(f"`format` must be one of {formats} for {known[0].name}, got {format!r}.")

@@ -1,0 +1,46 @@
+"""The loss curve, as a table and as a picture."""
+
+import csv
+from pathlib import Path
+
+from ._loop import Progress
+
+
+class LossCurve:
+    """`loss.csv` and `loss.png` of a run. A resumed run continues the table it finds."""
+
+    _columns = ("step", "train_nats_per_token", "valid_nats_per_token", "tokens_per_second")
+
+    def __init__(self, directory: Path):
+        """**Arguments:** `directory`: where the files live."""
+        self._csv = directory / "loss.csv"
+        self._png = directory / "loss.png"
+        self._rows = self._read()
+
+    def append(self, progress: Progress) -> None:
+        """Add one line; it is on disk when this returns. Rows from the same step on, of a run that died, are dropped."""
+        valid = "" if progress.valid_loss is None else f"{progress.valid_loss:.5f}"
+        row = [str(progress.step), f"{progress.train_loss:.5f}", valid, f"{progress.tokens_per_second:.0f}"]
+        self._rows = [old for old in self._rows if int(old[0]) < progress.step] + [row]
+        with open(self._csv, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([self._columns, *self._rows])
+
+    def plot(self) -> None:
+        """Draw `loss.png`."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for column, label in ((1, "train"), (2, "valid")):
+            points = [(int(row[0]), float(row[column])) for row in self._rows if row[column]]
+            axes.plot(*zip(*points, strict=True), label=label) if points else None
+        axes.set(xlabel="step", ylabel="nats per token")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self._png, dpi=120)
+
+    def _read(self) -> list[list[str]]:
+        if not self._csv.exists():
+            return []
+        with open(self._csv, newline="", encoding="utf-8") as file:
+            return list(csv.reader(file))[1:]

@@ -1,0 +1,67 @@
+"""From two text files to a model directory that every tool can read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .._language_model import AbstractLanguageModel
+from .._text import Tokenizer
+from ..checkpoint import save_pretrained
+from ._config import TrainConfig
+from ._loop import Progress, fit
+from ._report import LossCurve
+
+
+def train_files(
+    make_model: Callable[[TrainConfig, int], AbstractLanguageModel],
+    config: TrainConfig,
+    *,
+    train: Path,
+    valid: Path,
+    out: Path,
+    report: Callable[[Progress], None],
+) -> AbstractLanguageModel:
+    """Train on a UTF-8 text file and save model, tokenizer and loss curve in `out`.
+
+    Interrupted runs continue: call again with the same arguments.
+
+    **Arguments:**
+
+    - `make_model`: the model at step 0, from the configuration and the number of token ids.
+    - `config`: the run.
+    - `train`, `valid`: text files.
+    - `out`: the directory, made if need be. A `tokenizer.json` in it is used; otherwise one is trained.
+    - `report`: called with each `Progress`.
+
+    **Returns:** the trained model, also saved in `out` in HF layout.
+
+    **Raises:** `ValueError` for texts that are not UTF-8 or too short, and as `fit`.
+    """
+    texts = {path: _read(path) for path in (train, valid)}
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer_path = out / "tokenizer.json"
+    if tokenizer_path.exists():
+        tokenizer = Tokenizer.from_file(tokenizer_path)
+    else:
+        tokenizer = Tokenizer.train(texts[train].splitlines(keepends=True), config.vocab_size)
+        tokenizer.save(tokenizer_path)
+    curve = LossCurve(out)
+
+    def record(progress: Progress) -> None:
+        curve.append(progress)
+        if progress.valid_loss is not None:
+            curve.plot()
+        report(progress)
+
+    tokens = {path: np.asarray(tokenizer.encode(text), np.int32) for path, text in texts.items()}
+    model = fit(make_model(config, tokenizer.vocab_size), config, tokens[train], tokens[valid], out, record)
+    save_pretrained(model, out, format="hf")
+    return model
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
