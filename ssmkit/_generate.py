@@ -1,19 +1,18 @@
 """The generation engine: it owns the batch axis and the only decode loop, and knows nothing of any model."""
 
 from collections.abc import Iterator, Sequence
-from typing import Generic
+from typing import Generic, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from ._language_model import AbstractLanguageModel
 from ._mixer import Cache
 from ._prompts import Prompts, bucket, read_prompts, read_stop_tokens
 from ._sampling import AbstractSampler, Greedy
-from ._types import PRNGKeyArray
 
 
 # Prompts are consumed in segments of at most this many tokens: memory does not grow with a prompt, and one executable
@@ -21,6 +20,9 @@ from ._types import PRNGKeyArray
 _SEGMENT = 512
 # Tokens that `stream` generates per dispatch, after the first.
 _STREAM_TOKENS = 16
+
+# One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
+Keys: TypeAlias = Key[Array, "*batch"] | UInt32[Array, "*batch _"]
 
 
 class Generation(eqx.Module, Generic[Cache]):
@@ -55,7 +57,7 @@ def generate(
     lengths: Int[Array, " batch"] | np.ndarray | Sequence[int] | None = None,
     stop_token: int | Sequence[int] | None = None,
     cache: Cache | None = None,
-    key: PRNGKeyArray | None = None,
+    key: Keys | None = None,
 ) -> Generation[Cache]:
     """Continue every prompt: prefill, decoding, sampling and stopping in one executable.
 
@@ -84,7 +86,7 @@ def generate(
     keys = _row_keys(sampler, key, batch.size)
     if cache is not None:
         cache = jax.tree.map(jnp.copy, _check_cache(model, cache, batch.size))
-    result = _generate((model, sampler, batch, stops, jnp.asarray(max_new_tokens), keys), capacity, cache)
+    result = _generate((model, sampler, batch, stops, _limit(max_new_tokens), keys), capacity, cache)
     return _finish(result, max_new_tokens)
 
 
@@ -110,9 +112,10 @@ def resume(
     if sampler.needs_history and generation.history is None:
         raise ValueError("`sampler` has a repetition penalty, but `generation` was made by one without.")
     stops = read_stop_tokens(stop_token, model.vocab_size)
-    generation = jax.tree.map(jnp.copy, generation)
-    limit = jnp.asarray(max_new_tokens)
-    result = _resume((model, sampler, stops, limit), _capacity(max_new_tokens), generation)
+    capacity = _capacity(max_new_tokens)
+    _check_cache(model, generation.cache, generation.finished.shape[0])
+    generation = jax.tree.map(jnp.copy, _last_token(generation))
+    result = _resume((model, sampler, stops, _limit(max_new_tokens)), capacity, generation)
     return _finish(result, max_new_tokens)
 
 
@@ -123,7 +126,7 @@ def stream(
     sampler: AbstractSampler = Greedy(),  # noqa: B008 (immutable)
     *,
     stop_token: int | Sequence[int] | None = None,
-    key: PRNGKeyArray | None = None,
+    key: Keys | None = None,
 ) -> Iterator[int]:
     """The tokens of `generate` for one prompt, as they come: the first at once, then several per dispatch.
 
@@ -142,11 +145,12 @@ def stream(
 
     def tokens() -> Iterator[int]:
         left, ask = max_new_tokens, 1
-        result = _generate((model, sampler, batch, stops, jnp.asarray(0), keys), 0, None)
+        result = _generate((model, sampler, batch, stops, _limit(0), keys), 0, None)
         while left > 0 and not bool(result.finished[0]):
             ask = min(ask, left)
-            result = _resume((model, sampler, stops, jnp.asarray(ask)), _STREAM_TOKENS, result)
-            yield from (int(token) for token in _finish(result, ask).tokens[0, : int(result.lengths[0])])
+            result = _resume((model, sampler, stops, _limit(ask)), _STREAM_TOKENS, _last_token(result))
+            result = _finish(result, ask)
+            yield from np.asarray(result.tokens)[0, : int(result.lengths[0])].tolist()
             left, ask = left - ask, _STREAM_TOKENS
 
     return tokens()
@@ -160,7 +164,7 @@ def _generate(inputs, capacity: int, cache):
         cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch.size, *x.shape)), single)
     logits, cache = _consume(model, batch, cache)
     start = Generation(
-        tokens=jnp.zeros((batch.size, 0), jnp.int32),
+        tokens=jnp.zeros((batch.size, 1), jnp.int32),
         lengths=jnp.zeros(batch.size, jnp.int32),
         finished=jnp.zeros(batch.size, bool),
         cache=cache,
@@ -199,8 +203,13 @@ def _consume(model, batch: Prompts, cache):
 
 
 def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> Generation:
-    """The decode loop: a scalar predicate, the batch mapped inside, the carry updated in place."""
+    """The decode loop: a scalar predicate, the batch mapped inside, the carry updated in place.
+
+    `start.tokens` holds one token per row, the one before those to come, and so does the loop's buffer at first.
+    """
     size = start.lengths.shape[0]
+    if capacity == 0:
+        return eqx.tree_at(_tokens, start, (start.tokens[:, :0], jnp.zeros_like(start.lengths)))
 
     def running(carry):
         count, state = carry
@@ -218,26 +227,31 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
         if history is not None:
             history = history | (jax.nn.one_hot(chosen, history.shape[1], dtype=bool) & active[:, None])
         return count + 1, Generation(
-            tokens=state.tokens.at[:, count].set(jnp.where(active, chosen, 0)),
-            lengths=state.lengths + active,
-            finished=state.finished | jnp.any(chosen[:, None] == stops, axis=1),
+            tokens=state.tokens.at[:, count + 1].set(jnp.where(active, chosen, 0)),
+            lengths=state.lengths + active.astype(jnp.int32),
+            finished=state.finished | jnp.any(chosen[:, None] == stops[None, :], axis=1),
             cache=cache,
             logits=jnp.where(active[:, None], logits, state.logits),
             keys=jnp.where(active, pairs[:, 0], state.keys),
             history=history,
         )
 
-    empty = eqx.tree_at(
-        lambda g: (g.tokens, g.lengths),
-        start,
-        (jnp.zeros((size, capacity), jnp.int32), jnp.zeros(size, jnp.int32)),
-    )
-    if capacity == 0:
-        return empty
-    _, end = jax.lax.while_loop(running, token, (jnp.zeros((), jnp.int32), empty))
-    last = jnp.take_along_axis(end.tokens, jnp.maximum(end.lengths - 1, 0)[:, None], axis=1)
-    written = jnp.arange(capacity) < end.lengths[:, None]
-    return eqx.tree_at(lambda g: g.tokens, end, jnp.where(written, end.tokens, last))
+    buffer = jnp.pad(start.tokens, ((0, 0), (0, capacity)))
+    start = eqx.tree_at(_tokens, start, (buffer, jnp.zeros_like(start.lengths)))
+    _, end = jax.lax.while_loop(running, token, (jnp.zeros((), jnp.int32), start))
+    last = jnp.take_along_axis(end.tokens, end.lengths[:, None], axis=1)
+    written = jnp.arange(capacity, dtype=jnp.int32)[None, :] < end.lengths[:, None]
+    return eqx.tree_at(lambda g: g.tokens, end, jnp.where(written, end.tokens[:, 1:], last))
+
+
+def _tokens(generation: Generation):
+    return generation.tokens, generation.lengths
+
+
+def _last_token(generation: Generation[Cache]) -> Generation[Cache]:
+    """Only the last token of each row: how many there are must not matter for what is compiled next."""
+    last = np.pad(np.asarray(generation.tokens), ((0, 0), (1, 0)))[:, -1:]
+    return eqx.tree_at(lambda g: g.tokens, generation, jnp.asarray(last))
 
 
 def _per_row(function, size: int):
@@ -253,7 +267,7 @@ def _per_row(function, size: int):
     return single
 
 
-def _row_keys(sampler: AbstractSampler, key: PRNGKeyArray | None, size: int) -> Key[Array, " batch"]:
+def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:
     if key is None:
         if sampler.needs_key:
             raise ValueError(f"`key` is needed by {type(sampler).__name__}: pass `key=jax.random.key(seed)`.")
@@ -261,7 +275,7 @@ def _row_keys(sampler: AbstractSampler, key: PRNGKeyArray | None, size: int) -> 
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(size))
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(size, dtype=jnp.uint32))
     if key.shape != (size,):
         raise ValueError(f"`key` must be one key or one per prompt, {size}, got shape {key.shape}.")
     return jnp.copy(key)
@@ -271,6 +285,10 @@ def _capacity(max_new_tokens: int) -> int:
     if max_new_tokens < 0:
         raise ValueError(f"`max_new_tokens` must be at least 0, got {max_new_tokens}.")
     return 0 if max_new_tokens == 0 else bucket(max_new_tokens)
+
+
+def _limit(max_new_tokens: int) -> Int[Array, ""]:
+    return jnp.asarray(max_new_tokens, jnp.int32)
 
 
 def _check_cache(model, cache, size: int):
@@ -298,4 +316,5 @@ def _finish(result: Generation, max_new_tokens: int) -> Generation:
         raise FloatingPointError(
             f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or infinity."
         )
-    return eqx.tree_at(lambda g: g.tokens, result, result.tokens[:, :max_new_tokens])
+    tokens = np.asarray(result.tokens)[:, :max_new_tokens]  # a slice on the device would be compiled for every size
+    return eqx.tree_at(lambda g: g.tokens, result, jnp.asarray(tokens))

@@ -21,8 +21,8 @@ class Prompts(eqx.Module):
 
     def seen(self, vocab_size: int) -> Bool[Array, "batch vocab"]:
         """Which ids occur in each prompt."""
-        valid = jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
-        rows = jnp.arange(self.size)[:, None]
+        valid = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None, :] < self.lengths[:, None]
+        rows = jnp.broadcast_to(jnp.arange(self.size)[:, None], self.tokens.shape)
         return jnp.zeros((self.size, vocab_size), bool).at[rows, self.tokens].max(valid)
 
 
@@ -46,7 +46,7 @@ def read_prompts(prompts, lengths, vocab_size: int) -> Prompts:
         counts = np.full(len(array), array.shape[1]) if lengths is None else np.asarray(lengths)
         if counts.shape != array.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
             raise ValueError(f"`lengths` must be {len(array)} integers, one per prompt, got {lengths}.")
-        if counts.size and (counts.min() < 1 or counts.max() > array.shape[1]):
+        if lengths is not None and counts.size and (counts.min() < 1 or counts.max() > array.shape[1]):
             raise ValueError(
                 f"`lengths` must lie in [1, {array.shape[1]}], the time axis of `prompts`, got {counts.tolist()}."
             )

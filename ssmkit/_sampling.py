@@ -140,7 +140,7 @@ def _keep_top(logits: Logits, weight: Float[Array, " vocab"], target: Float[Arra
 
 
 def _ordered_bits(x: Float[Array, " vocab"]) -> UInt32[Array, " vocab"]:
-    """Unsigned integers in the order of the floats: the sign bit flipped, negative numbers reversed."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    """Unsigned integers in the order of the floats: the sign bit flipped, negative numbers reversed; -0 is 0."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign != 0, ~bits, bits | sign)

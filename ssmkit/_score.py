@@ -1,6 +1,6 @@
 """How well a model predicts a text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -36,11 +36,15 @@ class Score(NamedTuple):
     @property
     def perplexity(self) -> float:
         """`exp(nats_per_token)`; infinite where float64 cannot hold it."""
-        return float(np.exp(self.nats_per_token))
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nats_per_token))
 
 
 def score(
-    model: AbstractLanguageModel, tokens: Tokens, *, progress: Callable[[int], None] | None = None
+    model: AbstractLanguageModel,
+    tokens: Tokens | Int[np.ndarray, " time"] | Sequence[int],
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> Score:
     """Score a text of any length as one sequence: the cache is carried from segment to segment.
 
@@ -54,11 +58,14 @@ def score(
 
     **Returns:** a `Score`.
 
-    **Raises:** `ValueError` for fewer than two tokens, or ids outside the vocabulary.
+    **Raises:** `ValueError` for fewer than two tokens, or ids outside the vocabulary; `FloatingPointError` when the
+    model's logits are not numbers.
     """
     ids = np.asarray(tokens)
-    if ids.ndim != 1 or ids.size < 2:
-        raise ValueError(f"`tokens` must be one sequence of at least 2 ids, got shape {ids.shape}.")
+    if ids.ndim != 1 or ids.size < 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"`tokens` must be one sequence of at least 2 integer ids, got {ids.dtype} of shape {ids.shape}."
+        )
     if ids.min() < 0 or ids.max() >= model.vocab_size:
         raise ValueError(
             f"`tokens` must lie in [0, {model.vocab_size}), got ids from {ids.min()} to {ids.max()}. Is this the "
@@ -74,6 +81,8 @@ def score(
         nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
         if progress is not None:
             progress(start + valid)
+    if np.isnan(nats):
+        raise FloatingPointError("the model's logits are not numbers: its weights hold NaN or infinity.")
     return Score(nats=nats, tokens=len(inputs))
 
 

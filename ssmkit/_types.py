@@ -20,7 +20,7 @@ A leading `*axes` stands for any number of leading axes, none included. Inside e
 from typing import TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Inexact, Int
 from jaxtyping import PRNGKeyArray as PRNGKeyArray
 
 
@@ -32,6 +32,6 @@ Logits: TypeAlias = Float[Array, " vocab"]
 State: TypeAlias = Inexact[Array, "heads key value"]
 
 
-def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """The precision of everything that is not a projection's operand: float32, or `dtype` if that is wider."""
     return jnp.promote_types(dtype, jnp.float32)

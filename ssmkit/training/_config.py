@@ -1,6 +1,7 @@
 """What a training run is made of, read from a TOML file."""
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,12 +46,18 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self):
+        # Per key: what must hold, and how that reads.
         positive = ("steps", "batch_size", "context", "evaluate_every", "checkpoint_every", "log_every")
-        problems = [f"`{name}` must be at least 1, got {getattr(self, name)}" for name in positive if getattr(self, name) < 1]
-        if not 0.0 <= self.dropout < 1.0:
-            problems.append(f"`dropout` must lie in [0, 1), got {self.dropout}")
-        if self.learning_rate <= 0.0:
-            problems.append(f"`learning_rate` must be positive, got {self.learning_rate}")
+        rules = {name: (getattr(self, name) >= 1, "at least 1") for name in positive}
+        rules |= {name: (getattr(self, name) >= 0, "at least 0") for name in ("warmup_steps", "seed", "weight_decay")}
+        rules |= {name: (0.0 <= getattr(self, name) < 1.0, "in [0, 1)") for name in ("dropout", "beta1", "beta2")}
+        rules["vocab_size"] = (self.vocab_size >= 256, "at least 256")
+        rules["learning_rate"] = (0.0 < self.learning_rate < math.inf, "positive")
+        rules["final_learning_rate"] = (0.0 <= self.final_learning_rate < math.inf, "at least 0")
+        rules["clip_norm"] = (self.clip_norm > 0.0, "positive")
+        problems = [
+            f"`{name}` must be {need}, got {getattr(self, name)}" for name, (good, need) in rules.items() if not good
+        ]
         if problems:
             raise ValueError("training configuration: " + "; ".join(problems) + ".")
 
@@ -58,16 +65,28 @@ class TrainConfig:
     def from_toml(cls, path: Path) -> "TrainConfig":
         """Read a file with the tables `[model]` and `[training]`.
 
-        **Raises:** `ValueError` for a syntax error or an unknown table or key, naming it.
+        **Raises:** `ValueError` for a syntax error, an unknown table or key, or a value of the wrong type, naming it.
         """
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from None
         unknown = sorted(set(tables) - {"model", "training"})
-        training = tables.get("training", {})
-        known = {field.name for field in dataclasses.fields(cls)} - {"model"}
-        unknown += [f"training.{name}" for name in sorted(set(training) - known)]
-        if unknown:
-            raise ValueError(f"{path}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-        return cls(model=tables.get("model", {}), **training)
+        problems = [f"unknown table or key {name} (known: [model], [training])" for name in unknown]
+        tables = {"model": {}, "training": {}} | tables
+        problems += [
+            f"[{name}] must be a table" for name in ("model", "training") if not isinstance(tables[name], dict)
+        ]
+        training = tables["training"] if isinstance(tables["training"], dict) else {}
+        types = {field.name: field.type for field in dataclasses.fields(cls) if field.name != "model"}
+        unknown = sorted(set(training) - set(types))
+        problems += [f"unknown key training.{name} (known: {', '.join(sorted(types))})" for name in unknown]
+        for name in sorted(set(training) & set(types)):
+            accepted = (int, float) if types[name] is float else (int,)
+            if type(training[name]) not in accepted:
+                expected = "a number" if types[name] is float else "a whole number"
+                problems.append(f"training.{name} must be {expected}, got {training[name]!r}")
+        if problems:
+            raise ValueError(f"{path}: {'; '.join(problems)}.")
+        values = {name: types[name](value) for name, value in training.items()}
+        return cls(model=tables["model"], **values)

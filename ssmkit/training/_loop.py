@@ -1,7 +1,7 @@
 """The training loop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def fit(
 
     **Arguments:**
 
-    - `model`: the model at step 0.
+    - `model`: the model at step 0; it is not consumed.
     - `config`: the run.
     - `train`, `valid`: token ids.
     - `directory`: where the state is kept (`state.eqx`).
@@ -48,12 +48,13 @@ def fit(
 
     **Returns:** the trained model.
 
-    **Raises:** `ValueError` when the text is too short or a state does not fit; `FloatingPointError` when the loss is
-    no longer finite.
+    **Raises:** `ValueError` when a text is too short or a state does not fit; `FloatingPointError` when the loss or a
+    parameter is no longer finite.
     """
-    windows = Windows(train, batch_size=config.batch_size, context=config.context, seed=config.seed)
+    windows = check_texts(config, train, valid)
     optimizer = make_optimizer(config)
     params, static = eqx.partition(model, eqx.is_inexact_array)
+    params = jax.tree.map(jnp.copy, params)  # the first update consumes them
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     path = directory / "state.eqx"
     if path.exists():
@@ -84,17 +85,36 @@ def fit(
         done += 1
         last = step + 1 == config.steps
         evaluate = last or (step + 1) % config.evaluate_every == 0
-        if last or evaluate or (step + 1) % config.log_every == 0:
+        keep = last or (step + 1) % config.checkpoint_every == 0
+        if evaluate or keep:
+            _check_finite(jax.tree.leaves(state.model), step, directory)  # losses are those before an update
+        if evaluate or (step + 1) % config.log_every == 0:
+            _check_finite(losses, step, directory)
             train_loss = float(np.mean([float(value) for value in losses]))
-            if not np.isfinite(train_loss):
-                raise FloatingPointError(
-                    f"the loss is no longer finite at step {step + 1}; the last state kept is in {path}. Lower "
-                    "`learning_rate`."
-                )
             speed = done * config.batch_size * config.context / (time.perf_counter() - started)
             valid_loss = score(eqx.combine(state.model, static), valid).nats_per_token if evaluate else None
             report(Progress(step + 1, train_loss, valid_loss, speed))
             losses, started, done = [], time.perf_counter(), 0
-        if last or (step + 1) % config.checkpoint_every == 0:
+        if keep:
             save_state(path, state)
     return eqx.combine(state.model, static)
+
+
+def check_texts(config: TrainConfig, train: Int[np.ndarray, " time"], valid: Int[np.ndarray, " time"]) -> Windows:
+    """The batches of a run.
+
+    **Arguments:** as `fit`.
+
+    **Raises:** `ValueError` when either text is too short.
+    """
+    if len(valid) < 2:
+        raise ValueError(f"the validation text has {len(valid)} tokens: at least 2 are needed.")
+    return Windows(train, batch_size=config.batch_size, context=config.context, seed=config.seed)
+
+
+def _check_finite(arrays: Sequence[Array], step: int, directory: Path) -> None:
+    if not all(bool(jnp.all(jnp.isfinite(array))) for array in arrays):
+        raise FloatingPointError(
+            f"training diverged: no longer finite at step {step + 1}. Lower `learning_rate` and run again: it "
+            f"continues from the last state kept in {directory}, if there is one."
+        )

@@ -21,9 +21,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask
-        ),
+        optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask),
     )
 
 

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+from ._files import replacing
 from ._loop import Progress
 
 
@@ -12,17 +13,20 @@ class LossCurve:
     _columns = ("step", "train_nats_per_token", "valid_nats_per_token", "tokens_per_second")
 
     def __init__(self, directory: Path):
-        """**Arguments:** `directory`: where the files live."""
+        """**Arguments:** `directory`: where the files live.
+
+        **Raises:** `ValueError` when the table that lies there is none of ours.
+        """
         self._csv = directory / "loss.csv"
         self._png = directory / "loss.png"
         self._rows = self._read()
 
     def append(self, progress: Progress) -> None:
-        """Add one line; it is on disk when this returns. Rows from the same step on, of a run that died, are dropped."""
+        """Add one line, on disk when this returns. Rows from the same step on, of a run that died, are dropped."""
         valid = "" if progress.valid_loss is None else f"{progress.valid_loss:.5f}"
         row = [str(progress.step), f"{progress.train_loss:.5f}", valid, f"{progress.tokens_per_second:.0f}"]
         self._rows = [old for old in self._rows if int(old[0]) < progress.step] + [row]
-        with open(self._csv, "w", newline="", encoding="utf-8") as file:
+        with replacing(self._csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self._columns, *self._rows])
 
     def plot(self) -> None:
@@ -33,14 +37,19 @@ class LossCurve:
         axes = figure.add_subplot()
         for column, label in ((1, "train"), (2, "valid")):
             points = [(int(row[0]), float(row[column])) for row in self._rows if row[column]]
-            axes.plot(*zip(*points, strict=True), label=label) if points else None
+            axes.plot([step for step, _ in points], [loss for _, loss in points], label=label)
         axes.set(xlabel="step", ylabel="nats per token")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self._png, dpi=120)
+        with replacing(self._png) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
 
     def _read(self) -> list[list[str]]:
+        """The rows of the table, if there is one."""
         if not self._csv.exists():
             return []
         with open(self._csv, newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))[1:]
+            header, *rows = list(csv.reader(file)) or [[]]
+        if header != list(self._columns) or not all(len(row) == len(header) and row[0].isdecimal() for row in rows):
+            raise ValueError(f"{self._csv} is not the loss table of a training run. Move it away.")
+        return rows

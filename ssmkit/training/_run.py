@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from .._language_model import AbstractLanguageModel
-from .._text import Tokenizer
+from .._text import Tokenizer, read_text
 from ..checkpoint import save_pretrained
 from ._config import TrainConfig
-from ._loop import Progress, fit
+from ._files import replacing
+from ._loop import Progress, check_texts, fit
 from ._report import LossCurve
 
 
@@ -38,14 +39,21 @@ def train_files(
 
     **Raises:** `ValueError` for texts that are not UTF-8 or too short, and as `fit`.
     """
-    texts = {path: _read(path) for path in (train, valid)}
-    out.mkdir(parents=True, exist_ok=True)
+    texts = {"train": read_text(train), "valid": read_text(valid)}
     tokenizer_path = out / "tokenizer.json"
     if tokenizer_path.exists():
         tokenizer = Tokenizer.from_file(tokenizer_path)
     else:
-        tokenizer = Tokenizer.train(texts[train].splitlines(keepends=True), config.vocab_size)
-        tokenizer.save(tokenizer_path)
+        tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
+    tokens = {name: np.asarray(tokenizer.encode(text), np.int32) for name, text in texts.items()}
+    check_texts(config, **tokens)
+    model = make_model(config, tokenizer.vocab_size)
+
+    # Nothing was written so far: a mistake leaves no tokenizer behind that a later run would take for its own.
+    out.mkdir(parents=True, exist_ok=True)
+    if not tokenizer_path.exists():
+        with replacing(tokenizer_path) as temporary:
+            tokenizer.save(temporary)
     curve = LossCurve(out)
 
     def record(progress: Progress) -> None:
@@ -54,14 +62,6 @@ def train_files(
             curve.plot()
         report(progress)
 
-    tokens = {path: np.asarray(tokenizer.encode(text), np.int32) for path, text in texts.items()}
-    model = fit(make_model(config, tokenizer.vocab_size), config, tokens[train], tokens[valid], out, record)
+    model = fit(model, config, **tokens, directory=out, report=record)
     save_pretrained(model, out, format="hf")
     return model
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from None

@@ -1,0 +1,59 @@
+"""What commands show: aligned text, JSON, and a progress bar."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TextIO
+
+
+def print_pairs(pairs: Mapping[str, str], file: TextIO) -> None:
+    """One line per pair, values aligned."""
+    width = max(map(len, pairs))
+    print(*(f"{name:{width}}  {value}" for name, value in pairs.items()), sep="\n", file=file)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Strict JSON on standard output: an infinity becomes the string `"Infinity"`."""
+    print(json.dumps(_strict(content), indent=2, allow_nan=False))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _strict(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    return value
+
+
+class Update(Protocol):
+    """Moves a bar."""
+
+    def __call__(self, completed: int, note: str) -> None:
+        """To `completed` steps, with a `note` beside it."""
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, *, log: bool) -> Iterator[Update]:
+    """A bar on standard error while the block runs.
+
+    **Arguments:**
+
+    - `total`: steps of the whole.
+    - `log`: where standard error is no terminal, whether each update becomes a line; nothing is shown otherwise.
+    """
+    if not sys.stderr.isatty():
+        yield (
+            lambda completed, note: print(f"{completed}/{total}  {note}", file=sys.stderr, flush=True) if log else None
+        )
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False)
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda completed, note: progress.update(task, completed=completed, description=note)

@@ -1,0 +1,157 @@
+"""`ssmkit generate`."""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._console import print_pairs
+from ._models import load_model, load_tokenizer
+from ._options import DType, DTypeOption, ModelOption, TokenizerOption
+
+
+if TYPE_CHECKING:
+    from .._sampling import AbstractSampler
+    from .._text import Tokenizer
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The text to continue; `-` reads standard input.")
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Read the prompt from a file instead, used as it is.")
+    ] = None,
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0, help="The most tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Choose among tokens at least this fraction as likely as the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, tokens that occurred become less likely.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Of the random choices.", show_default="another every time")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TOKEN", help="End before this token. Can be given more than once.")
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    dtype: DTypeOption = DType.float32,
+) -> None:
+    """Continue a text.
+
+    It is written as it comes, after the prompt; statistics follow on standard error.
+    """
+    text = _read_prompt(prompt, prompt_file)
+    loaded = load_model(model, dtype)
+    words = load_tokenizer(model, tokenizer)
+    import jax
+
+    from .._generate import stream
+
+    prompt_tokens = words.encode(text)
+    stops = _stop_tokens(words, stop or [], getattr(loaded.config, "eos_token_id", None), loaded.vocab_size)
+    seed = random.randrange(2**32) if seed is None else seed
+    started = time.perf_counter()
+    tokens = stream(
+        loaded,
+        prompt_tokens,
+        max_new_tokens,
+        _sampler(temperature, top_k, top_p, min_p, repetition_penalty),
+        stop_token=sorted(stops) or None,
+        key=jax.random.key(seed),
+    )
+    times: list[float] = []
+
+    def shown() -> Iterator[int]:
+        """The tokens before a stop token, each one's time noted."""
+        for token in tokens:
+            times.append(time.perf_counter())
+            if token not in stops:
+                yield token
+
+    last = text
+    _write(text)
+    for last in words.decode_stream(shown(), after=prompt_tokens):
+        _write(last)
+    if not last.endswith("\n"):
+        _write("\n")
+    statistics = {"prompt": f"{len(prompt_tokens)} tokens", "new": f"{len(times)} tokens"}
+    if times:
+        statistics["first after"] = f"{times[0] - started:.2f} s, compilation included"
+    if len(times) > 1 and times[-1] > times[0]:
+        statistics["then"] = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s"
+    if temperature != 0.0:
+        statistics["seed"] = str(seed)
+    print_pairs(statistics, sys.stderr)
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt, from wherever it comes.
+
+    **Raises:** `ValueError` when there is none, or two, or it is empty or not UTF-8.
+    """
+    from .._text import read_text
+
+    if (prompt is None) == (prompt_file is None):
+        raise ValueError('give one prompt: ssmkit generate "TEXT", or --prompt-file FILE, or `-` for standard input')
+    if "-" in (prompt, prompt_file):
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 text: {error}") from None
+    elif prompt_file is not None:
+        text = read_text(Path(prompt_file))
+    else:
+        text = prompt or ""
+    if not text:
+        raise ValueError("the prompt is empty: give at least one character")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("the prompt is not UTF-8 text")
+    return text
+
+
+def _stop_tokens(words: "Tokenizer", stops: list[str], end: int | None, vocab_size: int) -> set[int]:
+    """The ids to stop at: the model's own end of text, if it has one, and those asked for.
+
+    **Raises:** `ValueError` for a text that is not one token.
+    """
+    found = set() if end is None or not 0 <= end < vocab_size else {end}
+    for stop in stops:
+        token = words.token_id(stop)
+        ids = words.encode(stop) if token is None else [token]
+        if len(ids) != 1:
+            raise ValueError(f"--stop must be one token of the vocabulary, got {stop!r}, which is {len(ids)}")
+        found.update(ids)
+    return found
+
+
+def _sampler(
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+) -> "AbstractSampler":
+    """Greedy at temperature 0, where the filters change nothing, but the penalty does."""
+    from .._sampling import Greedy, Sampler
+
+    if temperature != 0.0:
+        return Sampler(temperature, top_k, top_p, min_p, repetition_penalty)
+    Sampler(1.0, top_k, top_p, min_p, repetition_penalty)  # checks the values
+    return Greedy() if repetition_penalty is None else Sampler(top_k=1, repetition_penalty=repetition_penalty)

@@ -1,0 +1,76 @@
+"""`ssmkit inspect`."""
+
+import collections
+import dataclasses
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ._console import print_json, print_pairs
+from ._options import JSONOption
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="DIR|FILE|ID", help="A checkpoint, as --model of `generate`.")],
+    as_json: JSONOption = False,
+) -> None:
+    """Show what a checkpoint holds.
+
+    Its weights are not read.
+    """
+    report = _describe(source)
+    if as_json:
+        print_json(report)
+        return
+    header = {name: str(report[name]) for name in ("architecture", "format")}
+    header["parameters"] = f"{report['parameters']:,}"
+    for dtype, size in report["bytes"].items():
+        header[f"{dtype} bytes"] = f"{size:,}"
+    header["cache bytes per sequence"] = f"{report['cache_bytes_per_sequence']:,}"
+    print_pairs(header, sys.stdout)
+    print("\nconfiguration")
+    print_pairs({f"  {name}": str(value) for name, value in report["config"].items()}, sys.stdout)
+    print("\ntensors")
+    rows = [
+        (entry["name"], entry["dtype"], _shape(entry["shape"]), f"{entry['bytes']:,}") for entry in report["tensors"]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, dtype, shape, size in rows:
+        print(f"  {name:{widths[0]}}  {dtype:{widths[1]}}  {shape:{widths[2]}}  {size:>{widths[3]}} bytes")
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _describe(source: str) -> dict[str, Any]:
+    """Everything that `inspect` prints.
+
+    **Raises:** `CheckpointError`, as `ssmkit.checkpoint.describe`.
+    """
+    import equinox as eqx
+    import jax
+
+    from ..checkpoint import describe
+
+    checkpoint = describe(source)
+    build = checkpoint.architecture.model
+    model = eqx.filter_eval_shape(lambda: build(checkpoint.config, key=jax.random.key(0)))
+    cache = eqx.filter_eval_shape(lambda model: model.init_cache(), model)
+    arrays = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.ShapeDtypeStruct)]  # noqa: E731
+    sizes: collections.Counter[str] = collections.Counter()
+    for tensor in checkpoint.tensors.values():
+        sizes[tensor.dtype.name] += tensor.nbytes
+    return {
+        "architecture": checkpoint.architecture.name,
+        "format": checkpoint.dialect.name,
+        "parameters": sum(array.size for array in arrays(model)),
+        "bytes": dict(sizes),
+        "cache_bytes_per_sequence": sum(array.size * array.dtype.itemsize for array in arrays(cache)),
+        "config": dataclasses.asdict(checkpoint.config),
+        "tensors": [
+            {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape), "bytes": tensor.nbytes}
+            for name, tensor in checkpoint.tensors.items()
+        ],
+    }

@@ -1,0 +1,87 @@
+"""Models and the files beside them, as the command line names them."""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._default_model import default_model_path
+
+
+if TYPE_CHECKING:
+    from .._text import Tokenizer
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that a second start is quick. Call before anything is computed.
+
+    They lie in `xla` of `$SSMKIT_CACHE_DIR`, else of `ssmkit` in `$XDG_CACHE_HOME`, else of `ssmkit` in `~/.cache`. A
+    folder that cannot be written is no error: nothing is kept then. A cache that JAX was told of otherwise stays.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        root = os.environ.get("SSMKIT_CACHE_DIR") or Path(
+            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ssmkit"
+        )
+        folder = Path(root, "xla")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):  # no permission, no space, no home
+        return
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def load_model(source: str | None, dtype: str | None) -> Any:
+    """The model of `--model`, or the embedded one."""
+    enable_compilation_cache()
+    from ..checkpoint import from_pretrained
+
+    return from_pretrained(source or default_model_path(), dtype=dtype)
+
+
+def load_tokenizer(source: str | None, tokenizer: Path | None) -> "Tokenizer":
+    """The tokenizer of `--tokenizer`, or the one beside the model.
+
+    **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be read.
+    """
+    from .._text import Tokenizer
+
+    if tokenizer is None:
+        tokenizer = beside(source or default_model_path(), "tokenizer.json")
+    if tokenizer is None:
+        raise FileNotFoundError(f"no tokenizer.json beside `{source}`: put it there, or pass --tokenizer FILE")
+    return Tokenizer.from_file(tokenizer)
+
+
+def beside(source: str | os.PathLike[str], name: str) -> Path | None:
+    """The file called `name` that belongs to a checkpoint, fetched if need be; `None` if there is none.
+
+    **Arguments:**
+
+    - `source`: of a model that was loaded: a folder, a file or a hub id.
+    - `name`: of the file.
+
+    **Raises:** `ValueError` when the hub cannot be asked.
+    """
+    folder = Path(source)
+    if folder.is_file():
+        folder = folder.parent
+    elif not folder.is_dir():
+        import huggingface_hub
+
+        try:
+            folder = Path(huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=[name]))
+        except Exception as error:  # of its HTTP client, of the hub, of the cache
+            raise ValueError(
+                f"`{name}` of `{source}` could not be fetched ({type(error).__name__}: {error})"
+            ) from error
+    path = folder / name
+    return path if path.is_file() else None

@@ -1,0 +1,576 @@
+"""The generation engine against naive re-forwarding, and against itself: alone, in a batch, in parts, as a stream."""
+
+import contextlib
+import itertools
+
+import equinox as eqx
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ssmkit
+from ssmkit import _generate, _prompts
+from ssmkit.models import Mamba2, Mamba2Config, ToySSM
+
+
+VOCAB = 29
+# One batch size, one bucket and one sampler for almost everything: few executables are compiled.
+BATCH = 4
+SHORT, LONG = 64, 1024
+SAMPLER = ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2)
+ROWS = [
+    [3, 1, 4, 1, 5],
+    [9],
+    [2, 6, 5, 3, 5, 8, 9, 7, 9, 3],
+    [23, 8, 4],
+]
+
+
+def mamba2():
+    config = Mamba2Config(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=2,
+        state_size=8,
+        head_dim=8,
+        n_groups=2,
+        pad_vocab_size_multiple=8,
+    )
+    model = Mamba2(config, key=jax.random.key(0))
+    return eqx.tree_at(lambda m: m.head.weight, model, replace_fn=lambda weight: 10 * weight)
+
+
+def toy():
+    model = ToySSM(VOCAB, width=16, layers=1, heads=2, key=jax.random.key(1))
+    return eqx.tree_at(lambda m: m.embedding.weight, model, replace_fn=lambda weight: 20 * weight)
+
+
+MODELS = {"mamba2": mamba2(), "toy": toy()}
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def model(request):
+    return MODELS[request.param]
+
+
+@eqx.filter_jit
+def _forward(model, tokens):
+    return model(tokens)
+
+
+@eqx.filter_jit
+def _prefill(model, tokens, length):
+    return model.prefill(tokens, model.init_cache(), length=length)
+
+
+def padded(ids, width):
+    return jnp.asarray(np.pad(np.asarray(ids, np.int32), (0, width - len(ids))))
+
+
+def forward(model, ids):
+    """Logits after every token. A causal model does not see the padding."""
+    return np.asarray(_forward(model, padded(ids, SHORT if len(ids) <= SHORT else LONG)))[: len(ids)]
+
+
+def prefill(model, ids):
+    return _prefill(model, padded(ids, SHORT if len(ids) <= SHORT else LONG), jnp.asarray(len(ids), jnp.int32))
+
+
+def naive(model, prompt, count):
+    """Greedy tokens by forwarding everything for each; the gap to the second best says whether rounding matters."""
+    ids, gaps = list(prompt), []
+    for _ in range(count):
+        logits = forward(model, ids)[-1]
+        second, first = np.sort(logits)[-2:]
+        gaps.append(first - second)
+        ids.append(int(np.argmax(logits)))
+    return ids[len(prompt) :], min(gaps)
+
+
+def assert_greedy(model, prompt, tokens):
+    """Every token is the best after those before it, up to rounding."""
+    logits = forward(model, [*prompt, *tokens])[len(prompt) - 1 : -1]
+    chosen = logits[np.arange(len(tokens)), tokens]
+    np.testing.assert_allclose(chosen, logits.max(axis=-1), rtol=0, atol=1e-3)
+
+
+def row(tree, i):
+    return jax.tree.map(lambda x: np.asarray(x[i]), tree)
+
+
+def data(generation):
+    """A generation with its keys as plain numbers."""
+    return eqx.tree_at(lambda g: g.keys, generation, jax.random.key_data(generation.keys))
+
+
+def assert_same(a, b):
+    """Equal in structure and in every number."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), a, b)
+
+
+def assert_consumed(model, prompt, tokens, generation, i=0):
+    """The documented invariant: cache and logits are those of the prompt and the row's tokens."""
+    logits, cache = prefill(model, [*prompt, *tokens])
+    assert_close(row(generation.cache, i), row(jax.tree.map(lambda x: x[None], cache), 0))
+    assert_close(np.asarray(generation.logits[i]), np.asarray(logits))
+
+
+def arguments(sampler, seed=7):
+    return {"sampler": sampler, "key": jax.random.key(seed) if sampler.needs_key else None}
+
+
+def cut(tokens, stops):
+    """What a stop token leaves of each row of an uninterrupted generation: lengths, flags and filled tokens."""
+    lengths, finished, filled = [], [], np.array(tokens)
+    for line in filled:
+        hits = np.flatnonzero(np.isin(line, stops))
+        end = hits[0] + 1 if hits.size else len(line)
+        line[end:] = line[end - 1]
+        lengths.append(end)
+        finished.append(hits.size > 0)
+    return np.array(lengths), np.array(finished), filled
+
+
+def middle_stop(tokens):
+    """An id that ends some rows in the middle, but not all."""
+    for stop in range(VOCAB):
+        lengths, finished, _ = cut(tokens, [stop])
+        inside = (lengths > 1) & (lengths < tokens.shape[1])
+        if inside.any() and not finished.all():
+            return stop
+    raise AssertionError("no such id: choose another model or key")
+
+
+# What is generated
+
+
+def test_greedy_is_the_argmax_of_forwarding_everything(model):
+    expected, gap = naive(model, ROWS[0], 16)
+    assert gap > 1e-3 and len(set(expected)) > 4, "choose a model whose continuation says more"
+    out = ssmkit.generate(model, [ROWS[0]], 16)
+    assert out.tokens.tolist() == [expected]
+    assert out.lengths.tolist() == [16] and out.finished.tolist() == [False]
+    assert_consumed(model, ROWS[0], expected, out)
+
+
+def test_a_ragged_batch_equals_each_prompt_alone(model):
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, VOCAB, length).tolist() for length in (1, 3, 17, 700)]
+    together = ssmkit.generate(model, prompts, 8)
+    for i, prompt in enumerate(prompts):
+        alone = ssmkit.generate(model, [prompt], 8)
+        assert together.tokens[i].tolist() == alone.tokens[0].tolist()
+        assert_close(row(together.cache, i), row(alone.cache, 0))
+        assert_close(row(together.logits, i), row(alone.logits, 0))
+        assert_greedy(model, prompt, alone.tokens[0].tolist())
+        assert_consumed(model, prompt, alone.tokens[0].tolist(), together, i)
+
+
+def test_a_padded_array_with_lengths_is_a_list():
+    model = MODELS["mamba2"]
+    lengths = [len(ids) for ids in ROWS]
+    array = np.full((BATCH, 12), -100)  # what stands in the padding does not matter
+    for target, ids in zip(array, ROWS, strict=True):
+        target[: len(ids)] = ids
+    expected = data(ssmkit.generate(model, ROWS, 5))
+    assert_same(data(ssmkit.generate(model, array, 5, lengths=lengths)), expected)
+    assert_same(data(ssmkit.generate(model, jnp.asarray(array), 5, lengths=jnp.asarray(lengths))), expected)
+    assert_same(data(ssmkit.generate(model, array.astype(np.int16), 5, lengths=np.asarray(lengths))), expected)
+    square = np.array([ids[:1] * 4 for ids in ROWS])
+    assert_same(data(ssmkit.generate(model, square, 5)), data(ssmkit.generate(model, square.tolist(), 5)))
+
+
+def test_any_number_of_tokens(model):
+    longest = ssmkit.generate(model, ROWS, 20)
+    assert longest.tokens.shape == (BATCH, 20)
+    for count in (0, 1, 7, 16):
+        out = ssmkit.generate(model, ROWS, count)
+        assert out.tokens.shape == (BATCH, count) and out.tokens.dtype == jnp.int32
+        assert out.tokens.tolist() == longest.tokens[:, :count].tolist()
+        assert out.lengths.tolist() == [count] * BATCH and not out.finished.any()
+        for i, ids in enumerate(ROWS):
+            assert_consumed(model, ids, longest.tokens[i, :count].tolist(), out, i)
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(st.data())
+def test_random_prompts_in_two_parts(draw):
+    ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=16)
+    prompts = draw.draw(st.lists(ids, min_size=BATCH, max_size=BATCH), label="prompts")
+    first, second = draw.draw(st.tuples(st.integers(1, 16), st.integers(1, 16)), label="numbers of tokens")
+    model = MODELS["mamba2"]
+    start = ssmkit.generate(model, prompts, first)
+    end = ssmkit.resume(model, start, second)
+    for i, prompt in enumerate(prompts):
+        tokens = start.tokens[i].tolist() + end.tokens[i].tolist()
+        assert_greedy(model, prompt, tokens)
+        assert_consumed(model, prompt, tokens, end, i)
+
+
+def test_history_is_the_prompt_and_what_was_generated():
+    """With one candidate, a repetition penalty is deterministic. Padding, whose id is 0, has not been seen."""
+    model, penalty = MODELS["mamba2"], 4.0
+    narrow = ssmkit.Sampler(temperature=0.9, top_k=1, top_p=0.95, min_p=0.01, repetition_penalty=penalty)
+    out = ssmkit.generate(model, ROWS, 12, narrow, key=jax.random.key(0))
+    plain = ssmkit.generate(model, ROWS, 12)
+    assert (out.tokens != plain.tokens).any()
+    for i, prompt in enumerate(ROWS):
+        ids = list(prompt)
+        for token in out.tokens[i].tolist():
+            logits, seen = forward(model, ids)[-1], np.isin(np.arange(VOCAB), ids)
+            logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
+            assert logits[token] >= logits.max() - 1e-3
+            ids.append(token)
+        np.testing.assert_array_equal(out.history[i], np.isin(np.arange(VOCAB), ids))
+    assert plain.history is None
+
+
+def test_a_sampler_of_ones_own():
+    class Favourite(ssmkit.AbstractSampler):
+        token: int
+        needs_key = False
+        needs_history = False
+
+        def __call__(self, logits, *, key, history):
+            return jnp.asarray(self.token, jnp.int32)
+
+    assert ssmkit.generate(MODELS["toy"], [[1]], 3, Favourite(5)).tokens.tolist() == [[5, 5, 5]]
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
+def test_stop_tokens(model, sampler):
+    free = ssmkit.generate(model, ROWS, 16, **arguments(sampler))
+    tokens = np.asarray(free.tokens)
+    one = middle_stop(tokens)
+    every = sorted({*tokens[:, 2].tolist(), one})
+    for stops in (one, [one], (one, int(tokens[0, 0])), np.array(every), []):
+        lengths, finished, filled = cut(tokens, np.ravel(stops))
+        out = ssmkit.generate(model, ROWS, 16, stop_token=stops, **arguments(sampler))
+        np.testing.assert_array_equal(out.tokens, filled)
+        np.testing.assert_array_equal(out.lengths, lengths)
+        np.testing.assert_array_equal(out.finished, finished)
+        if sampler.needs_history:
+            for i, ids in enumerate(ROWS):
+                seen = np.isin(np.arange(VOCAB), [*ids, *filled[i]])
+                np.testing.assert_array_equal(out.history[i], seen)
+
+
+@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
+def test_a_row_that_stopped_stays_as_it_was(model, sampler):
+    free = ssmkit.generate(model, ROWS, 16, **arguments(sampler))
+    stop = middle_stop(np.asarray(free.tokens))
+    out = ssmkit.generate(model, ROWS, 16, stop_token=stop, **arguments(sampler))
+    assert int(out.lengths.max()) == 16
+    for i in np.flatnonzero(out.finished):
+        length = int(out.lengths[i])
+        short = ssmkit.generate(model, ROWS, length, **arguments(sampler))
+        kept = lambda g: (g.cache, g.logits, jax.random.key_data(g.keys), g.history)  # noqa: E731
+        assert_same(row(kept(out), i), row(kept(short), i))
+        assert_consumed(model, ROWS[i], out.tokens[i, :length].tolist(), out, i)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("stopping", [False, True], ids=["free", "stop"])
+@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
+def test_resume_equals_one_generation(model, sampler, stopping):
+    free = ssmkit.generate(model, ROWS, 16, **arguments(sampler))
+    stop = middle_stop(np.asarray(free.tokens)) if stopping else None
+    whole = ssmkit.generate(model, ROWS, 16, stop_token=stop, **arguments(sampler))
+    # Split before and after the row that stops first does.
+    for first in (1, min(int(whole.lengths.min()), 15), 13):
+        start = ssmkit.generate(model, ROWS, first, stop_token=stop, **arguments(sampler))
+        end = ssmkit.resume(model, start, 16 - first, sampler, stop_token=stop)
+        # Side by side, parts are the whole: a row that had finished is filled with its stop token in the second too.
+        np.testing.assert_array_equal(jnp.concatenate([start.tokens, end.tokens], axis=1), whole.tokens)
+        np.testing.assert_array_equal(start.lengths + end.lengths, whole.lengths)
+        np.testing.assert_array_equal(end.finished, whole.finished)
+        np.testing.assert_array_equal(jax.random.key_data(end.keys), jax.random.key_data(whole.keys))
+        assert_close((end.cache, end.logits), (whole.cache, whole.logits))
+        assert_same(end.history, whole.history)
+        for i in np.flatnonzero(start.finished):
+            assert end.lengths[i] == 0
+            assert_same(row((end.cache, end.logits), i), row((start.cache, start.logits), i))
+
+
+def test_resume_from_the_prompt_only(model):
+    start = ssmkit.generate(model, ROWS, 0)
+    out = ssmkit.resume(model, start, 9)
+    np.testing.assert_array_equal(out.tokens, ssmkit.generate(model, ROWS, 9).tokens)
+    nothing = ssmkit.resume(model, out, 0)
+    assert nothing.tokens.shape == (BATCH, 0) and nothing.lengths.tolist() == [0] * BATCH
+    assert_same(nothing.cache, out.cache)
+    np.testing.assert_array_equal(ssmkit.resume(model, nothing, 7).tokens, ssmkit.resume(model, out, 7).tokens)
+
+
+def test_resume_when_all_have_finished():
+    model = MODELS["toy"]
+    out = ssmkit.generate(model, ROWS, 3, stop_token=range(VOCAB))
+    assert out.lengths.tolist() == [1] * BATCH and bool(out.finished.all())
+    again = ssmkit.resume(model, ssmkit.resume(model, out, 2), 2)
+    assert again.lengths.tolist() == [0] * BATCH
+    np.testing.assert_array_equal(again.tokens, out.tokens[:, :2])
+    assert_same(again.cache, out.cache)
+
+
+def test_a_further_prompt_continues_the_first(model):
+    first = ssmkit.generate(model, ROWS, 6)
+    more = [[7, 7], [1, 2, 3, 4, 5, 6], [0], [28, 0, 28]]
+    second = ssmkit.generate(model, more, 9, cache=first.cache)
+    for i, (ids, new) in enumerate(zip(ROWS, more, strict=True)):
+        ids = [*ids, *first.tokens[i].tolist(), *new]
+        assert_greedy(model, ids, second.tokens[i].tolist())
+        assert_consumed(model, ids, second.tokens[i].tolist(), second, i)
+
+
+def test_a_new_cache_is_an_empty_one():
+    model = MODELS["mamba2"]
+    cache = jax.tree.map(lambda x: np.zeros((BATCH, *x.shape), x.dtype), model.init_cache())  # NumPy will do
+    assert_close(data(ssmkit.generate(model, ROWS, 9, cache=cache)), data(ssmkit.generate(model, ROWS, 9)))
+
+
+def test_nothing_that_is_passed_is_consumed(model):
+    key = jax.random.split(jax.random.key(3), BATCH)
+    out = ssmkit.generate(model, ROWS, 6, SAMPLER, key=key)
+    before = jax.tree.map(np.array, data(out))
+    for _ in range(2):
+        ssmkit.resume(model, out, 6, SAMPLER)
+        ssmkit.generate(model, ROWS, 6, cache=out.cache)
+    for leaf in jax.tree.leaves((model, out, key, SAMPLER)):
+        assert not (isinstance(leaf, jax.Array) and leaf.is_deleted())
+    assert_same(jax.tree.map(np.array, data(out)), before)
+
+
+# Random keys
+
+
+def test_one_key_is_folded_by_row():
+    model, key = MODELS["mamba2"], jax.random.key(7)
+    expected = ssmkit.generate(model, ROWS, 12, SAMPLER, key=key)
+    rows = jnp.stack([jax.random.fold_in(key, i) for i in range(BATCH)])
+    for same in (rows, jax.random.key_data(key), jax.random.key_data(rows)):
+        assert_same(data(ssmkit.generate(model, ROWS, 12, SAMPLER, key=same)), data(expected))
+    other = ssmkit.generate(model, ROWS, 12, SAMPLER, key=jax.random.key(8))
+    assert (other.tokens != expected.tokens).any(axis=1).all()
+    equal = ssmkit.generate(model, [ROWS[0]] * BATCH, 12, SAMPLER, key=key)
+    assert len({tuple(ids) for ids in equal.tokens.tolist()}) == BATCH
+
+
+def test_a_row_does_not_depend_on_its_batch(model):
+    key = jax.random.key(7)
+    expected = ssmkit.generate(model, ROWS, 12, SAMPLER, key=key).tokens
+    strangers = [ROWS[0], [5, 5], ROWS[2], [11] * 16]
+    out = ssmkit.generate(model, strangers, 12, SAMPLER, key=key).tokens
+    np.testing.assert_array_equal(out[jnp.array([0, 2])], expected[jnp.array([0, 2])])
+    alone = ssmkit.generate(model, [ROWS[0]], 12, SAMPLER, key=key).tokens
+    np.testing.assert_array_equal(alone[0], expected[0])
+    # A row's own key goes where it goes.
+    keys = jnp.stack([jax.random.fold_in(key, i) for i in range(BATCH)])
+    order = jnp.array([2, 0, 3, 1])
+    shuffled = ssmkit.generate(model, [ROWS[i] for i in order], 12, SAMPLER, key=keys[order]).tokens
+    np.testing.assert_array_equal(shuffled, expected[order])
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
+def test_stream_equals_generate(model, sampler):
+    prompt = ROWS[2]
+    start = ssmkit.generate(model, [prompt], 16, **arguments(sampler))
+    tokens = start.tokens[0].tolist() + ssmkit.resume(model, start, 16, sampler).tokens[0].tolist()
+    for count in (0, 1, 2, 17, 32):
+        assert list(ssmkit.stream(model, prompt, count, **arguments(sampler))) == tokens[:count]
+    stop = tokens[9]
+    end = tokens.index(stop) + 1
+    assert list(ssmkit.stream(model, prompt, 32, stop_token=stop, **arguments(sampler))) == tokens[:end]
+    assert list(ssmkit.stream(model, prompt, 32, stop_token=[tokens[0]], **arguments(sampler))) == tokens[:1]
+    for same in (tuple(prompt), np.array(prompt), jnp.array(prompt), np.array([prompt])):
+        assert list(ssmkit.stream(model, same, 2, **arguments(sampler))) == tokens[:2]
+
+
+def test_stream_sends_the_first_token_at_once_then_several_per_dispatch(monkeypatch):
+    asked = []
+
+    def resume(inputs, *rest):
+        asked.append(int(inputs[-1]))
+        return _resume(inputs, *rest)
+
+    _resume = _generate._resume
+    monkeypatch.setattr(_generate, "_resume", resume)
+    stream = ssmkit.stream(MODELS["mamba2"], ROWS[0], 40)
+    assert asked == []
+    assert isinstance(next(stream), int) and asked == [1]
+    assert len(list(stream)) == 39
+    assert asked == [1, 16, 16, 7]
+    asked.clear()
+    assert len(list(itertools.islice(ssmkit.stream(MODELS["mamba2"], ROWS[0], 40), 5))) == 5 and asked == [1, 16]
+
+
+# Compilation
+
+
+@contextlib.contextmanager
+def compilations():
+    events = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_compilations_are_counted():
+    with compilations() as events:
+        jax.jit(lambda x: x + 1)(np.zeros(3))
+    assert len(events) == 1
+
+
+def test_within_a_bucket_nothing_is_compiled_anew():
+    model, key = MODELS["mamba2"], jax.random.key(0)
+    other = ssmkit.Sampler(temperature=2.0, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=3.0)
+    keys = [jax.random.fold_in(key, seed) for seed in range(3)]
+
+    def run(prompts, count, sampler, stop, seed):
+        out = ssmkit.generate(model, prompts, count, sampler, stop_token=stop, key=keys[seed])
+        ssmkit.resume(model, out, count, sampler, stop_token=stop)
+        ssmkit.generate(model, prompts, count, cache=out.cache)
+        list(ssmkit.stream(model, prompts[0], count, sampler, stop_token=stop, key=keys[seed]))
+
+    run(ROWS, 16, SAMPLER, None, 0)
+    with compilations() as events:
+        run([[1] * 16, [2], [3, 4], [5] * 7], 16, SAMPLER, None, 0)  # other lengths of prompts
+        run(ROWS, 3, SAMPLER, None, 0)  # another number of tokens
+        run(ROWS, 16, other, None, 1)  # other values of the sampler, another key
+        run(ROWS, 16, SAMPLER, 4, 0)  # stop tokens
+        run(ROWS, 11, SAMPLER, [1, 2, 3, 4, 5, 6, 7], 2)
+    assert events == []
+
+
+# What is refused
+
+
+def call(**changes):
+    settings = {"prompts": ROWS, "max_new_tokens": 2, **changes}
+    return ssmkit.generate(MODELS["toy"], settings.pop("prompts"), **settings)
+
+
+def cache_of(batch, dtype=np.float32):
+    return jax.tree.map(lambda x: np.zeros((batch, *x.shape), dtype), MODELS["toy"].init_cache())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": []}, "`prompts` must hold at least one prompt, got none"),
+        ({"prompts": np.zeros((0, 3), int)}, "`prompts` must hold at least one prompt, got none"),
+        ({"prompts": [[1], []]}, "prompt 1 is empty: .* such as the BOS id"),
+        ({"prompts": np.zeros((2, 0), int)}, "prompt 0 is empty"),
+        ({"prompts": [[1], [2, VOCAB]]}, rf"prompt 1 must have ids in \[0, {VOCAB}\), got ids from 2 to {VOCAB}"),
+        ({"prompts": [[-1, 3]]}, "prompt 0 must have ids .* got ids from -1 to 3. Is this the model's tokenizer"),
+        ({"prompts": np.array([[1.0, 2.0]])}, "`prompts` must be an integer array .* got float64 of shape"),
+        ({"prompts": np.array([[True]])}, "`prompts` must be an integer array .* got bool"),
+        ({"prompts": np.array([1, 2])}, r"`prompts` must be an integer array of shape \(batch, time\), .* \(2,\)"),
+        ({"prompts": np.zeros((1, 2, 3), int)}, "`prompts` must be an integer array"),
+        ({"lengths": [5, 1, 10, 3]}, "`lengths` belongs to an array of prompts"),
+        ({"prompts": np.ones((2, 3), int), "lengths": [3]}, r"`lengths` must be 2 integers, one per prompt, got \[3\]"),
+        ({"prompts": np.ones((1, 3), int), "lengths": np.array([1.5])}, "`lengths` must be 1 integers"),
+        ({"prompts": np.ones((1, 3), int), "lengths": np.array(2)}, "`lengths` must be 1 integers"),
+        ({"prompts": np.ones((2, 3), int), "lengths": [3, 0]}, r"`lengths` must lie in \[1, 3\], .* got \[3, 0\]"),
+        ({"prompts": np.ones((2, 3), int), "lengths": [4, 1]}, r"`lengths` must lie in \[1, 3\], .* got \[4, 1\]"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 0, got -1"),
+        ({"stop_token": VOCAB}, rf"`stop_token` must have ids in \[0, {VOCAB}\), got \[{VOCAB}\]"),
+        ({"stop_token": [3, -1]}, r"`stop_token` must have ids .* got \[-1\]"),
+        ({"stop_token": np.array([0.5])}, r"`stop_token` must have ids .* got \[0.5\]"),
+        ({"sampler": SAMPLER}, r"`key` is needed by Sampler: pass `key=jax.random.key\(seed\)`"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, r"`key` must be one key or one per prompt, 4, got shape \(3,\)"),
+        ({"cache": ()}, "`cache` must have the structure of `model.init_cache"),
+        ({"cache": cache_of(3)}, r"leading batch axis of 4 .* got float32\(3, .* expected float32\(4, "),
+        ({"cache": cache_of(4, np.float16)}, r"`cache` must .* got float16\(4, .* expected float32\(4, "),
+        ({"cache": MODELS["toy"].init_cache()}, "`cache` must have a leading batch axis of 4"),
+    ],
+)
+def test_what_generate_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        call(**changes)
+
+
+def test_what_resume_refuses():
+    model = MODELS["toy"]
+    out = ssmkit.generate(model, ROWS, 2)
+    with pytest.raises(ValueError, match="`max_new_tokens` must be at least 0, got -3"):
+        ssmkit.resume(model, out, -3)
+    with pytest.raises(ValueError, match="`stop_token` must have ids"):
+        ssmkit.resume(model, out, 2, stop_token=VOCAB)
+    with pytest.raises(ValueError, match="`sampler` has a repetition penalty, but `generation` was made by one without"):
+        ssmkit.resume(model, out, 2, SAMPLER)
+    with pytest.raises(ValueError, match="`cache` must have the structure of `model.init_cache"):
+        ssmkit.resume(MODELS["mamba2"], out, 2)
+    fewer = eqx.tree_at(lambda g: g.cache, out, jax.tree.map(lambda x: x[:3], out.cache))
+    with pytest.raises(ValueError, match="leading batch axis of 4"):
+        ssmkit.resume(model, fewer, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": []}, "prompt 0 is empty"),
+        ({"prompt": np.array([VOCAB])}, "prompt 0 must have ids"),
+        ({"prompt": np.array([1.0])}, "must be a sequence of integer ids, got float64"),
+        ({"prompt": np.ones((2, 3), int)}, "`prompt` must be one sequence of ids, got 2. Use `generate` for a batch"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 0"),
+        ({"stop_token": -5}, "`stop_token` must have ids"),
+        ({"sampler": SAMPLER}, "`key` is needed by Sampler"),
+        ({"key": jax.random.split(jax.random.key(0), 2)}, "`key` must be one key or one per prompt, 1"),
+    ],
+)
+def test_stream_refuses_at_the_call(changes, message):
+    settings = {"prompt": [1, 2], **changes}
+    with pytest.raises(ValueError, match=message):
+        ssmkit.stream(MODELS["toy"], **settings)
+
+
+def test_numbers_that_are_not_finite_are_reported(model):
+    broken = eqx.tree_at(lambda m: m.norm.weight, model, replace_fn=lambda weight: weight * jnp.nan)
+    with pytest.raises(FloatingPointError, match=r"not finite in rows \[0, 1, 2, 3\]: its weights or its cache hold NaN"):
+        ssmkit.generate(broken, ROWS, 9)
+    with pytest.raises(FloatingPointError, match=r"rows \[0\]"):
+        next(ssmkit.stream(broken, ROWS[0], 9))
+    out = ssmkit.generate(model, ROWS, 9)
+    poisoned = jax.tree.map(lambda x: x.at[2].set(jnp.nan), out.cache)
+    with pytest.raises(FloatingPointError, match=r"rows \[2\]"):
+        ssmkit.generate(model, ROWS, 9, cache=poisoned)
+    with pytest.raises(FloatingPointError, match=r"rows \[2\]"):
+        ssmkit.resume(model, eqx.tree_at(lambda g: g.cache, out, poisoned), 9)
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 16), (16, 16), (17, 32), (32, 32), (512, 512), (513, 1024)])
+def test_buckets(length, size):
+    assert _prompts.bucket(length) == size
+
+
+def test_stop_tokens_are_filled_up_with_what_is_no_token():
+    for count, size in ((0, 8), (1, 8), (7, 8), (8, 16), (9, 16)):
+        stops = _prompts.read_stop_tokens(list(range(count)), VOCAB)
+        assert stops.tolist() == [*range(count), *[-1] * (size - count)]

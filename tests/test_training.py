@@ -1,0 +1,269 @@
+"""Training: the data, the optimiser, the loop, and going on after a kill."""
+
+import csv
+import dataclasses
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+import ssmkit
+from ssmkit._text import Tokenizer
+from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.training import LossCurve, Progress, TrainConfig, Windows, decay_mask, fit, train_files
+
+
+MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "head_dim": 4, "chunk_size": 16}
+CONFIG = TrainConfig(
+    MODEL,
+    vocab_size=256,
+    steps=8,
+    batch_size=2,
+    context=16,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    evaluate_every=4,
+    checkpoint_every=3,
+    log_every=2,
+)
+TEXT = np.tile(np.arange(12, dtype=np.int32), 20)
+
+
+def make_model(config, vocab_size):
+    return Mamba2(Mamba2Config(vocab_size=vocab_size, **config.model), key=jax.random.key(config.seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(CONFIG, 12)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, strict=True)
+
+
+# Configuration
+
+
+def test_toml(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[model]\nhidden_size = 8\n[training]\nsteps = 5\nlearning_rate = 1\n")
+    config = TrainConfig.from_toml(path)
+    assert config == TrainConfig({"hidden_size": 8}, steps=5, learning_rate=1.0)
+    assert type(config.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ("[", "is not valid TOML"),
+        ("steps = 3", r"unknown table or key steps \(known: \[model\], \[training\]\)"),
+        ("[training]\nstep = 3", r"unknown key training.step \(known: batch_size"),
+        ("model = 3", r"\[model\] must be a table"),
+        ("[training]\nsteps = '3'", "training.steps must be a whole number, got '3'"),
+        ("[training]\nsteps = true", "training.steps must be a whole number"),
+        ("[training]\nsteps = 3.0", "training.steps must be a whole number"),
+        ("[training]\ndropout = []", "training.dropout must be a number"),
+        ("[training]\nsteps = 0\ncontext = 0", "`steps` must be at least 1, got 0; `context` must be at least 1"),
+        ("[training]\nlearning_rate = nan", "`learning_rate` must be positive"),
+        ("[training]\ndropout = 1.0", r"`dropout` must be in \[0, 1\)"),
+    ],
+)
+def test_bad_toml(tmp_path, content, problem):
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=problem):
+        TrainConfig.from_toml(path)
+
+
+# Data
+
+
+def test_windows_cover_the_text():
+    """One epoch: windows side by side, each once, from a phase on; the batches of a step never change."""
+    text = np.arange(1000, dtype=np.int32)
+    windows = Windows(text, batch_size=4, context=10, seed=3)
+    assert windows.batches_per_epoch == 24
+    phases, orders = set(), set()
+    for epoch in range(3):
+        batches = [windows.batch(epoch * 24 + index) for index in range(24)]
+        rows = np.concatenate(batches)
+        assert rows.shape == (96, 11)
+        np.testing.assert_array_equal(rows - rows[:, :1], np.broadcast_to(np.arange(11), (96, 11)))  # neighbours
+        starts = np.sort(rows[:, 0])
+        assert 0 <= starts[0] < 10 and (np.diff(starts) == 10).all()
+        phases.add(int(starts[0]))
+        orders.add(tuple(rows[:, 0] - starts[0]))
+        again = Windows(text, batch_size=4, context=10, seed=3)
+        np.testing.assert_array_equal(again.batch(epoch * 24 + 5), batches[5])
+    assert len(phases) > 1 and len(orders) == 3
+
+
+def test_windows_reach_the_end():
+    """The shortest text that makes a batch, at every phase."""
+    text = np.arange(31, dtype=np.int32)
+    windows = Windows(text, batch_size=2, context=10, seed=0)
+    assert {int(windows.batch(step).max()) for step in range(100)} == set(range(20, 30))
+    with pytest.raises(ValueError, match="30 tokens, too few .* at least 31 are needed"):
+        Windows(text[:-1], batch_size=2, context=10, seed=0)
+
+
+# Optimiser
+
+
+def test_decay_mask(model):
+    """Exactly the weights of projections and embeddings, whatever they are called."""
+    everything = Mamba2(
+        Mamba2Config(vocab_size=12, **MODEL, use_bias=True, tie_word_embeddings=False), key=jax.random.key(0)
+    )
+    params = eqx.filter(everything, eqx.is_inexact_array)
+    mask = decay_mask(params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    decayed = {jax.tree_util.keystr(path) for path, wanted in jax.tree_util.tree_flatten_with_path(mask)[0] if wanted}
+    mixer = ".blocks[0].mixer"
+    assert decayed == {".embedding.weight", f"{mixer}.in_proj.weight", f"{mixer}.out_proj.weight", ".head.weight"}
+
+
+# The loop
+
+
+def test_loss_falls(model, tmp_path):
+    reports = []
+    before = jax.tree.map(np.asarray, eqx.filter(model, eqx.is_array))
+    config = dataclasses.replace(CONFIG, steps=60, dropout=0.0, evaluate_every=60, log_every=10)
+    trained = fit(model, config, TEXT, TEXT[:50], tmp_path, reports.append)
+    assert [progress.step for progress in reports] == [10, 20, 30, 40, 50, 60]
+    assert all(progress.tokens_per_second > 0 for progress in reports)
+    assert [progress.valid_loss is None for progress in reports] == [True] * 5 + [False]
+    assert reports[0].train_loss > 2.0 and reports[-1].train_loss < 0.5
+    assert reports[-1].valid_loss == ssmkit.score(trained, TEXT[:50]).nats_per_token
+    assert_same(before, eqx.filter(model, eqx.is_array))  # not consumed
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dies_at", [2, 4, 8])
+def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrupted):
+    """Killed before the first state was kept, in between, and before the last one."""
+
+    def die(progress):
+        if progress.step == dies_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, die)
+    assert (tmp_path / "state.eqx").exists() == (dies_at > 2)
+    steps = []
+    resumed = fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, lambda progress: steps.append(progress.step))
+    assert steps == [step for step in (2, 4, 6, 8) if step > {2: 0, 4: 3, 8: 6}[dies_at]]
+    assert_same(resumed, uninterrupted)
+    assert not list(tmp_path.glob("*.partial"))
+
+    def never(progress):
+        raise AssertionError
+
+    assert_same(fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, never), uninterrupted)  # a finished run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, tmp_path_factory):
+    return fit(model, CONFIG, TEXT, TEXT[:50], tmp_path_factory.mktemp("whole"), lambda progress: None)
+
+
+def test_damaged_or_foreign_state(model, tmp_path):
+    config = dataclasses.replace(CONFIG, steps=1)
+    path = tmp_path / "state.eqx"
+    fit(model, config, TEXT, TEXT[:50], tmp_path, lambda progress: None)
+    whole = path.read_bytes()
+    wider = make_model(dataclasses.replace(CONFIG, model=MODEL | {"hidden_size": 16}), 12)
+    for name, candidate, content in [
+        ("cut", model, whole[: len(whole) // 2]),
+        ("empty", model, b""),
+        ("longer", model, whole + b"x"),
+        ("garbage", model, bytes(len(whole))),
+        ("foreign", wider, whole),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="does not fit this configuration or is damaged") as caught:
+            fit(candidate, config, TEXT, TEXT[:50], tmp_path, lambda progress: None)
+        assert "\n" not in str(caught.value), name
+
+
+def test_divergence_is_reported_and_not_kept(model, tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=1e38, warmup_steps=0, checkpoint_every=1, log_every=8)
+    with pytest.raises(FloatingPointError, match="diverged: no longer finite at step .* Lower `learning_rate`"):
+        fit(model, config, TEXT, TEXT[:50], tmp_path, lambda progress: None)
+    if (tmp_path / "state.eqx").exists():
+        fit(model, dataclasses.replace(CONFIG, steps=1), TEXT, TEXT[:50], tmp_path, lambda progress: None)
+
+
+def test_too_short_texts(model, tmp_path):
+    for train, valid, problem in [(TEXT[:20], TEXT, "training text has 20"), (TEXT, TEXT[:1], "validation text has 1")]:
+        with pytest.raises(ValueError, match=problem):
+            fit(model, CONFIG, train, valid, tmp_path, lambda progress: None)
+
+
+# From files to files
+
+
+def test_train_files(tmp_path):
+    train, valid, out = tmp_path / "train.txt", tmp_path / "valid.txt", tmp_path / "new" / "out"
+    train.write_text("the cat sat on the mat. é 😀\n" * 20, encoding="utf-8")
+    valid.write_text("the mat sat on the cat.\n", encoding="utf-8")
+    reports = []
+    config = dataclasses.replace(CONFIG, vocab_size=270)
+    arguments = {"train": train, "valid": valid, "out": out, "report": reports.append}
+    model = train_files(make_model, config, **arguments)
+    tokenizer = Tokenizer.from_file(out)
+    assert tokenizer.vocab_size == model.vocab_size == 270
+    loaded = ssmkit.from_pretrained(out)
+    assert_same(loaded, model)
+    assert reports[-1].valid_loss == ssmkit.score(loaded, tokenizer.encode(valid.read_text())).nats_per_token
+    with open(out / "loss.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8]
+    assert [bool(row["valid_nats_per_token"]) for row in rows] == [False, True, False, True]
+    np.testing.assert_allclose(
+        [float(row["train_nats_per_token"]) for row in rows], [r.train_loss for r in reports], atol=1e-5
+    )
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    kept = sorted(path.name for path in out.iterdir())
+    assert kept == ["config.json", "loss.csv", "loss.png", "model.safetensors", "state.eqx", "tokenizer.json"]
+
+    reports.clear()
+    assert_same(train_files(make_model, config, **arguments), model)  # nothing left to do
+    assert not reports
+
+
+@pytest.mark.parametrize("train, valid", [(b"short", b"valid text"), (b"long " * 100, b""), (b"\xff", b"valid text")])
+def test_bad_texts_leave_nothing_behind(tmp_path, train, valid):
+    (tmp_path / "train.txt").write_bytes(train)
+    (tmp_path / "valid.txt").write_bytes(valid)
+    with pytest.raises(ValueError, match="text"):
+        train_files(
+            make_model,
+            CONFIG,
+            train=tmp_path / "train.txt",
+            valid=tmp_path / "valid.txt",
+            out=tmp_path / "out",
+            report=lambda progress: None,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_loss_curve_of_a_resumed_run(tmp_path):
+    """What the killed run reported after its last state is reported anew, and replaces the old rows."""
+    first = LossCurve(tmp_path)
+    for step in (1, 2, 3):
+        first.append(Progress(step, 1.0, None, 10.0))
+    second = LossCurve(tmp_path)
+    second.append(Progress(2, 5.0, 6.0, 10.0))
+    with open(tmp_path / "loss.csv", newline="") as file:
+        assert [row[:3] for row in csv.reader(file)][1:] == [["1", "1.00000", ""], ["2", "5.00000", "6.00000"]]
+    (tmp_path / "loss.csv").write_text("something,else\n")
+    with pytest.raises(ValueError, match="is not the loss table"):
+        LossCurve(tmp_path)
