@@ -218,9 +218,11 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
     def token(carry):
         count, state = carry
         active = ~state.finished
-        pairs = jax.vmap(jax.random.split)(state.keys)
+        keys = fresh = state.keys
+        if sampler.needs_key:
+            keys, fresh = jnp.unstack(jax.vmap(jax.random.split)(state.keys), axis=1)
         choose = lambda logits, key, history: sampler(logits, key=key, history=history)  # noqa: E731
-        chosen = jax.vmap(choose)(state.logits, pairs[:, 1], state.history)
+        chosen = jax.vmap(choose)(state.logits, fresh, state.history)
         step = lambda token, cache, valid: model.step(token, cache, valid=valid)  # noqa: E731
         logits, cache = _per_row(step, size)(chosen, state.cache, active)
         history = state.history
@@ -232,7 +234,7 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
             finished=state.finished | jnp.any(chosen[:, None] == stops[None, :], axis=1),
             cache=cache,
             logits=jnp.where(active[:, None], logits, state.logits),
-            keys=jnp.where(active, pairs[:, 0], state.keys),
+            keys=jnp.where(active, keys, state.keys),
             history=history,
         )
 

@@ -27,7 +27,7 @@ class AbstractSampler(eqx.Module):
         **Arguments:**
 
         - `logits`: float32.
-        - `key`: fresh for every token.
+        - `key`: fresh for every token if `needs_key`.
         - `history`: which ids occurred in the prompt or were generated; `None` unless `needs_history`.
         """
 
@@ -95,9 +95,7 @@ class Sampler(AbstractSampler):
         self.top_k = None if top_k is None else jnp.asarray(top_k, jnp.int32)
         self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.float32)
         self.min_p = None if min_p is None else jnp.asarray(min_p, jnp.float32)
-        self.repetition_penalty = (
-            None if repetition_penalty is None else jnp.asarray(repetition_penalty, jnp.float32)
-        )
+        self.repetition_penalty = None if repetition_penalty is None else jnp.asarray(repetition_penalty, jnp.float32)
 
     @property
     def needs_history(self) -> bool:

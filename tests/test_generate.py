@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import trees_close, trees_equal_bitwise
 
 import ssmkit
 from ssmkit import _generate, _prompts
@@ -18,7 +19,7 @@ from ssmkit.models import Mamba2, Mamba2Config, ToySSM
 
 VOCAB = 29
 # One batch size, one bucket and one sampler for almost everything: few executables are compiled.
-BATCH = 4
+BATCH, BOUND = 4, 1e-5
 SHORT, LONG = 64, 1024
 SAMPLER = ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2)
 ROWS = [
@@ -51,9 +52,27 @@ def toy():
 MODELS = {"mamba2": mamba2(), "toy": toy()}
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+CASES = [("mamba2", ssmkit.Greedy()), ("mamba2", SAMPLER), ("toy", ssmkit.Greedy())]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """What is computed matters here, not how fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(params=list(MODELS))
 def model(request):
     return MODELS[request.param]
+
+
+@pytest.fixture(params=CASES, ids=["mamba2-greedy", "mamba2-sampler", "toy-greedy"])
+def case(request):
+    """A model and the arguments that a sampler needs."""
+    name, sampler = request.param
+    return MODELS[name], {"sampler": sampler, "key": jax.random.key(7) if sampler.needs_key else None}
 
 
 @eqx.filter_jit
@@ -107,25 +126,17 @@ def data(generation):
 
 
 def assert_same(a, b):
-    """Equal in structure and in every number."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert trees_equal_bitwise(a, b)
 
 
 def assert_close(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), a, b)
+    assert trees_close(a, b, BOUND)
 
 
 def assert_consumed(model, prompt, tokens, generation, i=0):
     """The documented invariant: cache and logits are those of the prompt and the row's tokens."""
     logits, cache = prefill(model, [*prompt, *tokens])
-    assert_close(row(generation.cache, i), row(jax.tree.map(lambda x: x[None], cache), 0))
-    assert_close(np.asarray(generation.logits[i]), np.asarray(logits))
-
-
-def arguments(sampler, seed=7):
-    return {"sampler": sampler, "key": jax.random.key(seed) if sampler.needs_key else None}
+    assert_close(row((generation.cache, generation.logits), i), (cache, logits))
 
 
 def cut(tokens, stops):
@@ -169,10 +180,8 @@ def test_a_ragged_batch_equals_each_prompt_alone(model):
     for i, prompt in enumerate(prompts):
         alone = ssmkit.generate(model, [prompt], 8)
         assert together.tokens[i].tolist() == alone.tokens[0].tolist()
-        assert_close(row(together.cache, i), row(alone.cache, 0))
-        assert_close(row(together.logits, i), row(alone.logits, 0))
+        assert_close(row((together.cache, together.logits), i), row((alone.cache, alone.logits), 0))
         assert_greedy(model, prompt, alone.tokens[0].tolist())
-        assert_consumed(model, prompt, alone.tokens[0].tolist(), together, i)
 
 
 def test_a_padded_array_with_lengths_is_a_list():
@@ -189,7 +198,8 @@ def test_a_padded_array_with_lengths_is_a_list():
     assert_same(data(ssmkit.generate(model, square, 5)), data(ssmkit.generate(model, square.tolist(), 5)))
 
 
-def test_any_number_of_tokens(model):
+def test_any_number_of_tokens():
+    model = MODELS["mamba2"]
     longest = ssmkit.generate(model, ROWS, 20)
     assert longest.tokens.shape == (BATCH, 20)
     for count in (0, 1, 7, 16):
@@ -201,7 +211,6 @@ def test_any_number_of_tokens(model):
             assert_consumed(model, ids, longest.tokens[i, :count].tolist(), out, i)
 
 
-@hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(st.data())
 def test_random_prompts_in_two_parts(draw):
     ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=16)
@@ -249,33 +258,33 @@ def test_a_sampler_of_ones_own():
 # Stopping
 
 
-@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
-def test_stop_tokens(model, sampler):
-    free = ssmkit.generate(model, ROWS, 16, **arguments(sampler))
+def test_stop_tokens(case):
+    model, arguments = case
+    free = ssmkit.generate(model, ROWS, 16, **arguments)
     tokens = np.asarray(free.tokens)
     one = middle_stop(tokens)
     every = sorted({*tokens[:, 2].tolist(), one})
-    for stops in (one, [one], (one, int(tokens[0, 0])), np.array(every), []):
+    for stops in (one, [one], (one, int(tokens[0, 0])), every, []):
         lengths, finished, filled = cut(tokens, np.ravel(stops))
-        out = ssmkit.generate(model, ROWS, 16, stop_token=stops, **arguments(sampler))
+        out = ssmkit.generate(model, ROWS, 16, stop_token=stops, **arguments)
         np.testing.assert_array_equal(out.tokens, filled)
         np.testing.assert_array_equal(out.lengths, lengths)
         np.testing.assert_array_equal(out.finished, finished)
-        if sampler.needs_history:
+        if out.history is not None:
             for i, ids in enumerate(ROWS):
                 seen = np.isin(np.arange(VOCAB), [*ids, *filled[i]])
                 np.testing.assert_array_equal(out.history[i], seen)
 
 
-@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
-def test_a_row_that_stopped_stays_as_it_was(model, sampler):
-    free = ssmkit.generate(model, ROWS, 16, **arguments(sampler))
+def test_a_row_that_stopped_stays_as_it_was(case):
+    model, arguments = case
+    free = ssmkit.generate(model, ROWS, 16, **arguments)
     stop = middle_stop(np.asarray(free.tokens))
-    out = ssmkit.generate(model, ROWS, 16, stop_token=stop, **arguments(sampler))
+    out = ssmkit.generate(model, ROWS, 16, stop_token=stop, **arguments)
     assert int(out.lengths.max()) == 16
     for i in np.flatnonzero(out.finished):
         length = int(out.lengths[i])
-        short = ssmkit.generate(model, ROWS, length, **arguments(sampler))
+        short = ssmkit.generate(model, ROWS, length, **arguments)
         kept = lambda g: (g.cache, g.logits, jax.random.key_data(g.keys), g.history)  # noqa: E731
         assert_same(row(kept(out), i), row(kept(short), i))
         assert_consumed(model, ROWS[i], out.tokens[i, :length].tolist(), out, i)
@@ -285,28 +294,29 @@ def test_a_row_that_stopped_stays_as_it_was(model, sampler):
 
 
 @pytest.mark.parametrize("stopping", [False, True], ids=["free", "stop"])
-@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
-def test_resume_equals_one_generation(model, sampler, stopping):
-    free = ssmkit.generate(model, ROWS, 16, **arguments(sampler))
+def test_resume_equals_one_generation(case, stopping):
+    model, arguments = case
+    free = ssmkit.generate(model, ROWS, 16, **arguments)
     stop = middle_stop(np.asarray(free.tokens)) if stopping else None
-    whole = ssmkit.generate(model, ROWS, 16, stop_token=stop, **arguments(sampler))
+    whole = ssmkit.generate(model, ROWS, 16, stop_token=stop, **arguments)
     # Split before and after the row that stops first does.
     for first in (1, min(int(whole.lengths.min()), 15), 13):
-        start = ssmkit.generate(model, ROWS, first, stop_token=stop, **arguments(sampler))
-        end = ssmkit.resume(model, start, 16 - first, sampler, stop_token=stop)
+        start = ssmkit.generate(model, ROWS, first, stop_token=stop, **arguments)
+        end = ssmkit.resume(model, start, 16 - first, arguments["sampler"], stop_token=stop)
         # Side by side, parts are the whole: a row that had finished is filled with its stop token in the second too.
         np.testing.assert_array_equal(jnp.concatenate([start.tokens, end.tokens], axis=1), whole.tokens)
         np.testing.assert_array_equal(start.lengths + end.lengths, whole.lengths)
         np.testing.assert_array_equal(end.finished, whole.finished)
         np.testing.assert_array_equal(jax.random.key_data(end.keys), jax.random.key_data(whole.keys))
         assert_close((end.cache, end.logits), (whole.cache, whole.logits))
-        assert_same(end.history, whole.history)
+        assert_same(row(end.history, ...), row(whole.history, ...))
         for i in np.flatnonzero(start.finished):
             assert end.lengths[i] == 0
             assert_same(row((end.cache, end.logits), i), row((start.cache, start.logits), i))
 
 
-def test_resume_from_the_prompt_only(model):
+def test_resume_from_the_prompt_only():
+    model = MODELS["mamba2"]
     start = ssmkit.generate(model, ROWS, 0)
     out = ssmkit.resume(model, start, 9)
     np.testing.assert_array_equal(out.tokens, ssmkit.generate(model, ROWS, 9).tokens)
@@ -318,7 +328,8 @@ def test_resume_from_the_prompt_only(model):
 
 def test_resume_when_all_have_finished():
     model = MODELS["toy"]
-    out = ssmkit.generate(model, ROWS, 3, stop_token=range(VOCAB))
+    stops = ssmkit.generate(model, ROWS, 1).tokens[:, 0].tolist()
+    out = ssmkit.generate(model, ROWS, 3, stop_token=stops)
     assert out.lengths.tolist() == [1] * BATCH and bool(out.finished.all())
     again = ssmkit.resume(model, ssmkit.resume(model, out, 2), 2)
     assert again.lengths.tolist() == [0] * BATCH
@@ -342,8 +353,8 @@ def test_a_new_cache_is_an_empty_one():
     assert_close(data(ssmkit.generate(model, ROWS, 9, cache=cache)), data(ssmkit.generate(model, ROWS, 9)))
 
 
-def test_nothing_that_is_passed_is_consumed(model):
-    key = jax.random.split(jax.random.key(3), BATCH)
+def test_nothing_that_is_passed_is_consumed():
+    model, key = MODELS["mamba2"], jax.random.split(jax.random.key(3), BATCH)
     out = ssmkit.generate(model, ROWS, 6, SAMPLER, key=key)
     before = jax.tree.map(np.array, data(out))
     for _ in range(2):
@@ -369,8 +380,8 @@ def test_one_key_is_folded_by_row():
     assert len({tuple(ids) for ids in equal.tokens.tolist()}) == BATCH
 
 
-def test_a_row_does_not_depend_on_its_batch(model):
-    key = jax.random.key(7)
+def test_a_row_does_not_depend_on_its_batch():
+    model, key = MODELS["mamba2"], jax.random.key(7)
     expected = ssmkit.generate(model, ROWS, 12, SAMPLER, key=key).tokens
     strangers = [ROWS[0], [5, 5], ROWS[2], [11] * 16]
     out = ssmkit.generate(model, strangers, 12, SAMPLER, key=key).tokens
@@ -387,19 +398,18 @@ def test_a_row_does_not_depend_on_its_batch(model):
 # Streaming
 
 
-@pytest.mark.parametrize("sampler", [ssmkit.Greedy(), SAMPLER], ids=["greedy", "sampler"])
-def test_stream_equals_generate(model, sampler):
-    prompt = ROWS[2]
-    start = ssmkit.generate(model, [prompt], 16, **arguments(sampler))
-    tokens = start.tokens[0].tolist() + ssmkit.resume(model, start, 16, sampler).tokens[0].tolist()
+def test_stream_equals_generate(case):
+    (model, arguments), prompt = case, ROWS[2]
+    start = ssmkit.generate(model, [prompt], 16, **arguments)
+    tokens = start.tokens[0].tolist() + ssmkit.resume(model, start, 16, arguments["sampler"]).tokens[0].tolist()
     for count in (0, 1, 2, 17, 32):
-        assert list(ssmkit.stream(model, prompt, count, **arguments(sampler))) == tokens[:count]
+        assert list(ssmkit.stream(model, prompt, count, **arguments)) == tokens[:count]
     stop = tokens[9]
     end = tokens.index(stop) + 1
-    assert list(ssmkit.stream(model, prompt, 32, stop_token=stop, **arguments(sampler))) == tokens[:end]
-    assert list(ssmkit.stream(model, prompt, 32, stop_token=[tokens[0]], **arguments(sampler))) == tokens[:1]
+    assert list(ssmkit.stream(model, prompt, 32, stop_token=stop, **arguments)) == tokens[:end]
+    assert list(ssmkit.stream(model, prompt, 32, stop_token=[tokens[0]], **arguments)) == tokens[:1]
     for same in (tuple(prompt), np.array(prompt), jnp.array(prompt), np.array([prompt])):
-        assert list(ssmkit.stream(model, same, 2, **arguments(sampler))) == tokens[:2]
+        assert list(ssmkit.stream(model, same, 2, **arguments)) == tokens[:2]
 
 
 def test_stream_sends_the_first_token_at_once_then_several_per_dispatch(monkeypatch):
@@ -499,9 +509,11 @@ def cache_of(batch, dtype=np.float32):
         ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 0, got -1"),
         ({"stop_token": VOCAB}, rf"`stop_token` must have ids in \[0, {VOCAB}\), got \[{VOCAB}\]"),
         ({"stop_token": [3, -1]}, r"`stop_token` must have ids .* got \[-1\]"),
-        ({"stop_token": np.array([0.5])}, r"`stop_token` must have ids .* got \[0.5\]"),
         ({"sampler": SAMPLER}, r"`key` is needed by Sampler: pass `key=jax.random.key\(seed\)`"),
-        ({"key": jax.random.split(jax.random.key(0), 3)}, r"`key` must be one key or one per prompt, 4, got shape \(3,\)"),
+        (
+            {"key": jax.random.split(jax.random.key(0), 3)},
+            r"`key` must be one key or one per prompt, 4, got shape \(3,\)",
+        ),
         ({"cache": ()}, "`cache` must have the structure of `model.init_cache"),
         ({"cache": cache_of(3)}, r"leading batch axis of 4 .* got float32\(3, .* expected float32\(4, "),
         ({"cache": cache_of(4, np.float16)}, r"`cache` must .* got float16\(4, .* expected float32\(4, "),
@@ -520,7 +532,9 @@ def test_what_resume_refuses():
         ssmkit.resume(model, out, -3)
     with pytest.raises(ValueError, match="`stop_token` must have ids"):
         ssmkit.resume(model, out, 2, stop_token=VOCAB)
-    with pytest.raises(ValueError, match="`sampler` has a repetition penalty, but `generation` was made by one without"):
+    with pytest.raises(
+        ValueError, match="`sampler` has a repetition penalty, but `generation` was made by one without"
+    ):
         ssmkit.resume(model, out, 2, SAMPLER)
     with pytest.raises(ValueError, match="`cache` must have the structure of `model.init_cache"):
         ssmkit.resume(MODELS["mamba2"], out, 2)
@@ -550,7 +564,9 @@ def test_stream_refuses_at_the_call(changes, message):
 
 def test_numbers_that_are_not_finite_are_reported(model):
     broken = eqx.tree_at(lambda m: m.norm.weight, model, replace_fn=lambda weight: weight * jnp.nan)
-    with pytest.raises(FloatingPointError, match=r"not finite in rows \[0, 1, 2, 3\]: its weights or its cache hold NaN"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in rows \[0, 1, 2, 3\]: its weights or its cache hold NaN"
+    ):
         ssmkit.generate(broken, ROWS, 9)
     with pytest.raises(FloatingPointError, match=r"rows \[0\]"):
         next(ssmkit.stream(broken, ROWS[0], 9))

@@ -14,15 +14,15 @@ import ssmkit
 VOCAB = 12
 FILTERS = {"top_k": 3, "top_p": 0.7, "min_p": 0.2, "repetition_penalty": 1.5}
 
-# Values that tie, values that do not, and ends of the range.
+# Values that tie, values that do not, and ends of the range; XLA may take for 0 what is next to underflow.
 values = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -np.inf]),
-    st.floats(-20, 20, width=32, allow_subnormal=False),
-    st.floats(-(2.0**90), 2.0**90, width=32, allow_subnormal=False),
-)
+    st.floats(-20, 20, width=32),
+    st.floats(-(2.0**90), 2.0**90, width=32),
+).filter(lambda value: value == 0 or abs(value) > 1e-20)
 rows = st.lists(values, min_size=VOCAB, max_size=VOCAB).filter(lambda row: max(row) > -np.inf)
 histories = st.lists(st.booleans(), min_size=VOCAB, max_size=VOCAB)
-settings = hypothesis.settings(max_examples=60, deadline=None)
+settings = hypothesis.settings(max_examples=4 * hypothesis.settings.default.max_examples)  # examples are cheap here
 
 
 @eqx.filter_jit
@@ -59,7 +59,7 @@ def by_sorting(logits, history, temperature=1.0, top_k=None, top_p=None, min_p=N
         before = np.concatenate([[0.0], np.cumsum(probabilities(logits)[order])[:-1]])
         last = np.flatnonzero(before < top_p)[-1]
         # Between equal logits no rounding decides: they stay together.
-        distinct = np.concatenate([[True], np.diff(logits[order]) != 0])
+        distinct = np.concatenate([[True], logits[order][1:] != logits[order][:-1]])
         near |= bool(np.any(np.abs(before[distinct] - top_p) < 1e-5))
         logits[logits < logits[order][last]] = -np.inf
     if min_p is not None:
@@ -105,9 +105,7 @@ def test_repetition_penalty_and_temperature(logits, history, penalty, temperatur
     rows, histories, st.floats(0.1, 10), st.integers(1, VOCAB), st.floats(0.01, 1), st.floats(0, 1), st.floats(0.25, 8)
 )
 def test_all_filters_in_order(logits, history, temperature, k, p, ratio, penalty):
-    check(
-        logits, history, temperature=temperature, top_k=k, top_p=p, min_p=ratio, repetition_penalty=penalty
-    )
+    check(logits, history, temperature=temperature, top_k=k, top_p=p, min_p=ratio, repetition_penalty=penalty)
 
 
 def test_the_order_of_filters_matters():
@@ -116,7 +114,7 @@ def test_the_order_of_filters_matters():
     kept = lambda **arguments: int(np.isfinite(filtered(ssmkit.Sampler(**arguments), logits)).sum())  # noqa: E731
     assert kept(top_p=0.6) == 2
     assert kept(top_p=0.6, temperature=0.25) == 1  # temperature before top-p
-    assert kept(top_p=0.6, temperature=4.0) == 6
+    assert kept(top_p=0.6, temperature=4.0) == 3
     assert kept(top_k=2, top_p=0.55) == 1  # top-k before top-p: of what is left, 0.57 is the first
     assert kept(top_k=4, top_p=1.0, min_p=0.45) == 3
 

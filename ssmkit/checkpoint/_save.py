@@ -53,6 +53,7 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: st
             write_torch_pickle(weights, tensors)
         configuration = pathlib.Path(scratch, dialect.config_file)
         configuration.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        weights.chmod(configuration.stat().st_mode)  # libraries write private files; the umask decides here
         for path in (weights, configuration):
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())

@@ -23,12 +23,13 @@ for _command in (generate, score, inspect, convert, train):
 _ArgumentError = next(error for error in typer.BadParameter.__mro__ if error.__name__ == "ClickException")
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         import importlib.metadata
 
         print(f"ssmkit {importlib.metadata.version('ssmkit')}")
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()

@@ -37,7 +37,8 @@ def score(
 ) -> None:
     """Measure how well a model predicts a text.
 
-    Nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off. The first token is not predicted.
+    Nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off. The first
+    token is not predicted.
     """
     from .._text import read_text
 

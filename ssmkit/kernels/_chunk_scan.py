@@ -6,6 +6,7 @@ from jaxtyping import Array, Inexact
 
 from .._coefficients import Coefficients
 from . import _scalar
+from ._precision import working_dtype
 from ._schedule import Schedule, backend_chunk_size, backend_schedule, split
 
 
@@ -44,7 +45,7 @@ def chunk_scan(
     schedule = backend_schedule() if schedule is None else schedule
     time, heads, value = coefficients.value.shape
     groups = coefficients.write.shape[1]
-    dtype = jnp.result_type(coefficients.log_decay, coefficients.value, coefficients.write, state)
+    dtype = working_dtype(coefficients, state)
     coefficients = jax.tree.map(lambda array: array.astype(dtype), coefficients)
     chunks = split(coefficients, min(chunk_size, max(time, 1)))
     outputs, final = schedule(_scalar.SCALAR_DECAY, chunks, _scalar.enter(state.astype(dtype), groups))

@@ -31,8 +31,8 @@ class Progress(NamedTuple):
 def fit(
     model: AbstractLanguageModel,
     config: TrainConfig,
-    train: Int[np.ndarray, " time"],
-    valid: Int[np.ndarray, " time"],
+    train: Int[np.ndarray, " train_time"],
+    valid: Int[np.ndarray, " valid_time"],
     directory: Path,
     report: Callable[[Progress], None],
 ) -> AbstractLanguageModel:
@@ -100,7 +100,9 @@ def fit(
     return eqx.combine(state.model, static)
 
 
-def check_texts(config: TrainConfig, train: Int[np.ndarray, " time"], valid: Int[np.ndarray, " time"]) -> Windows:
+def check_texts(
+    config: TrainConfig, train: Int[np.ndarray, " train_time"], valid: Int[np.ndarray, " valid_time"]
+) -> Windows:
     """The batches of a run.
 
     **Arguments:** as `fit`.

@@ -1,0 +1,112 @@
+"""Perplexity of a text by ssmkit and by HF transformers, from the same files: the two must agree.
+
+    python -m benchmarks.perplexity_parity [--model DIR] FILE
+
+The text is one sequence for both, whatever its length: each carries its own cache from segment to segment. That HF's
+cache is exact is checked first, against its forward pass without a cache. Without `--model`, the embedded model is
+measured. Needs PyTorch and transformers. The exit status is 1 when the perplexities differ by more than the bar.
+"""
+
+import argparse
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+import ssmkit
+
+
+BAR = 0.0005
+_SEGMENT = 1024
+_EXACT = 1e-5
+
+
+def parity(directory: pathlib.Path, text: str) -> dict[str, Any]:
+    """Both perplexities and their difference. Weights are float32 in both, however they are stored."""
+    tokens = np.asarray(ssmkit.Tokenizer.from_file(directory).encode(text))
+    model = ssmkit.from_pretrained(directory, dtype=jnp.float32)
+    theirs = transformers.Mamba2ForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    error = _cache_error(theirs, tokens[:777])
+    if error > _EXACT:
+        raise SystemExit(
+            f"HF's cached logits differ from its uncached ones by {error:.1e} of the largest: no reference"
+        )
+
+    start = time.perf_counter()
+    score = ssmkit.score(model, tokens)
+    middle = time.perf_counter()
+    nats = _hf_nats(theirs, tokens, model.vocab_size)
+    end = time.perf_counter()
+    expected = math.exp(nats / (len(tokens) - 1))
+    return {
+        "tokens": score.tokens,
+        "ssmkit": score.perplexity,
+        "hf": expected,
+        "difference": score.perplexity - expected,
+        "hf_cache_error": error,
+        "ssmkit_seconds": middle - start,
+        "hf_seconds": end - middle,
+    }
+
+
+def _hf_nats(theirs: Any, tokens: np.ndarray, vocab_size: int) -> float:
+    """Negative log-probability of every token but the first; padding rows of the vocabulary take no part."""
+    inputs, targets = torch.from_numpy(tokens[:-1]), torch.from_numpy(tokens[1:])
+    nats, cache = 0.0, None
+    for part, following in zip(_segments(inputs, _SEGMENT), _segments(targets, _SEGMENT), strict=True):
+        logits, cache = _advance(theirs, part, cache)
+        logits = logits[:, :vocab_size].double()
+        nats += torch.nn.functional.cross_entropy(logits, following, reduction="sum").item()
+    return nats
+
+
+def _cache_error(theirs: Any, tokens: np.ndarray) -> float:
+    """How far HF's logits by segments are from those of one forward pass without a cache, relative to the largest."""
+    inputs, cache, cached = torch.from_numpy(tokens), None, []
+    for part in _segments(inputs, 300):
+        logits, cache = _advance(theirs, part, cache)
+        cached.append(logits)
+    with torch.inference_mode():
+        whole = theirs(inputs[None], use_cache=False).logits[0]
+    return float((torch.cat(cached) - whole).abs().max() / whole.abs().max())
+
+
+def _advance(theirs: Any, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    with torch.inference_mode():
+        result = theirs(tokens[None], cache_params=cache, use_cache=True)
+    return result.logits[0], result.cache_params
+
+
+def _segments(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    """Pieces of `size`, the last one longer rather than a single token, which HF computes in another way (it does not
+    clip the time step there)."""
+    pieces = list(torch.split(tokens, size))
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [torch.cat(pieces[-2:])]
+    return pieces
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.perplexity_parity")
+    parser.add_argument("--model", type=pathlib.Path, help="folder with config.json, weights and tokenizer.json")
+    parser.add_argument("file", type=pathlib.Path, help="UTF-8 text")
+    options = parser.parse_args(arguments)
+    if options.model is None:
+        options.model = pathlib.Path(__file__).parents[1] / "models" / "shakespeare"
+    result = parity(options.model, options.file.read_bytes().decode("utf-8"))
+    print(f"tokens predicted  {result['tokens']}")
+    print(f"ssmkit            {result['ssmkit']:.6f}   in {result['ssmkit_seconds']:.1f} s")
+    print(f"HF transformers   {result['hf']:.6f}   in {result['hf_seconds']:.1f} s")
+    print(f"difference        {result['difference']:+.6f}   (bar {BAR})")
+    print(f"HF's cached logits are within {result['hf_cache_error']:.1e} of its uncached ones")
+    return 0 if abs(result["difference"]) <= BAR else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,19 @@
+"""Strict settings for every test: shapes and types checked at run time, no silent promotion of dtypes or ranks."""
+
+import os
+
+
+os.environ["SSMKIT_TYPECHECK"] = "1"  # read when ssmkit is imported
+
+import hypothesis
+import jax
+
+
+jax.config.update("jax_enable_x64", True)  # for float64 references; the package itself asks for float32 by name
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Properties are tried on the same examples in every run; `--hypothesis-profile=search` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=15)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=300)
+hypothesis.settings.load_profile("repeatable")

@@ -1,0 +1,272 @@
+"""What the tests share: comparisons, random coefficients, and the registry of everything the laws hold for."""
+
+import copy
+import functools
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ssmkit
+from ssmkit.models import Mamba2, Mamba2Config, Mamba2Mixer, Mamba2Recurrence, ToySSM
+from ssmkit.models.mamba2 import Mamba2Inputs
+from ssmkit.models.toy import ToyMixer, ToyRecurrence
+
+
+# The laws are about what is computed, not how fast: compiling without LLVM's optimisations takes half the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+# Comparisons.
+
+
+def relative_error(got, expected) -> float:
+    """`|got - expected| / |expected|` in the Euclidean norm over the whole array; infinite unless `got` is finite.
+
+    What float32 cannot represent counts as zero.
+    """
+    got, expected = (_widened(np.asarray(array)) for array in (got, expected))
+    if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
+        return np.inf
+    return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-30))
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+class Difference(str):
+    """A falsy value that says what differs: `assert trees_close(a, b, 1e-6)` prints it."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    __repr__ = str.__str__
+
+
+def _compare(got, expected, differ: Callable[[Any, Any], str | None]) -> bool | Difference:
+    structures = jax.tree.structure(got), jax.tree.structure(expected)
+    if structures[0] != structures[1]:
+        return Difference(f"structures differ: {structures[0]} and {structures[1]}")
+    lines = []
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        name = jax.tree_util.keystr(path) or "the array"
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            lines.append(f"{name}: {a.dtype}{a.shape} and {b.dtype}{b.shape}")
+        elif message := differ(a, b):
+            lines.append(f"{name}: {message}")
+    return Difference("\n".join(lines)) if lines else True
+
+
+def trees_equal_bitwise(got, expected) -> bool | Difference:
+    """Equal structure, shapes, dtypes and bytes: -0.0 differs from 0.0."""
+    return _compare(
+        got, expected, lambda a, b: None if np.asarray(a).tobytes() == np.asarray(b).tobytes() else "bits differ"
+    )
+
+
+def trees_close(got, expected, bound: float) -> bool | Difference:
+    """Equal structure, shapes and dtypes, every leaf finite and within `bound` of relative error."""
+
+    def differ(a, b):
+        error = relative_error(a, b)
+        return None if error <= bound else f"relative error {error:.1e}, more than {bound:.1e}"
+
+    return _compare(got, expected, differ)
+
+
+def all_finite(tree) -> bool:
+    """Neither NaN nor infinity anywhere."""
+    return all(bool(np.isfinite(_widened(np.asarray(leaf))).all()) for leaf in jax.tree.leaves(tree))
+
+
+# Random coefficients.
+
+
+def random_coefficients(
+    seed: int, *, time: int, heads: int, groups: int, key: int, value: int, cumulative: float, chunk: int
+) -> tuple[ssmkit.Coefficients, jax.Array]:
+    """Float32 coefficients of `time` tokens whose log-decay sums to `cumulative` over every whole chunk, and a state.
+
+    Heavy-tailed: within one chunk some tokens forget everything and others hardly anything.
+    """
+    rng = np.random.default_rng(seed)
+    weight = np.exp(3.0 * rng.normal(size=(-(-time // chunk), chunk, heads, 1)))
+    log_decay = (cumulative * weight / weight.sum(axis=1, keepdims=True)).reshape(-1, heads, 1)[:time]
+    shapes = ((time, groups, key), (time, heads, value), (time, groups, key), (heads, key, value))
+    write, value, read, state = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return many_tokens(jnp.asarray(log_decay, jnp.float32), write, value, read), state
+
+
+def many_tokens(log_decay, write, value, read) -> ssmkit.Coefficients:
+    """Coefficients with a leading `time` axis."""
+    return jax.vmap(ssmkit.Coefficients)(log_decay, write, value, read)
+
+
+# The registry.
+
+
+class Case(NamedTuple):
+    """One thing the laws hold for."""
+
+    id: str
+    make: Callable[[jax.Array], eqx.Module]  # from a random key
+    sample: Callable[[np.random.Generator, int], Any]  # the inputs of `time` tokens
+    bound: float = 2e-6  # relative error between two ways to compute the same in float32; 6e-7 is the worst seen
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether `prefill` returns outputs at the last token only."""
+        return self in LANGUAGE_MODELS
+
+
+WIDTH, HEADS, HEAD_DIM, STATE, VOCAB = 8, 4, 4, 5, 19
+# Float32 rounding (6e-8) decides now and then which way an operand rounds to bfloat16, a step of 2^-8.
+BF16_BOUND = 5e-3
+
+
+def mamba2_config(**changes) -> Mamba2Config:
+    """Small and awkward: no two sizes alike, and chunks that do not divide the sequence."""
+    geometry = dict(hidden_size=WIDTH, state_size=STATE, head_dim=HEAD_DIM, chunk_size=4)
+    return Mamba2Config(**dict(vocab_size=VOCAB, num_hidden_layers=2) | geometry | changes)
+
+
+def _normal(*shape: int) -> Callable[[np.random.Generator, int], jax.Array]:
+    return lambda rng, time: jnp.asarray(rng.normal(size=(time, *shape)), jnp.float32)
+
+
+def _tokens(rng: np.random.Generator, time: int) -> jax.Array:
+    return jnp.asarray(rng.integers(VOCAB, size=time))
+
+
+def _mamba2_inputs(groups: int) -> Callable[[np.random.Generator, int], Mamba2Inputs]:
+    def sample(rng, time):
+        key = _normal(groups, STATE)
+        return Mamba2Inputs(
+            x=_normal(HEADS, HEAD_DIM)(rng, time),
+            B=key(rng, time),
+            C=key(rng, time),
+            dt=3.0 * _normal(HEADS)(rng, time),
+        )
+
+    return sample
+
+
+def _mamba2_recurrence(groups: int, **changes) -> Case:
+    config = mamba2_config(n_groups=groups, **changes)
+    name = "-".join(["mamba2-recurrence", f"groups{groups}", *changes])
+    return Case(name, lambda key: Mamba2Recurrence(config, key=key), _mamba2_inputs(groups))
+
+
+def _conv(kernel_size: int, **options) -> Case:
+    name = "-".join([f"conv-kernel{kernel_size}", *options])
+    return Case(name, lambda key: ssmkit.CausalConv1d(3, kernel_size, key=key, **options), _normal(3))
+
+
+def _mamba2_mixer(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
+    config = mamba2_config(**changes)
+    return Case(name, lambda key: Mamba2Mixer(config, key=key, dtype=dtype), _normal(WIDTH), bound)
+
+
+def _toy_mixer(key) -> ToyMixer:
+    dim = WIDTH // 2
+    return ToyMixer(
+        in_proj=ssmkit.Linear(WIDTH, 2 * (3 * dim + 1), key=key),
+        recurrence=ToyRecurrence(state_shape=(2, dim, dim), chunk_size=4),
+        out_proj=ssmkit.Linear(WIDTH, WIDTH, key=jax.random.fold_in(key, 1)),
+    )
+
+
+def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
+    config = mamba2_config(**changes)
+    return Case(name, lambda key: Mamba2(config, key=key, dtype=dtype), _tokens, bound)
+
+
+LIMITS = (0.01, 0.2)
+
+OPERATORS = [
+    _mamba2_recurrence(1),
+    _mamba2_recurrence(2, time_step_limit=LIMITS),
+    Case("toy-recurrence", lambda key: ToyRecurrence(state_shape=(2, 3, 3), chunk_size=4), _normal(2, 10)),
+    _conv(1),
+    _conv(4),
+    _conv(4, use_bias=False, dtype=jnp.bfloat16),
+]
+MIXERS = [
+    _mamba2_mixer("mamba2-mixer"),
+    _mamba2_mixer("mamba2-mixer-groups2-biases", n_groups=2, use_bias=True),
+    _mamba2_mixer("mamba2-mixer-no-conv-bias-kernel1", use_conv_bias=False, conv_kernel=1),
+    _mamba2_mixer("mamba2-mixer-limits-D_has_hdim", time_step_limit=LIMITS, D_has_hdim=True),
+    _mamba2_mixer("mamba2-mixer-bf16", dtype=jnp.bfloat16, bound=BF16_BOUND, n_groups=2, use_bias=True),
+    Case("toy-mixer", _toy_mixer, _normal(WIDTH)),
+    Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), _normal(WIDTH)),
+]
+LANGUAGE_MODELS = [
+    _mamba2("mamba2"),
+    _mamba2("mamba2-groups2-biases-tied", n_groups=2, use_bias=True, tie_word_embeddings=True),
+    _mamba2(
+        "mamba2-limits-D_has_hdim-padded-vocab", time_step_limit=LIMITS, D_has_hdim=True, pad_vocab_size_multiple=8
+    ),
+    _mamba2(
+        "mamba2-bf16",
+        dtype=jnp.bfloat16,
+        bound=BF16_BOUND,
+        use_conv_bias=False,
+        residual_in_fp32=False,
+        pad_vocab_size_multiple=8,
+        tie_word_embeddings=True,
+    ),
+    Case("toy", lambda key: ToySSM(VOCAB, WIDTH, 2, 2, key=key), _tokens),
+]
+EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]
+
+
+def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:
+    """Parametrize `case` over a list of cases, or over those named by `ids`."""
+    chosen = [case for case in cases if not ids or case.id in ids]
+    assert len(chosen) == (len(ids) or len(cases)), f"no such case among {ids}"
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in chosen])
+
+
+def with_chunk_size(module, chunk_size: int):
+    """The same module with another chunk size in every recurrence it holds."""
+
+    def change(node):
+        if isinstance(node, ssmkit.DiagonalChunkedRecurrence):
+            node = copy.copy(node)
+            object.__setattr__(node, "chunk_size", chunk_size)
+        return node
+
+    return jax.tree.map(change, module, is_leaf=lambda node: isinstance(node, ssmkit.DiagonalChunkedRecurrence))
+
+
+# The classes of the package.
+
+
+def is_abstract(cls: type) -> bool:
+    """Whether something is left to implement: a method or an `eqx.AbstractVar`."""
+    left = (*getattr(cls, "__abstractvars__", ()), *getattr(cls, "__abstractclassvars__", ()))
+    return inspect.isabstract(cls) or bool(left)
+
+
+@functools.cache
+def package_modules() -> dict[str, Any]:
+    """Every module of ssmkit by name, imported."""
+    names = [info.name for info in pkgutil.walk_packages(ssmkit.__path__, "ssmkit.")]
+    return {name: __import__(name, fromlist=["_"]) for name in names if not name.endswith("__main__")}
+
+
+def module_classes() -> list[type[eqx.Module]]:
+    """Every `eqx.Module` class defined in the package."""
+    found = {}
+    for name, module in package_modules().items():
+        for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, eqx.Module) and cls.__module__ == name:
+                found[f"{name}.{cls.__qualname__}"] = cls
+    return list(found.values())

@@ -1,0 +1,478 @@
+"""The command line: what goes where, and what a mistake looks like."""
+
+import io
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import ssmkit
+from ssmkit._text import Tokenizer
+from ssmkit.checkpoint import from_pretrained, save_pretrained
+from ssmkit.cli import _generate, _models, main
+from ssmkit.models import Mamba2, Mamba2Config
+
+
+TEXT = "To be, or not to be: that is the question. Être ou ne pas être 😀.\n"
+GEOMETRY = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "head_dim": 4, "chunk_size": 16}
+ROOT = pathlib.Path(ssmkit.__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A folder with a random model and a tokenizer."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    tokenizer = Tokenizer.train([TEXT] * 20, 290)
+    config = Mamba2Config(vocab_size=tokenizer.vocab_size, **GEOMETRY, tie_word_embeddings=True)
+    save_pretrained(Mamba2(config, key=jax.random.key(0)), folder)
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test writes into the user's cache, and none leaves JAX set up otherwise."""
+    names = ["compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes"]
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+    monkeypatch.setenv("SSMKIT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command: exit code, standard output, standard error."""
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+# generate
+
+
+def test_generate(run, checkpoint):
+    """Prompt and continuation on standard output, statistics elsewhere; the same tokens as the library's."""
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
+    prompt = tokenizer.encode("To be")
+    words = ("generate", "To be", "--model", checkpoint, "-n", "24")
+
+    code, out, err = run(*words, "--temperature", "0")
+    expected = ssmkit.generate(model, [prompt], 24)
+    assert code == 0
+    assert out.rstrip("\n") == tokenizer.decode([*prompt, *expected.tokens[0].tolist()]).rstrip("\n")
+    assert out.endswith("\n")
+    assert f"prompt       {len(prompt)} tokens\nnew          24 tokens\nfirst after" in err and "tokens/s" in err
+
+    key = jax.random.key(5)
+    expected = ssmkit.generate(model, [prompt], 24, ssmkit.Sampler(1.5, top_k=20, top_p=0.9), key=key)
+    code, out, err = run(*words, "--seed", "5", "-t", "1.5", "--top-k", "20", "--top-p", "0.9")
+    assert out.rstrip("\n") == tokenizer.decode([*prompt, *expected.tokens[0].tolist()]).rstrip("\n")
+    assert "seed         5\n" in err
+
+
+def test_generate_streams(run, checkpoint, monkeypatch):
+    pieces = []
+    monkeypatch.setattr(_generate, "_write", pieces.append)
+    assert run("generate", "To be", "--model", checkpoint, "-n", "24", "--temperature", "0")[0] == 0
+    assert pieces[0] == "To be" and len(pieces) > 3
+
+
+def test_generate_nothing(run, checkpoint):
+    assert run("generate", "To", "--model", checkpoint, "-n", "0")[:2] == (0, "To\n")
+
+
+@pytest.mark.parametrize("penalty", [None, 1.3])
+def test_stop_token_is_not_written(run, checkpoint, penalty):
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
+    prompt = tokenizer.encode("To be")
+    sampler = ssmkit.Greedy() if penalty is None else ssmkit.Sampler(top_k=1, repetition_penalty=penalty)
+    first = int(ssmkit.generate(model, [prompt], 1, sampler, key=jax.random.key(0)).tokens[0, 0])
+    stop = tokenizer._raw.id_to_token(first)
+    words = ("generate", "To be", "--model", checkpoint, "-n", "24", "--temperature", "0", "--stop", stop)
+    code, out, err = run(*words, *([] if penalty is None else ["--repetition-penalty", penalty]))
+    assert (code, out) == (0, "To be\n")
+    assert "new          1 tokens" in err
+
+
+def test_end_of_text_of_the_model_stops(run, checkpoint, tmp_path):
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
+    first = int(ssmkit.generate(model, [tokenizer.encode("To be")], 1).tokens[0, 0])
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"eos_token_id": first}))
+    assert run("generate", "To be", "--model", folder, "--temperature", "0")[:2] == (0, "To be\n")
+
+
+def test_prompt_from_a_file_or_standard_input(run, checkpoint, text_file, monkeypatch):
+    words = ("--model", checkpoint / "model.safetensors", "-n", "1", "--tokenizer", checkpoint / "tokenizer.json")
+    text_file.write_bytes(b"To\r\nbe")
+    expected = run("generate", "To\r\nbe", *words, "--seed", "1")[1]
+    assert expected.startswith("To\r\nbe")
+    assert run("generate", "--prompt-file", text_file, *words, "--seed", "1")[1] == expected
+    for dash in (["-"], ["--prompt-file", "-"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"To\r\nbe")))
+        assert run("generate", *dash, *words, "--seed", "1")[1] == expected
+
+
+def test_embedded_model(run, checkpoint, monkeypatch):
+    monkeypatch.setattr(_models, "default_model_path", lambda: checkpoint)
+    assert run("generate", "To be", "-n", "2")[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtype(run, checkpoint, dtype):
+    assert run("generate", "To be", "--model", checkpoint, "-n", "2", "--dtype", dtype)[0] == 0
+
+
+# score
+
+
+def test_score(run, checkpoint, text_file):
+    code, out, err = run("score", "--model", checkpoint, text_file, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
+    tokens = tokenizer.encode(TEXT)
+    expected = ssmkit.score(model, tokens)
+    size = len(TEXT.encode()) - len(tokenizer.decode(tokens[:1]))
+    assert result["tokens"] == len(tokens) - 1 and result["bytes"] == size
+    np.testing.assert_allclose(result["nats_per_token"], expected.nats_per_token, rtol=1e-6)
+    np.testing.assert_allclose(result["perplexity"], math.exp(result["nats_per_token"]), rtol=1e-6)
+    np.testing.assert_allclose(result["bits_per_byte"], expected.nats / math.log(2) / size, rtol=1e-6)
+    assert result["tokens_per_second"] > 0
+
+    code, out, err = run("score", "--model", checkpoint, text_file)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:3] == [
+        f"nats/token  {result['nats_per_token']:.4f}",
+        f"perplexity  {result['perplexity']:.4f}",
+        f"bits/byte   {result['bits_per_byte']:.4f}",
+    ]
+
+
+def test_progress_bar_of_a_terminal(run, checkpoint, text_file, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = run("score", "--model", checkpoint, text_file, "--json")
+    assert code == 0 and json.loads(out)
+    assert "tokens/s" in err and "━" in err
+
+
+# inspect
+
+
+def test_inspect(run, checkpoint):
+    code, out, err = run("inspect", checkpoint, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    model = from_pretrained(checkpoint)
+    count = sum(array.size for array in jax.tree.leaves(model))
+    cache = sum(array.nbytes for array in jax.tree.leaves(model.init_cache()))
+    assert (result["architecture"], result["format"], result["parameters"]) == ("mamba2", "hf", count)
+    assert result["bytes"] == {"float32": 4 * count}
+    assert result["cache_bytes_per_sequence"] == cache
+    assert result["config"]["hidden_size"] == 8 and result["config"]["time_step_limit"] == [0.0, "Infinity"]
+    tensors = {entry["name"]: entry for entry in result["tensors"]}
+    embedding = tensors["backbone.embeddings.weight"]
+    assert embedding["shape"] == [290, 8] and embedding["dtype"] == "float32" and embedding["bytes"] == 290 * 8 * 4
+
+    code, out, err = run("inspect", checkpoint / "model.safetensors")
+    assert (code, err) == (0, "")
+    assert f"parameters                {count:,}\n" in out
+    assert len([line for line in out.splitlines() if line.endswith(" bytes")]) == len(tensors)
+
+
+def test_inspect_reads_no_weights(run, checkpoint, monkeypatch):
+    monkeypatch.setattr(ssmkit.checkpoint.StoredTensor, "read", lambda self: pytest.fail("read"))
+    assert run("inspect", checkpoint)[0] == 0
+
+
+# convert
+
+
+def test_convert_there_and_back(run, checkpoint, tmp_path):
+    there, back = tmp_path / "there", tmp_path / "back"
+    code, out, err = run("convert", checkpoint, there, "--format", "state-spaces")
+    assert (code, err) == (0, "") and out.startswith(f"{there}: state-spaces format, ")
+    assert sorted(os.listdir(there)) == ["config.json", "pytorch_model.bin", "tokenizer.json"]
+    assert run("convert", there, back)[0] == 0
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (back / name).read_bytes() == (checkpoint / name).read_bytes()
+
+    code, out, err = run("convert", checkpoint, back, "--dtype", "bfloat16")
+    assert code == 2 and "is not empty: pass --force" in err
+    assert run("convert", checkpoint, back, "--dtype", "bfloat16", "--force")[0] == 0
+    assert json.loads((back / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+# train
+
+
+@pytest.fixture
+def train_words(tmp_path):
+    (tmp_path / "train.txt").write_text(TEXT * 20, encoding="utf-8")
+    (tmp_path / "valid.txt").write_text(TEXT, encoding="utf-8")
+    model = "".join(f"{name} = {value}\n" for name, value in GEOMETRY.items())
+    training = "steps = 4\nbatch_size = 2\ncontext = 8\nvocab_size = 260\nlog_every = 2\n"
+    (tmp_path / "run.toml").write_text(f"[model]\n{model}time_step_limit = [0.0, inf]\n[training]\n{training}")
+    files = [word for name in ("train", "valid") for word in (f"--{name}", tmp_path / f"{name}.txt")]
+    return ["train", *files, "--out", tmp_path / "out", "--config", tmp_path / "run.toml"]
+
+
+def test_train(run, train_words, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, err = run(*train_words)
+    assert code == 0
+    assert [line.split()[0] for line in err.splitlines()] == ["2/4", "4/4"]
+    assert "loss" in err and "valid" in err and "tokens/s" in err and "left" in err
+    result = json.loads(run("score", "--model", out, tmp_path / "valid.txt", "--json")[1])
+    line = f"{out}: {result['bits_per_byte']:.4f} bits per byte on {tmp_path / 'valid.txt'}\n"
+    assert stdout == line
+    assert run(*train_words)[:2] == (0, line)  # a finished run
+
+
+def test_interrupted_training(run, train_words, monkeypatch):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssmkit.training._run.fit", interrupt)
+    code, out, err = run(*train_words)
+    assert (code, out) == (130, "") and "the same command continues" in err
+
+
+def test_diverged_training(run, train_words, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(path.read_text() + "learning_rate = 1e38\nwarmup_steps = 0\n")
+    code, out, err = run(*train_words)
+    assert (code, out) == (1, "") and "error: training diverged" in err
+
+
+@pytest.mark.parametrize("package", ["optax", "matplotlib"])
+def test_training_without_its_extra(run, train_words, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(*train_words) == (2, "", f"error: training needs {package}: pip install 'ssmkit[train]'\n")
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ("[model]\nhidden_siz = 8\nnum_hidden_layers = 1", "unknown key hidden_siz (known: hidden_size, "),
+        ("[model]\nhidden_size = 8", "missing key num_hidden_layers"),
+        ("[model]\nhidden_size = 'x'\nnum_hidden_layers = 1", "[model]: "),
+        ("[model]\nhidden_size = 8\nnum_hidden_layers = 0\nhead_dim = 4", "`num_hidden_layers` must be at least 1"),
+        ("[training]\nsteps = 0", "`steps` must be at least 1"),
+        ("nonsense", "is not valid TOML"),
+    ],
+)
+def test_bad_training_configuration(run, train_words, tmp_path, content, problem):
+    (tmp_path / "run.toml").write_text(content)
+    code, out, err = run(*train_words)
+    assert_one_line(code, out, err, problem)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_training_state(run, train_words, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "state.eqx").write_bytes(b"damaged")
+    assert_one_line(*run(*train_words), "does not fit this configuration or is damaged")
+
+
+# Mistakes
+
+
+def assert_one_line(code, out, err, problem):
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert problem in err
+
+
+BAD = {
+    "no prompt": (["generate"], "give one prompt"),
+    "two prompts": (["generate", "x", "--prompt-file", "TEXT"], "give one prompt"),
+    "empty prompt": (["generate", "", "-m", "MODEL"], "the prompt is empty"),
+    "prompt of bytes": (["generate", "\udcff", "-m", "MODEL"], "the prompt is not UTF-8"),
+    "prompt file missing": (["generate", "--prompt-file", "MISSING", "-m", "MODEL"], "No such file"),
+    "prompt file a folder": (["generate", "--prompt-file", "MODEL", "-m", "MODEL"], "Is a directory"),
+    "prompt file binary": (["generate", "--prompt-file", "BINARY", "-m", "MODEL"], "is not UTF-8 text"),
+    "no model": (["generate", "x", "-m", "MISSING"], "neither a folder, a file nor the id"),
+    "negative tokens": (["generate", "x", "-m", "MODEL", "-n", "-1"], "-1 is not in the range"),
+    "temperature no number": (["generate", "x", "-m", "MODEL", "-t", "hot"], "'hot' is not a valid float"),
+    "temperature negative": (["generate", "x", "-m", "MODEL", "-t", "-1"], "`temperature` must be above 0"),
+    "temperature not a number": (["generate", "x", "-m", "MODEL", "-t", "nan"], "`temperature` must be above 0"),
+    "top-k": (["generate", "x", "-m", "MODEL", "--top-k", "0"], "`top_k` must be at least 1"),
+    "top-p": (["generate", "x", "-m", "MODEL", "--top-p", "2"], "`top_p` must be in (0, 1]"),
+    "top-p, greedy": (["generate", "x", "-m", "MODEL", "--top-p", "2", "-t", "0"], "`top_p` must be in (0, 1]"),
+    "min-p": (["generate", "x", "-m", "MODEL", "--min-p", "-1"], "`min_p` must be in [0, 1]"),
+    "penalty": (["generate", "x", "-m", "MODEL", "--repetition-penalty", "0"], "`repetition_penalty` must be above 0"),
+    "seed": (["generate", "x", "-m", "MODEL", "--seed", "-1"], "-1 is not in the range"),
+    "dtype": (["generate", "x", "-m", "MODEL", "--dtype", "int8"], "'int8' is not one of"),
+    "stop": (["generate", "x", "-m", "MODEL", "--stop", "many tokens"], "--stop must be one token"),
+    "no tokenizer": (["generate", "x", "-m", "BARE"], "no tokenizer.json beside"),
+    "tokenizer missing": (["generate", "x", "-m", "BARE", "--tokenizer", "MISSING"], "no tokenizer at"),
+    "tokenizer binary": (["generate", "x", "-m", "BARE", "--tokenizer", "BINARY"], "is not a tokenizer.json"),
+    "tokenizer of another model": (["generate", "😀", "-m", "BARE", "--tokenizer", "BIGGER"], "the model's tokenizer?"),
+    "score nothing": (["score", "-m", "MODEL"], "Missing"),
+    "score missing": (["score", "-m", "MODEL", "MISSING"], "MISSING: No such file"),
+    "score binary": (["score", "-m", "MODEL", "BINARY"], "is not UTF-8 text"),
+    "score empty": (["score", "-m", "MODEL", "EMPTY"], "is empty"),
+    "score one token": (["score", "-m", "MODEL", "TOKEN"], "at least 2 are needed"),
+    "inspect a text": (["inspect", "TEXT"], "no model of a known architecture"),
+    "convert onto a file": (["convert", "MODEL", "TEXT"], "is a file: name a folder"),
+    "convert to nonsense": (["convert", "MODEL", "NEW", "--format", "onnx"], "`format` must be one of"),
+    "train without texts": (["train"], "Missing option '--train'"),
+    "train missing": (["train", "--train", "MISSING", "--valid", "TEXT", "--out", "NEW"], "MISSING: No such file"),
+    "train too little": (["train", "--train", "TEXT", "--valid", "TEXT", "--out", "NEW"], "too few for one batch"),
+    "train into a file": (["train", "--train", "LONG", "--valid", "TEXT", "--out", "TEXT"], "File exists"),
+    "train without a file": (
+        ["train", "--config", "MISSING", *"--train T --valid T --out NEW".split()],
+        "No such file",
+    ),
+    "unknown command": (["dance"], "No such command 'dance'"),
+    "unknown option": (["generate", "x", "--colour"], "No such option: --colour"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes(name, run, checkpoint, tmp_path):
+    words, problem = BAD[name]
+    places = {"MODEL": checkpoint, "NEW": tmp_path / "new", "MISSING": tmp_path / "MISSING"}
+    places |= {name: tmp_path / name for name in ("TEXT", "BINARY", "EMPTY", "TOKEN", "LONG", "BARE", "BIGGER")}
+    places["TEXT"].write_text(TEXT, encoding="utf-8")
+    places["BINARY"].write_bytes(b"\xff\xfe")
+    places["EMPTY"].touch()
+    places["TOKEN"].write_text("T")
+    places["LONG"].write_text(TEXT * 200, encoding="utf-8")
+    places["BARE"].mkdir()
+    for part in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint / part, places["BARE"])
+    places["BIGGER"].mkdir()
+    Tokenizer.train(["😀"] * 3 + [TEXT] * 20, 320).save(places["BIGGER"] / "tokenizer.json")
+    code, out, err = run(*(places.get(word, word) for word in words))
+    if name == "inspect a text":  # a list of what was found and what is known follows
+        assert code == 2 and out == "" and err.startswith("error: ") and problem in err
+    else:
+        assert_one_line(code, out, err, problem)
+
+
+def test_unreachable_hub(run, monkeypatch):
+    def unreachable(*arguments, **keywords):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    assert_one_line(*run("generate", "x", "--model", "someone/some-model"), "no route to host")
+
+
+def test_hub_model(run, checkpoint, monkeypatch):
+    """The tokenizer is fetched too."""
+    asked = []
+
+    def download(repo_id, *, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert run("generate", "To be", "-n", "1", "--model", "someone/some-model")[0] == 0
+    assert "tokenizer.json" in asked
+
+
+def test_standard_input_that_is_no_text(run, checkpoint, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert_one_line(*run("generate", "-", "--model", checkpoint), "standard input is not UTF-8 text")
+
+
+def test_no_embedded_model(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    assert_one_line(*run("generate", "x"), "no embedded model at")
+
+
+def test_other_errors_are_not_hidden(run, checkpoint, monkeypatch):
+    monkeypatch.setattr(_generate, "load_model", lambda source, dtype: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("generate", "x")
+
+
+# Around the commands
+
+
+def test_help(run):
+    for words in ([], ["--help"], ["-h"]):
+        code, out, err = run(*words)
+        assert (code, err) == (0, "") and "generate" in out and "train" in out
+    for command in ("generate", "score", "inspect", "convert", "train"):
+        code, out, err = run(command, "--help")
+        assert (code, err) == (0, "") and "Usage: ssmkit " + command in out
+
+
+def test_compilation_cache(monkeypatch, tmp_path):
+    def folder_chosen(**environment):
+        jax.config.update("jax_compilation_cache_dir", None)
+        for name in ("SSMKIT_CACHE_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        _models.enable_compilation_cache()
+        return jax.config.jax_compilation_cache_dir
+
+    assert folder_chosen(SSMKIT_CACHE_DIR=tmp_path / "own") == str(tmp_path / "own" / "xla")
+    assert folder_chosen(XDG_CACHE_HOME=tmp_path) == str(tmp_path / "ssmkit" / "xla")
+    assert folder_chosen(HOME=tmp_path, USERPROFILE=tmp_path) == str(tmp_path / ".cache" / "ssmkit" / "xla")
+    (tmp_path / "file").touch()
+    assert folder_chosen(SSMKIT_CACHE_DIR=tmp_path / "file") is None
+    jax.config.update("jax_compilation_cache_dir", "elsewhere")
+    _models.enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == "elsewhere"
+
+
+# In processes of their own
+
+
+def start(*words, **keywords):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SSMKIT_TYPECHECK": "0"}
+    words = [sys.executable, "-m", "ssmkit", *map(str, words)]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+
+
+def test_a_closed_pipe_is_no_error(checkpoint, tmp_path):
+    """Also: programs are kept for the next start."""
+    with start("generate", "To be", "--model", checkpoint, "-n", "1000000") as process:
+        assert process.stdout.read(5) == b"To be"
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (0, b"")
+    assert any(pathlib.Path(os.environ["SSMKIT_CACHE_DIR"], "xla").iterdir())
+
+
+def test_interrupt(checkpoint):
+    with start("generate", "To be", "--model", checkpoint, "-n", "1000000") as process:
+        assert process.stdout.read(5) == b"To be"
+        process.send_signal(signal.SIGINT)
+        assert b"Traceback" not in process.stdout.read()
+        assert process.stderr.read() == b""
+    assert process.returncode == 130
+
+
+def test_light_to_import():
+    code = "import sys, ssmkit.cli; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SSMKIT_TYPECHECK": "0"}
+    loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
+    heavy = {"tokenizers", "huggingface_hub", "optax", "matplotlib", "rich", "ssmkit.models", "ssmkit.training"}
+    assert not heavy & set(loaded.stdout.split())

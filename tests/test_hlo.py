@@ -1,0 +1,124 @@
+"""What XLA makes of a generation: one program, one loop, nothing but standard primitives, the cache in place."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ssmkit
+from ssmkit import _generate, _prompts
+from ssmkit.models import Mamba2, Mamba2Config
+
+
+# Matrix products that a backend hands to its vendor's library. Nothing else may be called.
+MATRIX_PRODUCTS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)|__onednn\$matmul.*")
+LEAVING = ("infeed", "outfeed", "send", "recv", "host")
+VOCAB, BATCH, CAPACITY = 29, 3, 32
+PROMPTS = [[1, 2, 3], [4], [5, 6]]
+SAMPLERS = {
+    "greedy": ssmkit.Greedy(),
+    "sampler": ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2),
+}
+
+
+class Program:
+    """A compiled generation, and its text cut into computations."""
+
+    def __init__(self, sampler):
+        config = Mamba2Config(
+            vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=8, head_dim=8, n_groups=2
+        )
+        self.model = Mamba2(config, key=jax.random.key(0))
+        self.sampler = sampler
+        self.executable = _generate._generate.lower(*self.arguments(CAPACITY)).compile()
+        self.text = self.executable.compiled.as_text()
+        heads = re.finditer(r"^(?:ENTRY )?%([\w.-]+) \(.*?^}", self.text, re.MULTILINE | re.DOTALL)
+        self.computations = {head.group(1): head.group() for head in heads}
+
+    def cache(self):
+        return jax.tree.map(lambda x: jnp.zeros((BATCH, *x.shape), x.dtype), self.model.init_cache())
+
+    def arguments(self, limit):
+        batch = _prompts.read_prompts(PROMPTS, None, VOCAB)
+        stops = _prompts.read_stop_tokens(None, VOCAB)
+        limit = jnp.asarray(limit, jnp.int32)
+        keys = jax.random.split(jax.random.key(0), BATCH)
+        return (self.model, self.sampler, batch, stops, limit, keys), CAPACITY, self.cache()
+
+    def loops(self, shape):
+        """The loops that carry an array of this shape."""
+        lines = re.findall(r"^.* while\(.*$", self.text, re.MULTILINE)
+        return [line for line in lines if shape in line.split(" while(")[0]]
+
+    def within(self, name):
+        """The text of a computation and of all that it calls."""
+        names, found = [name], set()
+        while names:
+            name = names.pop()
+            if name not in found:
+                found.add(name)
+                names += re.findall(r"%([\w.-]+)", self.computations[name])
+                names = [name for name in names if name in self.computations]
+        return "\n".join(self.computations[name] for name in sorted(found))
+
+
+@pytest.fixture(scope="module", params=list(SAMPLERS))
+def program(request):
+    return Program(SAMPLERS[request.param])
+
+
+def instructions(text):
+    """The names of what is computed."""
+    return set(re.findall(r"^\s*(?:ROOT )?%\S+ = (?:\(.*?\)|\S+) ([\w-]+)\(", text, re.MULTILINE))
+
+
+def test_the_text_is_understood(program):
+    assert {"while", "fusion", "parameter", "dot"} <= instructions(program.text)
+    assert len(program.computations) == len(re.findall(r"^}", program.text, re.MULTILINE))
+
+
+def test_nothing_but_standard_primitives(program):
+    targets = re.findall(r'custom_call_target="([^"]*)"', program.text)
+    assert [target for target in targets if not MATRIX_PRODUCTS.fullmatch(target)] == []
+    assert len(targets) == program.text.count(" custom-call(")
+
+
+def test_nothing_leaves_the_device(program):
+    assert [name for name in instructions(program.text) if name.startswith(LEAVING)] == []
+    assert "callback" not in program.text
+
+
+def test_one_loop_decodes(program):
+    tokens = f"s32[{BATCH},{CAPACITY + 1}]"
+    (loop,) = program.loops(tokens)
+    carry = loop.split(" while(")[0]
+    for leaf in jax.tree.leaves(program.cache()):
+        shape = f"f32[{','.join(map(str, leaf.shape))}]"
+        assert carry.count(shape) >= sum(leaf.shape == other.shape for other in jax.tree.leaves(program.cache()))
+        assert program.loops(shape) == [loop]
+    body = re.search(r"body=%([\w.-]+)", loop).group(1)
+    text = program.within(body)
+    assert "dot" in instructions(text) or MATRIX_PRODUCTS.search(text)
+    # Of greedy decoding, the step is all there is to do: neither random numbers nor a loop in the loop.
+    if not program.sampler.needs_key:
+        assert "while" not in instructions(text) and "threefry" not in text
+
+
+def test_the_cache_is_updated_in_place(program):
+    header = program.text.splitlines()[0]
+    aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", header)
+    types = re.search(r"entry_computation_layout=\{\((.*)\)->\((.*?)\)\}", header)
+    parameters, results = (re.findall(r"[a-z]\w*\[[\d,]*\]", text) for text in types.groups())
+    aliased = sorted(results[int(result)] for result, _ in aliases)
+    assert aliased == sorted(parameters[int(parameter)] for _, parameter in aliases)
+    leaves = jax.tree.leaves(program.cache())
+    assert aliased == sorted(f"f32[{','.join(map(str, leaf.shape))}]" for leaf in leaves)
+
+
+def test_one_executable_serves_any_number_of_tokens(program):
+    outs = {limit: program.executable(*program.arguments(limit)) for limit in (1, 5, CAPACITY)}
+    for limit, out in outs.items():
+        assert out.lengths.tolist() == [limit] * BATCH
+        np.testing.assert_array_equal(out.tokens[:, :limit], outs[CAPACITY].tokens[:, :limit])

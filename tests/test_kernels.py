@@ -1,0 +1,416 @@
+"""The chunked kernels and the step against the token-by-token reference in float64, and what they cost."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import all_finite, jit, many_tokens, random_coefficients, relative_error, trees_close, trees_equal_bitwise
+
+import ssmkit
+from ssmkit import kernels
+from ssmkit.kernels import _scalar, _schedule, _segment
+
+
+# Float32 resolves 6e-8. The worst seen is 5e-7, where 67 decays near 1 follow one another; mostly it is 1e-7.
+BOUND = 2e-6
+
+HEADS, KEY, VALUE = 4, 5, 3
+SCHEDULES = {"serial": kernels.serial, "parallel": kernels.parallel}
+# (chunk, groups, time): time is never a multiple of the chunk, but where the chunk is 1.
+SHAPES = [(1, 2, 67), (16, 1, 67), (16, HEADS, 67), (64, 2, 67), (256, 2, 301)]
+RESULTS = ("outputs", "final", "d log_decay", "d write", "d value", "d read", "d state")
+
+
+def with_gradients(kernel, jit=jit):
+    """A jitted function to outputs, final state, and gradients in everything, from cotangents of both."""
+
+    @jit
+    def run(coefficients, state, cotangents):
+        results, pull = jax.vjp(kernel, coefficients, state)
+        d_coefficients, d_state = pull(cotangents)
+        return (*results, *jax.tree.leaves(d_coefficients), d_state)
+
+    return run
+
+
+@functools.cache
+def scan(schedule: str, chunk: int):
+    """`chunk_scan`, compiled once per shape."""
+    return jit(functools.partial(kernels.chunk_scan, chunk_size=chunk, schedule=SCHEDULES[schedule]))
+
+
+@functools.cache
+def scan_with_gradients(schedule: str, chunk: int, jit=jit):
+    """Likewise."""
+    kernel = functools.partial(kernels.chunk_scan, chunk_size=chunk, schedule=SCHEDULES[schedule])
+    return with_gradients(kernel, jit)
+
+
+STEP = jit(kernels.step)
+REFERENCE = jit(kernels.reference)
+REFERENCE_WITH_GRADIENTS = with_gradients(kernels.reference)
+
+
+def cotangents_of(seed, coefficients, state):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=array.shape), jnp.float32) for array in (coefficients.value, state))
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda array: array.astype(jnp.float64), tree)
+
+
+def errors(run, *arguments) -> dict[str, float]:
+    """The relative error of each result against the float64 reference."""
+    results = run(*arguments), REFERENCE_WITH_GRADIENTS(*in_float64(arguments))
+    return {name: relative_error(*pair) for name, *pair in zip(RESULTS, *results, strict=True)}
+
+
+@pytest.mark.parametrize("cumulative", [-1e-3, -400.0, -20000.0])
+@pytest.mark.parametrize("chunk, groups, time", SHAPES, ids=lambda size: str(size))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_chunk_scan_and_gradients_match_the_reference(schedule, chunk, groups, time, cumulative):
+    coefficients, state = random_coefficients(
+        0, time=time, heads=HEADS, groups=groups, key=KEY, value=VALUE, cumulative=cumulative, chunk=chunk
+    )
+    arguments = coefficients, state, cotangents_of(1, coefficients, state)
+    found = errors(scan_with_gradients(schedule, chunk), *arguments)
+    assert max(found.values()) <= BOUND, found
+    if chunk == 64:  # and as users compile it
+        found = errors(scan_with_gradients(schedule, chunk, jax.jit), *arguments)
+        assert max(found.values()) <= BOUND, found
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_cumsum_differences_would_fail(schedule, monkeypatch):
+    """The bound has teeth: the usual segment sums break it where the decay is large."""
+    monkeypatch.setattr(_scalar, "segment_sums", cumsum_differences)
+    coefficients, state = random_coefficients(
+        0, time=67, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-20000.0, chunk=64
+    )
+    outputs, _ = scan.__wrapped__(schedule, 64)(coefficients, state)
+    expected, _ = REFERENCE(*in_float64((coefficients, state)))
+    assert relative_error(outputs, expected) > 5 * BOUND
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("decay", [0.0, -math.inf, "mixed"])
+def test_remembering_and_forgetting_everything(schedule, decay):
+    """A log-decay of exactly 0, of -inf, and every third token -inf among ordinary ones, gradients included."""
+    coefficients, state = random_coefficients(
+        2, time=67, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-5.0, chunk=64
+    )
+    log_decay = coefficients.log_decay.at[::3].set(-jnp.inf) if decay == "mixed" else jnp.full((67, HEADS, 1), decay)
+    fields = coefficients.write, coefficients.value, coefficients.read
+    coefficients = many_tokens(log_decay.astype(jnp.float32), *fields)
+    found = errors(scan_with_gradients(schedule, 64), coefficients, state, cotangents_of(3, coefficients, state))
+    assert max(found.values()) <= BOUND, found
+
+
+@pytest.mark.parametrize("groups", [1, 2, HEADS])
+def test_step_and_gradients_match_the_reference(groups):
+    coefficients, state = random_coefficients(
+        4, time=5, heads=HEADS, groups=groups, key=KEY, value=VALUE, cumulative=-2.0, chunk=5
+    )
+    run = with_gradients(kernels.step)
+    for decay in (coefficients.log_decay[0], jnp.zeros((HEADS, 1)), jnp.full((HEADS, 1), -jnp.inf)):
+        token = jax.tree.map(lambda array: array[0], coefficients)
+        token = ssmkit.Coefficients(decay.astype(jnp.float32), token.write, token.value, token.read)
+        cotangents = cotangents_of(5, token, state)
+        got = run(token, state, cotangents)
+        many = (jax.tree.map(lambda array: array[None], token), state, (cotangents[0][None], cotangents[1]))
+        expected = REFERENCE_WITH_GRADIENTS(*in_float64(many))
+        for name, a, b in zip(RESULTS, got, expected, strict=True):
+            assert relative_error(a, b.reshape(a.shape)) <= BOUND, name
+
+
+def test_step_accepts_a_decay_per_key_channel():
+    coefficients, state = random_coefficients(
+        6, time=1, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-1.0, chunk=1
+    )
+    wide = (
+        jnp.broadcast_to(coefficients.log_decay, (1, HEADS, KEY))
+        * jnp.arange(1.0, KEY + 1, dtype=jnp.float32)[None, None]
+    )
+    many = many_tokens(wide, coefficients.write, coefficients.value, coefficients.read)
+    got = STEP(jax.tree.map(lambda array: array[0], many), state)
+    outputs, final = REFERENCE(*in_float64((many, state)))
+    assert relative_error(got[0], outputs[0]) <= BOUND
+    assert relative_error(got[1], final) <= BOUND
+    with pytest.raises(NotImplementedError, match=r"per key channel.*\(1, 4, 5\)"):
+        kernels.chunk_scan(many, state)
+
+
+def test_complex_decay():
+    """One rotation and decay per head: the segment sums and the masks hold for complex numbers too."""
+    rng = np.random.default_rng(7)
+    shapes = (37, HEADS, 1), (37, 2, KEY), (37, HEADS, VALUE), (37, 2, KEY), (HEADS, KEY, VALUE)
+    decay, *rest = (rng.normal(size=shape) + 1j * rng.normal(size=shape) for shape in shapes)
+    fields = [jnp.asarray(array, jnp.complex64) for array in (-np.abs(decay.real) + 3j * decay.imag, *rest)]
+    coefficients, state = many_tokens(*fields[:4]), fields[4]
+    got = scan("serial", 32)(coefficients, state)
+    precise = jax.tree.map(lambda array: array.astype(jnp.complex128), (coefficients, state))
+    assert max(map(relative_error, got, REFERENCE(*precise))) <= BOUND
+
+
+@pytest.fixture(scope="module")
+def sequence():
+    """Coefficients of 67 tokens, a state, and the float64 answer."""
+    coefficients, state = random_coefficients(
+        8, time=67, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-3.0, chunk=67
+    )
+    return coefficients, state, REFERENCE(*in_float64((coefficients, state)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("chunk", [3, 50, 1000])
+def test_any_chunk_size(sequence, schedule, chunk):
+    """Also those that no block of the segment sums divides, and those longer than the sequence."""
+    coefficients, state, expected = sequence
+    assert max(map(relative_error, scan(schedule, chunk)(coefficients, state), expected)) <= BOUND
+
+
+def test_the_backend_chooses_when_nothing_is_said(sequence):
+    coefficients, state, expected = sequence
+    assert max(map(relative_error, jit(kernels.chunk_scan)(coefficients, state), expected)) <= BOUND
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_token_and_one_token(sequence, schedule):
+    coefficients, state, expected = sequence
+    cut = lambda time: jax.tree.map(lambda array: array[:time], coefficients)  # noqa: E731
+    outputs, final = scan(schedule, 50)(cut(0), state)
+    assert outputs.shape == (0, HEADS, VALUE)
+    assert trees_equal_bitwise(final, state)
+    outputs, final = scan(schedule, 50)(cut(1), state)
+    token = jax.tree.map(lambda array: array[0], coefficients)
+    assert trees_close((outputs[0], final), STEP(token, state), BOUND)
+    assert relative_error(outputs[0], expected[0][0]) <= BOUND
+
+
+def run_one(kernel, coefficients, state):
+    """The first token through one of the two kernels, and through the reference."""
+    token = jax.tree.map(lambda array: array[0], coefficients)
+    one = jax.tree.map(lambda array: array[:1], coefficients)
+    outputs, final = STEP(token, state) if kernel == "step" else scan(kernel, 16)(one, state)
+    return (jnp.reshape(outputs, (1, HEADS, VALUE)), final), REFERENCE(*in_float64((one, state)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("kernel", ["serial", "parallel", "step"])
+def test_the_state_keeps_its_dtype(sequence, kernel, dtype):
+    """And the sum is done in the widest precision at hand: the state is rounded once, at the end."""
+    coefficients, state, _ = sequence
+    (outputs, final), expected = run_one(kernel, coefficients, state.astype(dtype))
+    assert final.dtype == dtype
+    assert outputs.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    assert relative_error(outputs, expected[0]) <= BOUND
+    assert relative_error(final, expected[1]) <= (2**-8 if dtype == jnp.bfloat16 else BOUND)
+
+
+@pytest.mark.parametrize("kernel", ["serial", "step"])
+def test_narrow_operands_are_widened_before_they_are_multiplied(sequence, kernel):
+    coefficients, state, _ = sequence
+    narrow = [array.astype(jnp.bfloat16) for array in (coefficients.write, coefficients.value, coefficients.read)]
+    (outputs, final), expected = run_one(kernel, many_tokens(coefficients.log_decay, *narrow), state)
+    assert (outputs.dtype, final.dtype) == (jnp.float32, jnp.float32)
+    assert max(map(relative_error, (outputs, final), expected)) <= BOUND
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_chunk_size_below_one(sequence, chunk):
+    coefficients, state, _ = sequence
+    with pytest.raises(ValueError, match=rf"`chunk_size` must be at least 1, got {chunk}\."):
+        kernels.chunk_scan(coefficients, state, chunk_size=chunk)
+
+
+# Segment sums.
+
+
+SEGMENT_SUMS = jit(kernels.segment_sums)
+
+
+def cumsum_differences(x):
+    """The usual segment sums, which cancel."""
+    total = jnp.cumsum(x, axis=-1)
+    difference = total[..., :, None] - total[..., None, :]
+    lower = jnp.tri(x.shape[-1], dtype=bool)
+    return jnp.where(jnp.broadcast_to(lower, difference.shape), difference, -jnp.inf)
+
+
+def direct_sums(x: np.ndarray) -> np.ndarray:
+    """Every sum on its own, in float64."""
+    chunk = x.shape[-1]
+    sums = np.full((*x.shape, chunk), -np.inf)
+    for j in range(chunk):
+        sums[..., j, j] = 0.0
+        for i in range(j + 1, chunk):
+            sums[..., i, j] = x[..., j + 1 : i + 1].astype(np.float64).sum(axis=-1)
+    return sums
+
+
+def worst_segment(sums, expected) -> float:
+    """The worst relative error of any single entry at or below the diagonal."""
+    lower = np.tril(np.ones(sums.shape[-2:], bool), -1)
+    sums, expected = np.asarray(sums, np.float64)[..., lower], expected[..., lower]
+    return float(np.max(np.abs(sums - expected) / np.abs(expected)))
+
+
+@pytest.mark.parametrize("cumulative", [-1e-3, -400.0, -20000.0])
+@pytest.mark.parametrize("chunk", [1, 16, 17, 64, 100, 256, 300])
+def test_segment_sums_are_relatively_precise_entry_by_entry(chunk, cumulative):
+    """Every entry, not just a norm: at most 22 float32 additions of terms of one sign stand behind each."""
+    coefficients, _ = random_coefficients(
+        9, time=chunk, heads=3, groups=1, key=1, value=1, cumulative=cumulative, chunk=chunk
+    )
+    x = coefficients.log_decay[..., 0].T
+    expected = direct_sums(np.asarray(x))
+    sums = SEGMENT_SUMS(x)
+    assert sums.dtype == jnp.float32
+    assert np.array_equal(np.isneginf(sums), np.isneginf(expected))
+    assert np.array_equal(np.diagonal(sums, axis1=-2, axis2=-1), np.zeros((3, chunk)))
+    if chunk > 1:
+        assert worst_segment(sums, expected) <= 1e-6
+    if chunk > 16:
+        assert worst_segment(jit(cumsum_differences)(x), expected) > 1e-5
+
+
+def test_segment_and_suffix_sums_of_infinities():
+    """-inf is an ordinary value: it reaches the sums that contain it, and no other."""
+    x = jnp.asarray(np.where(np.arange(50) % 7 == 3, -np.inf, -0.5), jnp.float32)
+    assert np.array_equal(SEGMENT_SUMS(x), direct_sums(np.asarray(x)))
+    suffix = [np.asarray(x)[j + 1 :].sum() for j in range(50)]
+    assert np.array_equal(jit(_segment.suffix_sums)(x), np.asarray(suffix, np.float32))
+
+
+# What it costs. Sizes are chosen so that a product of dimensions says which they are: only `key` has the factor 7, only
+# the members of a group (hence heads) the factor 3, only `value` the factor 5.
+
+GROUPS, MEMBERS, WIDE_KEY, WIDE_VALUE, CHUNK = 2, 3, 7, 5, 32
+
+
+def structs(time: int):
+    """Coefficients and a state of these sizes, without data."""
+    heads = GROUPS * MEMBERS
+    shapes = (time, heads, 1), (time, GROUPS, WIDE_KEY), (time, heads, WIDE_VALUE), (time, GROUPS, WIDE_KEY)
+    fields = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.eval_shape(many_tokens, *fields), jax.ShapeDtypeStruct((heads, WIDE_KEY, WIDE_VALUE), jnp.float32)
+
+
+def loss(kernel):
+    """A scalar of outputs and final state."""
+    return lambda *arguments: sum(jnp.sum(jnp.square(result)) for result in kernel(*arguments))
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr and of those inside, with how often it runs."""
+    for equation in jaxpr.eqns:
+        yield equation, 1
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from ((nested, times * often) for nested, often in equations(inner))
+
+
+def repeats_groups(shape) -> bool:
+    """Whether an array of this shape holds a key vector per head: heads x key without value."""
+    return math.prod(shape) % (MEMBERS * WIDE_KEY) == 0 and math.prod(shape) % WIDE_VALUE != 0
+
+
+def shapes_in(function, *arguments) -> set[tuple[int, ...]]:
+    jaxpr = jax.make_jaxpr(function)(*arguments)
+    return {tuple(out.aval.shape) for equation, _ in equations(jaxpr.jaxpr) for out in equation.outvars}
+
+
+def work(function, *arguments) -> int:
+    """Multiply-adds and elements written."""
+    total = 0
+    for equation, often in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        size = sum(math.prod(out.aval.shape) for out in equation.outvars)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            size *= math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        total += size * often
+    return total
+
+
+SCANS = {
+    name: functools.partial(kernels.chunk_scan, chunk_size=CHUNK, schedule=schedule)
+    for name, schedule in SCHEDULES.items()
+}
+
+
+@pytest.mark.parametrize("kernel", SCANS.values(), ids=SCANS)
+def test_groups_are_never_repeated_to_heads(kernel):
+    gradient = jax.grad(loss(kernel), argnums=(0, 1))
+    arguments = structs(4 * CHUNK)
+    assert not [shape for shape in shapes_in(gradient, *arguments) if repeats_groups(shape)]
+    compiled = jax.jit(kernel).lower(*arguments).compile().as_text()
+    shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", compiled)]
+    assert len(shapes) > 20
+    assert not [shape for shape in shapes if repeats_groups(shape)]
+
+
+def test_a_step_repeats_no_groups_either():
+    coefficients, state = structs(1)
+    token = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), coefficients)
+    shapes = shapes_in(jax.grad(loss(kernels.step), argnums=(0, 1)), token, state)
+    assert not [shape for shape in shapes if repeats_groups(shape)]
+
+
+def test_repeated_groups_would_be_noticed():
+    """The reference does repeat them."""
+    assert [shape for shape in shapes_in(kernels.reference, *structs(4 * CHUNK)) if repeats_groups(shape)]
+
+
+def saved_sizes(kernel, time: int) -> list[int]:
+    """Sizes of the arrays kept from the forward for the backward pass."""
+    pull = jax.eval_shape(lambda *arguments: jax.vjp(kernel, *arguments)[1], *structs(time))
+    return [leaf.size for leaf in jax.tree.leaves(pull)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_nothing_of_size_heads_by_chunk_by_chunk_is_saved(schedule, monkeypatch):
+    chunks, time = 4, 4 * CHUNK
+    # Per token what the coefficients hold and little else, per chunk a state: both schedules may keep that.
+    states = chunks * GROUPS * MEMBERS * WIDE_KEY * WIDE_VALUE
+    coefficients = time * (2 * GROUPS * WIDE_KEY + GROUPS * MEMBERS * (WIDE_VALUE + 1))
+    square = chunks * GROUPS * MEMBERS * CHUNK * CHUNK
+    assert max(states, coefficients) < square
+    saved = saved_sizes(SCANS[schedule], time)
+    assert max(saved) < square
+    assert sum(saved) <= 2 * (states + coefficients)
+
+    monkeypatch.setattr(_schedule.jax, "checkpoint", lambda function, **_: function)
+    assert max(saved_sizes(SCANS[schedule], time)) >= square
+
+
+@pytest.mark.parametrize("kernel", SCANS.values(), ids=SCANS)
+def test_work_is_linear_in_the_number_of_chunks(kernel):
+    for function in (kernel, jax.grad(loss(kernel), argnums=(0, 1))):
+        short, long = (work(function, *structs(chunks * CHUNK)) for chunks in (8, 16))
+        assert 1.9 < long / short < 2.1
+
+
+def test_xla_counts_linear_work_too():
+    """Its own count, for the schedule without a loop over whole chunks (it counts a loop's body once)."""
+    flops = [jax.jit(SCANS["parallel"]).lower(*structs(n * CHUNK)).cost_analysis()["flops"] for n in (8, 16)]
+    assert 1.9 < flops[1] / flops[0] < 2.1
+
+
+def test_work_quadratic_in_time_would_be_noticed():
+    """One chunk for the whole sequence."""
+    whole = functools.partial(kernels.chunk_scan, chunk_size=1024, schedule=kernels.serial)
+    assert work(whole, *structs(1024)) > 3.0 * work(whole, *structs(512))
+
+
+def test_all_finite_finds_what_is_not():
+    assert all_finite((jnp.ones(2), jnp.arange(3)))
+    assert not all_finite((jnp.ones(2), jnp.asarray([0.0, -jnp.inf])))

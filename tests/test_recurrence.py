@@ -1,0 +1,393 @@
+"""The seam where users subclass: what mistakes say, what a small subclass can do, what `length` and `valid` mean."""
+
+import inspect
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import jit, relative_error, trees_close, trees_equal_bitwise
+from jaxtyping import Array
+
+import ssmkit
+
+
+HEADS, GROUPS, KEY, VALUE, TIME = 4, 2, 3, 5, 6
+SHAPE = (HEADS, KEY, VALUE)
+
+
+def documented_example() -> type[ssmkit.DiagonalChunkedRecurrence]:
+    """The class that the documentation of `DiagonalChunkedRecurrence` shows, run as it stands there."""
+    lines = inspect.getdoc(ssmkit.DiagonalChunkedRecurrence).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("    class "))
+    code = itertools.takewhile(lambda line: not line or line.startswith("    "), lines[start:])
+    namespace = {"ssmkit": ssmkit, "jax": jax, "jnp": jnp, "eqx": eqx, "Array": Array, "__name__": __name__}
+    exec(textwrap.dedent("\n".join(code)), namespace)
+    return namespace["Decay"]
+
+
+Decay = documented_example()
+
+
+class Mistaken(ssmkit.DiagonalChunkedRecurrence[Array]):
+    """Good coefficients, but for what is changed."""
+
+    changes: dict = eqx.field(static=True)
+    state_shape: tuple[int, int, int] = eqx.field(static=True, default=SHAPE)
+
+    def coefficients(self, x):
+        shapes = dict(log_decay=(HEADS, 1), write=(GROUPS, KEY), value=(HEADS, VALUE), read=(GROUPS, KEY))
+        fields = {name: jnp.zeros(shape, jnp.float32) + x for name, shape in shapes.items()}
+        fields |= {
+            name: change(fields[name]) if callable(change) else jnp.zeros(change, jnp.float32)
+            for name, change in self.changes.items()
+        }
+        return ssmkit.Coefficients(**fields)
+
+
+class Pair(ssmkit.DiagonalChunkedRecurrence[Array]):
+    """Returns something else."""
+
+    state_shape: tuple[int, int, int] = eqx.field(static=True, default=SHAPE)
+
+    def coefficients(self, x):
+        return x, x
+
+
+# What is changed, and what the message must say: class, field, axis, got, expected.
+MISTAKES = {
+    "log_decay without its second axis": (
+        {"log_decay": (HEADS,)},
+        "Mistaken.coefficients: `log_decay` must have the axes (heads, 1 or key) of one token, got shape (4,). "
+        "The framework adds the time and batch axes itself.",
+    ),
+    "write with a time axis": (
+        {"write": (TIME, GROUPS, KEY)},
+        "Mistaken.coefficients: `write` must have the axes (groups, key) of one token, got shape (6, 2, 3). "
+        "The framework adds the time and batch axes itself.",
+    ),
+    "value without heads": (
+        {"value": (VALUE,)},
+        "Mistaken.coefficients: `value` must have the axes (heads, value) of one token, got shape (5,). "
+        "The framework adds the time and batch axes itself.",
+    ),
+    "read without groups": (
+        {"read": (KEY,)},
+        "Mistaken.coefficients: `read` must have the axes (groups, key) of one token, got shape (3,). "
+        "The framework adds the time and batch axes itself.",
+    ),
+    "heads of log_decay": (
+        {"log_decay": (3, 1)},
+        "Mistaken.coefficients: axis 0 (heads) of `log_decay` must be 4 (the heads of `value`), got 3 in shape (3, 1).",
+    ),
+    "key of log_decay": (
+        {"log_decay": (HEADS, 2)},
+        "Mistaken.coefficients: axis 1 (key) of `log_decay` must be 1 or 3 (one decay per head, or one per key channel "
+        "of `write`), got 2 in shape (4, 2).",
+    ),
+    "groups of read": (
+        {"read": (1, KEY)},
+        "Mistaken.coefficients: axis 0 (groups) of `read` must be 2 (the groups of `write`), got 1 in shape (1, 3).",
+    ),
+    "key of read": (
+        {"read": (GROUPS, 4)},
+        "Mistaken.coefficients: axis 1 (key) of `read` must be 3 (the key channels of `write`), got 4 in shape (2, 4).",
+    ),
+    "groups that do not divide heads": (
+        {"write": (3, KEY), "read": (3, KEY)},
+        "Mistaken.coefficients: axis 0 (groups) of `write` must divide the 4 heads of `value`, got 3 in shape (3, 3).",
+    ),
+    "no group": (
+        {"write": (0, KEY), "read": (0, KEY)},
+        "Mistaken.coefficients: axis 0 (groups) of `write` must divide the 4 heads of `value`, got 0 in shape (0, 3).",
+    ),
+    "integers": (
+        {"value": lambda value: value.astype(int)},
+        "Mistaken.coefficients: `value` must be floating point or complex, got int64.",
+    ),
+    "a log_decay in half precision": (
+        {"log_decay": lambda log_decay: log_decay.astype(jnp.bfloat16)},
+        "Mistaken.coefficients: `log_decay` must be at least float32, got bfloat16: sums of low-precision logarithms "
+        "lose the state. Compute it from `x.astype(jnp.float32)`.",
+    ),
+    "heads against state_shape": (
+        {"log_decay": (2, 1), "value": (2, VALUE)},
+        "Mistaken.coefficients: axis 0 (heads) of `value` must be 4, as `state_shape` (4, 3, 5) says, got 2 in shape "
+        "(2, 5).",
+    ),
+    "key against state_shape": (
+        {"write": (GROUPS, 7), "read": (GROUPS, 7)},
+        "Mistaken.coefficients: axis 1 (key) of `write` must be 3, as `state_shape` (4, 3, 5) says, got 7 in shape "
+        "(2, 7).",
+    ),
+    "value against state_shape": (
+        {"value": (HEADS, 7)},
+        "Mistaken.coefficients: axis 1 (value) of `value` must be 5, as `state_shape` (4, 3, 5) says, got 7 in shape "
+        "(4, 7).",
+    ),
+}
+STATES = {
+    "mis-sized": (
+        (HEADS, VALUE, KEY),
+        "Mistaken: `state` must have shape (heads, key, value) = (4, 3, 5), got (4, 5, 3). Start from `init_state()`.",
+    ),
+    "batched": (
+        (2, *SHAPE),
+        "Mistaken: `state` must have shape (heads, key, value) = (4, 3, 5), got (2, 4, 3, 5). Start from "
+        "`init_state()`.",
+    ),
+}
+
+
+def message_of(function) -> str:
+    """The message of the error that this raises, with its type."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def message_of_step(changes, state_shape=SHAPE) -> str:
+    return message_of(lambda: Mistaken(changes).step(jnp.float32(1.0), jnp.zeros(state_shape, jnp.float32)))
+
+
+def message_of_scan(changes, state_shape=SHAPE) -> str:
+    inputs, state = jnp.ones(TIME, jnp.float32), jnp.zeros(state_shape, jnp.float32)
+    return message_of(lambda: Mistaken(changes).chunk_scan(inputs, state))
+
+
+def test_without_a_mistake_nothing_is_raised():
+    """So that every message below comes from its own mistake."""
+    assert message_of_step({}) == message_of_scan({}) == "nothing was raised"
+    assert message_of_step({"log_decay": (HEADS, KEY)}) == "nothing was raised"
+
+
+@pytest.mark.parametrize("changes, expected", MISTAKES.values(), ids=MISTAKES)
+def test_mistaken_coefficients(changes, expected):
+    assert message_of_step(changes) == message_of_scan(changes) == f"ValueError: {expected}"
+
+
+def test_a_mistake_is_found_under_jit_and_before_anything_is_computed():
+    changes, expected = MISTAKES["key of read"]
+    state = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    trace = lambda: jax.eval_shape(Mistaken(changes).step, jax.ShapeDtypeStruct((), jnp.float32), state)  # noqa: E731
+    assert message_of(trace) == f"ValueError: {expected}"
+
+
+@pytest.mark.parametrize("method", ["step", "chunk_scan"])
+def test_something_else_than_coefficients(method):
+    run = lambda: getattr(Pair(), method)(jnp.ones((TIME, 2)), jnp.zeros(SHAPE, jnp.float32))  # noqa: E731
+    assert message_of(run) == "TypeError: Pair.coefficients must return `ssmkit.Coefficients`, got tuple."
+
+
+@pytest.mark.parametrize("shape, expected", STATES.values(), ids=STATES)
+@pytest.mark.parametrize("message", [message_of_step, message_of_scan], ids=["step", "chunk_scan"])
+def test_a_mis_shaped_state(message, shape, expected):
+    """Where the type checker sees the number of axes it speaks first, naming the argument, what it got and expected."""
+    got = message({}, shape)
+    if len(shape) == len(SHAPE):
+        assert got == f"ValueError: {expected}"
+    else:
+        assert all(part in got for part in ("'state'", "DiagonalChunkedRecurrence", "f32[2,4,3,5]", "heads key value"))
+
+
+@pytest.mark.parametrize(
+    "inputs, shapes",
+    [((np.ones(3), np.ones(4)), "[(3,), (4,)]"), ((np.ones(3), np.float64(1)), "[(3,), ()]"), ((), "[]")],
+    ids=["unequal", "scalar", "none"],
+)
+def test_inputs_without_a_common_time_axis(inputs, shapes):
+    got = message_of(lambda: Pair().chunk_scan(jax.tree.map(jnp.asarray, inputs), jnp.zeros(SHAPE, jnp.float32)))
+    expected = "every array of `inputs` must have the same leading axis (time), got shapes"
+    assert got == f"ValueError: Pair.chunk_scan: {expected} {shapes}."
+
+
+def messages() -> dict[str, str]:
+    """Every message above, for the interpreter without the type checker."""
+    found = {name: message_of_step(changes) for name, (changes, _) in MISTAKES.items()}
+    found |= {f"{name}, scanned": message_of_scan(changes) for name, (changes, _) in MISTAKES.items()}
+    for name, (shape, _) in STATES.items():
+        found |= {f"{name} state": message_of_step({}, shape), f"{name} state, scanned": message_of_scan({}, shape)}
+    found["number"] = message_of(lambda: ssmkit.Coefficients(1.0, *[jnp.zeros((1, 1))] * 3))
+    found["no mistake"] = message_of_scan({})
+    return found
+
+
+def test_messages_are_the_same_without_the_type_checker():
+    """And without x64: here `astype(int)` is int32."""
+    environment = dict(os.environ, SSMKIT_TYPECHECK="0")
+    here = Path(__file__).parent
+    code = "import json, test_recurrence; print(json.dumps(test_recurrence.messages()))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    expected = {name: message.replace("int64", "int32") for name, (_, message) in MISTAKES.items()}
+    expected |= {f"{name} state": message for name, (_, message) in STATES.items()}
+    expected |= {f"{name}, scanned": message for name, message in expected.items()}
+    expected["number"] = "`log_decay` must be a JAX array with axes (heads, 1 or key), got float."
+    expected = {name: f"ValueError: {message}" for name, message in expected.items()}
+    expected["no mistake"] = "nothing was raised"
+    assert json.loads(run.stdout) == expected
+
+
+def test_a_number_where_an_array_belongs():
+    """The type checker, which speaks first here, names the field too."""
+    got = message_of(lambda: ssmkit.Coefficients(1.0, *[jnp.zeros((1, 1))] * 3))
+    assert all(part in got for part in ("'log_decay'", "Coefficients", "1.0", "Array"))
+
+
+@pytest.mark.parametrize("cls", [ssmkit.DiagonalChunkedRecurrence, ssmkit.AbstractRecurrentMixer])
+def test_abstract_classes_say_what_is_missing(cls):
+    with pytest.raises(TypeError, match="abstract"):
+        cls()
+
+
+# A small subclass.
+
+
+@pytest.fixture(scope="module")
+def decay():
+    """The documented example: float32, but for `ones`, which x64 makes float64."""
+    rate = jnp.linspace(-2.0, 1.0, HEADS, dtype=jnp.float32)
+    return Decay(rate=rate, state_shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(TIME, HEADS, VALUE)), jnp.float32)
+
+
+def by_hand(decay, tokens, state):
+    """The recurrence as a loop over NumPy arrays."""
+    factor = np.exp(-np.log1p(np.exp(np.asarray(decay.rate, np.float64))))[:, None, None]
+    state, outputs = np.asarray(state, np.float64), []
+    for token in np.asarray(tokens, np.float64):
+        state = factor * state + token[:, None, :]
+        outputs.append(state.sum(axis=1))
+    return np.asarray(outputs), state
+
+
+# Float32 rounding of a sum of a handful of terms.
+BOUND = 1e-6
+
+
+def test_a_subclass_runs_under_jit(decay, tokens):
+    outputs, state = jit(decay.chunk_scan)(tokens, decay.init_state())
+    expected, expected_state = by_hand(decay, tokens, decay.init_state())
+    assert relative_error(outputs, expected) <= BOUND
+    assert relative_error(state, expected_state) <= BOUND
+    step = jit(decay.step)
+    state = decay.init_state()
+    for token, expected_output in zip(tokens, expected, strict=True):
+        output, state = step(token, state)
+        assert relative_error(output, expected_output) <= BOUND
+    assert relative_error(state, expected_state) <= BOUND
+
+
+def test_a_subclass_runs_under_vmap(decay, tokens):
+    batch = jnp.stack([tokens, 2 * tokens, tokens[::-1]])
+    states = jnp.stack([decay.init_state() + value for value in (0.0, 1.0, -1.0)])
+    outputs, finals = jit(jax.vmap(decay.chunk_scan))(batch, states)
+    for row in range(3):
+        expected, expected_final = by_hand(decay, batch[row], states[row])
+        assert relative_error(outputs[row], expected) <= BOUND
+        assert relative_error(finals[row], expected_final) <= BOUND
+
+
+def test_a_subclass_has_gradients(decay, tokens):
+    """In its parameters, inputs and state, against central differences in float64."""
+    inputs = (decay.rate, tokens, decay.init_state() + 1.0)
+    inputs = tuple(array.astype(jnp.float64) for array in inputs)
+
+    def loss(rate, tokens, state):
+        outputs, final = Decay(rate=rate, state_shape=SHAPE).chunk_scan(tokens, state)
+        return jnp.sum(jnp.sin(outputs)) + jnp.sum(jnp.cos(final))
+
+    gradients = jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
+    evaluate = jit(loss)
+    rng = np.random.default_rng(1)
+    for place, gradient in enumerate(gradients):
+        direction = jnp.asarray(rng.normal(size=gradient.shape))
+        moved = [
+            evaluate(*inputs[:place], inputs[place] + step * direction, *inputs[place + 1 :]) for step in (1e-5, -1e-5)
+        ]
+        # The differences are good to 1e-10 / 1e-5 of the loss, which is of the order of 10.
+        np.testing.assert_allclose(jnp.vdot(gradient, direction), (moved[0] - moved[1]) / 2e-5, rtol=1e-7, atol=1e-7)
+
+
+def test_the_state_begins_with_zeros_in_float32(decay):
+    state = decay.init_state()
+    assert (state.shape, state.dtype) == (SHAPE, jnp.float32)
+    assert not np.any(state)
+
+
+# `length` and `valid`.
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, TIME])
+@pytest.mark.parametrize("kind", [int, jnp.int64, jnp.int32, jnp.uint8], ids=["int", "int64", "int32", "uint8"])
+def test_length_counts_valid_tokens(decay, tokens, length, kind):
+    """As a Python number, static under `jit`, or an array of any integer type."""
+    state = decay.init_state() + 1.0
+    outputs, final = decay.chunk_scan(tokens, state, length=kind(length))
+    expected, expected_final = by_hand(decay, tokens[:length], state)
+    assert relative_error(final, expected_final) <= BOUND
+    assert np.isfinite(outputs).all()
+    if length:
+        assert relative_error(outputs[:length], expected) <= BOUND
+    else:
+        assert trees_equal_bitwise(final, state)
+
+
+def test_a_traced_length_is_not_compiled_again(decay, tokens):
+    state = decay.init_state() + 1.0
+    traces = []
+
+    @jax.jit
+    def run(length):
+        traces.append(length)
+        return decay.chunk_scan(tokens, state, length=length)
+
+    for length in range(TIME + 1):
+        assert trees_close(run(length)[1], decay.chunk_scan(tokens[:length], state)[1], BOUND)
+    assert len(traces) == 1
+
+
+def test_not_a_number_in_a_padded_token_does_not_reach_the_state(decay, tokens):
+    state = decay.init_state() + 1.0
+    for bad in (jnp.nan, jnp.inf):
+        outputs, final = decay.chunk_scan(tokens.at[3:].set(bad), state, length=3)
+        assert np.isfinite(final).all()
+        assert trees_equal_bitwise(
+            (outputs[:3], final), jax.tree.map(lambda array: array, _first(decay, tokens, state))
+        )
+        assert trees_equal_bitwise(decay.step(jnp.full_like(tokens[0], bad), state, valid=False)[1], state)
+
+
+@pytest.mark.parametrize("valid", [True, jnp.asarray(True), None], ids=["bool", "array", "none"])
+def test_a_valid_step_changes_the_state(decay, tokens, valid):
+    state = decay.init_state() + 1.0
+    output, final = decay.step(tokens[0], state, valid=valid)
+    expected, expected_final = by_hand(decay, tokens[:1], state)
+    assert relative_error(output, expected[0]) <= BOUND
+    assert relative_error(final, expected_final) <= BOUND
+
+
+@pytest.mark.parametrize("valid", [False, jnp.asarray(False)], ids=["bool", "array"])
+def test_an_invalid_step_leaves_the_state_alone(decay, tokens, valid):
+    """Bit for bit, whatever bits: signed zeros, the smallest normal numbers and the largest ones too."""
+    tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    state = jnp.resize(jnp.asarray([1.0, -0.0, 0.0, tiny, -tiny, huge, -huge, 1 / 3], jnp.float32), SHAPE)
+    output, final = decay.step(tokens[0], state, valid=valid)
+    assert trees_equal_bitwise(final, state)
+    assert output.shape == (HEADS, VALUE)
+    _, final = decay.chunk_scan(tokens, state, length=0)
+    assert trees_equal_bitwise(final, state)
