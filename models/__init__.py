@@ -1,8 +1,10 @@
 """Models written against the public names of `ssmkit`."""
 
-from .mamba2 import Mamba2 as Mamba2
-from .mamba2 import Mamba2Cache as Mamba2Cache
-from .mamba2 import Mamba2Config as Mamba2Config
-from .mamba2 import Mamba2Mixer as Mamba2Mixer
-from .mamba2 import Mamba2Recurrence as Mamba2Recurrence
+from .mamba2 import (
+    Mamba2 as Mamba2,
+    Mamba2Cache as Mamba2Cache,
+    Mamba2Config as Mamba2Config,
+    Mamba2Mixer as Mamba2Mixer,
+    Mamba2Recurrence as Mamba2Recurrence,
+)
 from .toy import ToySSM as ToySSM

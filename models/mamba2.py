@@ -73,16 +73,15 @@ class Mamba2Config:
             if getattr(self, name) < 1:
                 problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if not problems:
-            heads = self.inner_size // self.head_dim
             if self.num_heads is None:
-                object.__setattr__(self, "num_heads", heads)
-            if self.num_heads * self.head_dim != self.inner_size:
+                object.__setattr__(self, "num_heads", self.heads)
+            if self.num_heads != self.heads or self.heads * self.head_dim != self.inner_size:
                 problems.append(
                     f"`num_heads` * `head_dim` must be `expand` * `hidden_size` = {self.inner_size}, got "
                     f"{self.num_heads} * {self.head_dim}"
                 )
-            elif self.num_heads % self.n_groups != 0:
-                problems.append(f"`n_groups` must divide the {self.num_heads} heads, got {self.n_groups}")
+            elif self.heads % self.n_groups != 0:
+                problems.append(f"`n_groups` must divide the {self.heads} heads, got {self.n_groups}")
         if self.hidden_act not in ("silu", "swish"):
             problems.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")
         if not 0.0 <= self.time_step_limit[0] <= self.time_step_limit[1]:
@@ -95,6 +94,11 @@ class Mamba2Config:
     def inner_size(self) -> int:
         """Channels of a mixer: heads times head_dim."""
         return int(self.expand * self.hidden_size)
+
+    @property
+    def heads(self) -> int:
+        """Heads of a mixer: `num_heads`, known to be an integer."""
+        return self.inner_size // self.head_dim
 
     @property
     def conv_size(self) -> int:
@@ -129,7 +133,7 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
 
     def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray):
         """A uniform in [1, 16], step sizes log-uniform in the configured range, as the paper's code."""
-        heads = config.num_heads
+        heads = config.heads
         A_key, dt_key = jax.random.split(key)
         self.A_log = jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0))
         low, high = math.log(config.time_step_min), math.log(config.time_step_max)
@@ -173,7 +177,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
         """Parameters of the recurrence, D and the norm stay float32 whatever `dtype` is."""
         keys = jax.random.split(key, 4)
-        inner, conv, heads = config.inner_size, config.conv_size, config.num_heads
+        inner, conv, heads = config.inner_size, config.conv_size, config.heads
         linear = lambda rows, columns, key: ssmkit.Linear(  # noqa: E731
             columns, rows, use_bias=config.use_bias, dtype=dtype, key=key
         )

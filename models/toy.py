@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import ssmkit
 
 
-class ToyRecurrence(ssmkit.DiagonalChunkedRecurrence[Float[Array, "heads three_dim"]]):
-    r"""Gated linear attention with one decay per head: $S_t = \sigma(f_t) S_{t-1} + k_t v_t^\top$, $y_t = S_t^\top q_t$."""
+class ToyRecurrence(ssmkit.DiagonalChunkedRecurrence[Float[Array, "heads features"]]):
+    r"""$S_t = \sigma(f_t) S_{t-1} + k_t v_t^\top$, $y_t = S_t^\top q_t$: linear attention with one decay per head."""
 
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 

@@ -1,6 +1,7 @@
 """Causal depthwise convolution, with its window as state."""
 
-import equinox as eqx
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
@@ -66,7 +67,7 @@ class CausalConv1d(
         extended = jnp.concatenate([state, inputs.astype(state.dtype)])
         taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
         window = jax.lax.dynamic_slice_in_dim(extended, time if length is None else length, state.shape[0])
-        return self._add_bias(sum(taps[1:], taps[0])), window
+        return self._sum(taps), window
 
     def step(
         self, inputs: Float[Array, " channel"], state: Float[Array, "window channel"], *, valid: Valid | None = None
@@ -75,10 +76,11 @@ class CausalConv1d(
         extended = jnp.concatenate([state, inputs.astype(state.dtype)[None]])
         taps = [tap * extended[j] for j, tap in enumerate(self._taps(state.dtype))]
         window = extended[1:] if valid is None else jnp.where(valid, extended[1:], state)
-        return self._add_bias(sum(taps[1:], taps[0])), window
+        return self._sum(taps), window
 
     def _taps(self, dtype: DTypeLike) -> Float[Array, "kernel channel"]:
         return self.weight.astype(dtype).T
 
-    def _add_bias(self, outputs: Float[Array, "*time channel"]) -> Float[Array, "*time channel"]:
+    def _sum(self, taps: list[Array]) -> Float[Array, "*time channel"]:
+        outputs = functools.reduce(jnp.add, taps)
         return outputs if self.bias is None else outputs + along_last(self.bias, outputs)

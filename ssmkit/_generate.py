@@ -72,7 +72,8 @@ def generate(
     - `sampler`: `Greedy()` or a `Sampler`.
     - `lengths`: valid tokens of each row of an array; `None` means all.
     - `stop_token`: one id or several; a row ends with the first of them it produces.
-    - `cache`: of earlier tokens, as `Generation.cache`; it is not consumed. `None` starts anew.
+    - `cache`: of earlier tokens, as `Generation.cache`; it is not consumed. `None` starts anew. A repetition penalty
+        does not see those tokens.
     - `key`: needed by a `Sampler`. One key: row `i` uses `jax.random.fold_in(key, i)`, so that a row does not depend on
         the other rows or their number. Or one key per row.
 
@@ -270,17 +271,16 @@ def _per_row(function, size: int):
 
 
 def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:
-    if key is None:
-        if sampler.needs_key:
-            raise ValueError(f"`key` is needed by {type(sampler).__name__}: pass `key=jax.random.key(seed)`.")
-        key = jax.random.key(0)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(size, dtype=jnp.uint32))
-    if key.shape != (size,):
-        raise ValueError(f"`key` must be one key or one per prompt, {size}, got shape {key.shape}.")
-    return jnp.copy(key)
+    if key is None and sampler.needs_key:
+        raise ValueError(f"`key` is needed by {type(sampler).__name__}: pass `key=jax.random.key(seed)`.")
+    keys: Array = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        keys = jax.random.wrap_key_data(keys)
+    if keys.ndim == 0:
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys, jnp.arange(size, dtype=jnp.uint32))
+    if keys.shape != (size,):
+        raise ValueError(f"`key` must be one key or one per prompt, {size}, got shape {keys.shape}.")
+    return jnp.copy(keys)
 
 
 def _capacity(max_new_tokens: int) -> int:
@@ -318,5 +318,6 @@ def _finish(result: Generation, max_new_tokens: int) -> Generation:
         raise FloatingPointError(
             f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or infinity."
         )
-    tokens = np.asarray(result.tokens)[:, :max_new_tokens]  # a slice on the device would be compiled for every size
-    return eqx.tree_at(lambda g: g.tokens, result, jnp.asarray(tokens))
+    # By way of the host: a slice on the device, even `jnp.asarray`, would be compiled for every size.
+    tokens = np.asarray(result.tokens)[:, :max_new_tokens]
+    return eqx.tree_at(lambda g: g.tokens, result, jax.device_put(tokens))

@@ -65,7 +65,7 @@ class Embedding(eqx.Module):
 
 
 class RMSNorm(eqx.Module):
-    r"""$y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis, in float32 (arXiv 1910.07467)."""
+    r"""$y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis (arXiv 1910.07467)."""
 
     weight: Float[Array, " width"]
     eps: float = eqx.field(static=True)
@@ -99,7 +99,9 @@ class GatedRMSNorm(eqx.Module):
         self.groups = groups
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*axes channel"], gate: Float[Array, "*axes channel"]) -> Float[Array, "*axes channel"]:
+    def __call__(
+        self, x: Float[Array, "*axes channel"], gate: Float[Array, "*axes channel"]
+    ) -> Float[Array, "*axes channel"]:
         """Normalised and gated `x`, float32 or wider."""
         dtype = self.weight.dtype
         x = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))

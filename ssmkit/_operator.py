@@ -47,9 +47,7 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
         """
 
     @abc.abstractmethod
-    def step(
-        self, inputs: Input, state: OperatorState, *, valid: Valid | None = None
-    ) -> tuple[Output, OperatorState]:
+    def step(self, inputs: Input, state: OperatorState, *, valid: Valid | None = None) -> tuple[Output, OperatorState]:
         """One token, at a cost independent of how many came before.
 
         **Arguments:**

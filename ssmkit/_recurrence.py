@@ -6,7 +6,7 @@ from typing import Generic
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
 from . import kernels
 from ._coefficients import Coefficients
@@ -31,7 +31,8 @@ class DiagonalChunkedRecurrence(
 
             def coefficients(self, x):  # x: (heads, value), one token
                 ones = jnp.ones((1, self.state_shape[1]))
-                return ssmkit.Coefficients(log_decay=-jax.nn.softplus(self.rate)[:, None], write=ones, value=x, read=ones)
+                decay = jax.nn.log_sigmoid(self.rate)[:, None]
+                return ssmkit.Coefficients(log_decay=decay, write=ones, value=x, read=ones)
 
     **Arguments:**
 
@@ -47,7 +48,7 @@ class DiagonalChunkedRecurrence(
     chunk_size: int | None = eqx.field(static=True, default=None, kw_only=True)
 
     @abc.abstractmethod
-    def coefficients(self, inputs: Input) -> Coefficients:
+    def coefficients(self, inputs: Input, /) -> Coefficients:
         """What one token does to the state. It sees one token only, hence is causal by construction.
 
         **Arguments:**
@@ -58,7 +59,7 @@ class DiagonalChunkedRecurrence(
         """
 
     def init_state(self) -> State:
-        """Zeros of shape `state_shape`, float32; complex64 if the decay is complex is made by `astype`."""
+        """Zeros of shape `state_shape`, float32; whatever the dtype of the inputs."""
         return jnp.zeros(self.state_shape, jnp.float32)
 
     def chunk_scan(
@@ -100,7 +101,9 @@ class DiagonalChunkedRecurrence(
         except ValueError as error:
             raise ValueError(f"{name}.coefficients: {error}") from error
         if not isinstance(coefficients, Coefficients):
-            raise TypeError(f"{name}.coefficients must return `ssmkit.Coefficients`, got {type(coefficients).__name__}.")
+            raise TypeError(
+                f"{name}.coefficients must return `ssmkit.Coefficients`, got {type(coefficients).__name__}."
+            )
         fields = zip(("heads", "key", "value"), ("value", "write", "value"), (0, 1, 1), self.state_shape, strict=True)
         for axis_name, field, axis, expected in fields:
             got = getattr(coefficients, field).shape
@@ -119,7 +122,7 @@ class DiagonalChunkedRecurrence(
             )
 
 
-def _leading_axis(name: str, inputs: Input) -> int:
+def _leading_axis(name: str, inputs: PyTree) -> int:
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(inputs)}
     if len(sizes) != 1 or sizes == {()}:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]

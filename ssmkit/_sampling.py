@@ -13,7 +13,10 @@ from ._types import Logits, PRNGKeyArray, Token
 class AbstractSampler(eqx.Module):
     """Chooses a token. Stateless: the engine owns the random key and the history of every row."""
 
-    needs_key: eqx.AbstractClassVar[bool]
+    @property
+    @abc.abstractmethod
+    def needs_key(self) -> bool:
+        """Whether `key` is looked at; `generate` then requires one."""
 
     @property
     @abc.abstractmethod
@@ -35,7 +38,10 @@ class AbstractSampler(eqx.Module):
 class Greedy(AbstractSampler):
     """The most probable token; the lowest id among equals."""
 
-    needs_key = False
+    @property
+    def needs_key(self) -> bool:
+        """Never."""
+        return False
 
     @property
     def needs_history(self) -> bool:
@@ -60,8 +66,6 @@ class Sampler(AbstractSampler):
     top_p: Float[Array, ""] | None
     min_p: Float[Array, ""] | None
     repetition_penalty: Float[Array, ""] | None
-
-    needs_key = True
 
     def __init__(
         self,
@@ -96,6 +100,11 @@ class Sampler(AbstractSampler):
         self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.float32)
         self.min_p = None if min_p is None else jnp.asarray(min_p, jnp.float32)
         self.repetition_penalty = None if repetition_penalty is None else jnp.asarray(repetition_penalty, jnp.float32)
+
+    @property
+    def needs_key(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def needs_history(self) -> bool:

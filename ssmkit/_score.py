@@ -76,8 +76,9 @@ def score(
     for start in range(0, len(inputs), SEGMENT):
         valid = min(SEGMENT, len(inputs) - start)
         padding = (0, SEGMENT - valid)
-        segment = (np.pad(part[start : start + SEGMENT], padding).astype(np.int32) for part in (inputs, targets))
-        losses, cache = _segment(model, *segment, cache)
+        given = np.pad(inputs[start : start + SEGMENT], padding).astype(np.int32)
+        wanted = np.pad(targets[start : start + SEGMENT], padding).astype(np.int32)
+        losses, cache = _segment(model, given, wanted, cache)
         nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
         if progress is not None:
             progress(start + valid)

@@ -20,8 +20,7 @@ A leading `*axes` stands for any number of leading axes, none included. Inside e
 from typing import TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Inexact, Int
-from jaxtyping import PRNGKeyArray as PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
 
 
 Token: TypeAlias = Int[Array, ""]

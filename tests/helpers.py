@@ -134,11 +134,11 @@ BF16_BOUND = 5e-3
 def mamba2_config(**changes) -> Mamba2Config:
     """Small and awkward: no two sizes alike, and chunks that do not divide the sequence."""
     geometry = dict(hidden_size=WIDTH, state_size=STATE, head_dim=HEAD_DIM, chunk_size=4)
-    return Mamba2Config(**dict(vocab_size=VOCAB, num_hidden_layers=2) | geometry | changes)
+    return Mamba2Config(**dict(vocab_size=VOCAB, num_hidden_layers=1) | geometry | changes)
 
 
-def _normal(*shape: int) -> Callable[[np.random.Generator, int], jax.Array]:
-    return lambda rng, time: jnp.asarray(rng.normal(size=(time, *shape)), jnp.float32)
+def _normal(*shape: int, scale: float = 1.0) -> Callable[[np.random.Generator, int], jax.Array]:
+    return lambda rng, time: jnp.asarray(rng.normal(0.0, scale, (time, *shape)), jnp.float32)
 
 
 def _tokens(rng: np.random.Generator, time: int) -> jax.Array:
@@ -147,13 +147,16 @@ def _tokens(rng: np.random.Generator, time: int) -> jax.Array:
 
 def _mamba2_inputs(groups: int) -> Callable[[np.random.Generator, int], Mamba2Inputs]:
     def sample(rng, time):
-        key = _normal(groups, STATE)
-        return Mamba2Inputs(
-            x=_normal(HEADS, HEAD_DIM)(rng, time),
-            B=key(rng, time),
-            C=key(rng, time),
-            dt=3.0 * _normal(HEADS)(rng, time),
+        x, B, C, dt = (
+            _normal(*shape, scale=scale)(rng, time)
+            for shape, scale in [
+                ((HEADS, HEAD_DIM), 1.0),
+                ((groups, STATE), 1.0),
+                ((groups, STATE), 1.0),
+                ((HEADS,), 3.0),
+            ]
         )
+        return Mamba2Inputs(x=x, B=B, C=C, dt=dt)
 
     return sample
 
@@ -208,7 +211,7 @@ MIXERS = [
     Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), _normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [
-    _mamba2("mamba2"),
+    _mamba2("mamba2", num_hidden_layers=2),
     _mamba2("mamba2-groups2-biases-tied", n_groups=2, use_bias=True, tie_word_embeddings=True),
     _mamba2(
         "mamba2-limits-D_has_hdim-padded-vocab", time_step_limit=LIMITS, D_has_hdim=True, pad_vocab_size_multiple=8

@@ -20,8 +20,9 @@ transformers = pytest.importorskip("transformers")
 # transformers logs and warns that it has no CUDA kernels
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# As a share of the largest logit. Float32 against float32, summed in other orders: 2e-6 is the most that was measured.
-BOUND = 1e-5
+# As a share of the largest logit. Float32 against float32, summed in other orders: 1e-6 to 5e-6 was measured, the most
+# where one of four groups of channels nearly vanishes before it is normalised.
+BOUND = 2e-5
 LENGTHS = (1, 2, 3, 17, 255, 256, 257, 611)
 # These are written in several files.
 SHARDED = ("4 groups, chunks of 64", "tied, biases")

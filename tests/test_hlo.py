@@ -32,7 +32,8 @@ class Program:
         )
         self.model = Mamba2(config, key=jax.random.key(0))
         self.sampler = sampler
-        self.executable = _generate._generate.lower(*self.arguments(CAPACITY)).compile()
+        lowered = _generate._generate.lower(*self.arguments(CAPACITY))  # pyright: ignore[reportFunctionMemberAccess]
+        self.executable = lowered.compile()
         self.text = self.executable.compiled.as_text()
         heads = re.finditer(r"^(?:ENTRY )?%([\w.-]+) \(.*?^}", self.text, re.MULTILINE | re.DOTALL)
         self.computations = {head.group(1): head.group() for head in heads}
@@ -98,7 +99,7 @@ def test_one_loop_decodes(program):
         shape = f"f32[{','.join(map(str, leaf.shape))}]"
         assert carry.count(shape) >= sum(leaf.shape == other.shape for other in jax.tree.leaves(program.cache()))
         assert program.loops(shape) == [loop]
-    body = re.search(r"body=%([\w.-]+)", loop).group(1)
+    (body,) = re.findall(r"body=%([\w.-]+)", loop)
     text = program.within(body)
     assert "dot" in instructions(text) or MATRIX_PRODUCTS.search(text)
     # Of greedy decoding, the step is all there is to do: neither random numbers nor a loop in the loop.
@@ -109,8 +110,8 @@ def test_one_loop_decodes(program):
 def test_the_cache_is_updated_in_place(program):
     header = program.text.splitlines()[0]
     aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", header)
-    types = re.search(r"entry_computation_layout=\{\((.*)\)->\((.*?)\)\}", header)
-    parameters, results = (re.findall(r"[a-z]\w*\[[\d,]*\]", text) for text in types.groups())
+    (types,) = re.findall(r"entry_computation_layout=\{\((.*)\)->\((.*?)\)\}", header)
+    parameters, results = (re.findall(r"[a-z]\w*\[[\d,]*\]", text) for text in types)
     aliased = sorted(results[int(result)] for result, _ in aliases)
     assert aliased == sorted(parameters[int(parameter)] for _, parameter in aliases)
     leaves = jax.tree.leaves(program.cache())

@@ -22,7 +22,7 @@ values = st.one_of(
 ).filter(lambda value: value == 0 or abs(value) > 1e-20)
 rows = st.lists(values, min_size=VOCAB, max_size=VOCAB).filter(lambda row: max(row) > -np.inf)
 histories = st.lists(st.booleans(), min_size=VOCAB, max_size=VOCAB)
-settings = hypothesis.settings(max_examples=4 * hypothesis.settings.default.max_examples)  # examples are cheap here
+settings = hypothesis.settings(max_examples=4 * hypothesis.settings().max_examples)  # examples are cheap here
 
 
 @eqx.filter_jit

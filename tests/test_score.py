@@ -5,19 +5,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Float
 
+import ssmkit
 from ssmkit import _score
 from ssmkit._score import Score, cross_entropy, score
-from ssmkit.models import Mamba2, Mamba2Config
 
 
 VOCAB = 23
-CONFIG = Mamba2Config(vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, state_size=4, head_dim=4, chunk_size=8)
+
+
+class RunningSum(ssmkit.AbstractLanguageModel[Float[Array, " width"]]):
+    """Remembers the whole past, and can be written down in one line of NumPy."""
+
+    vocab_size: int = eqx.field(static=True)
+    embedding: Float[Array, "vocab width"]
+
+    def __init__(self, vocab_size, width):
+        self.vocab_size = vocab_size
+        self.embedding = jax.random.normal(jax.random.key(0), (vocab_size, width), jnp.float32)
+
+    def init_cache(self):
+        return jnp.zeros(self.embedding.shape[1], jnp.float32)
+
+    def prefill(self, tokens, cache, *, length=None):
+        raise NotImplementedError
+
+    def step(self, token, cache, *, valid=None):
+        raise NotImplementedError
+
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        sums = cache[None] + jnp.cumsum(self.embedding[tokens], axis=0)
+        return jnp.sin(sums) @ self.embedding.T, sums[-1]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Mamba2(CONFIG, key=jax.random.key(0))
+    return RunningSum(VOCAB, 5)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +50,9 @@ def tokens():
 
 
 def naive(model, tokens) -> float:
-    """One pass over the whole text, summed in float64."""
-    logits = np.asarray(eqx.filter_jit(model)(jnp.asarray(tokens[:-1], jnp.int32)), np.float64)
+    """One pass over the whole text, in float64."""
+    embedding = np.asarray(model.embedding, np.float64)
+    logits = np.sin(np.cumsum(embedding[tokens[:-1]], axis=0)) @ embedding.T
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return float(-np.log(probabilities[np.arange(len(tokens) - 1), tokens[1:]]).sum())
 
@@ -35,13 +60,13 @@ def naive(model, tokens) -> float:
 def test_equals_one_pass(model, tokens):
     result = score(model, tokens)
     assert result.tokens == 44
-    np.testing.assert_allclose(result.nats, naive(model, tokens), rtol=1e-6)
+    np.testing.assert_allclose(result.nats, naive(model, tokens), rtol=1e-5)
 
 
 @pytest.mark.parametrize("segment", [7, 44])
 def test_does_not_depend_on_segments(model, tokens, segment, monkeypatch):
     monkeypatch.setattr(_score, "SEGMENT", segment)
-    np.testing.assert_allclose(score(model, tokens).nats, naive(model, tokens), rtol=1e-6)
+    np.testing.assert_allclose(score(model, tokens).nats, naive(model, tokens), rtol=1e-5)
 
 
 def test_progress(model, tokens, monkeypatch):
@@ -54,7 +79,7 @@ def test_progress(model, tokens, monkeypatch):
 def test_two_tokens(model):
     result = score(model, [3, 4])
     assert result.tokens == 1
-    np.testing.assert_allclose(result.nats, naive(model, np.array([3, 4])), rtol=1e-6)
+    np.testing.assert_allclose(result.nats, naive(model, np.array([3, 4])), rtol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [[], [1]])

@@ -33,7 +33,7 @@ TEXT = np.tile(np.arange(12, dtype=np.int32), 20)
 class Bigram(ssmkit.AbstractLanguageModel[None]):
     """Sees one token back: enough to train, and compiled in a moment."""
 
-    vocab_size: int
+    vocab_size: int = eqx.field(static=True)
     embedding: ssmkit.Embedding
     head: ssmkit.Linear
 

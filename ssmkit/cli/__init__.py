@@ -1,5 +1,6 @@
 """The command line: a file per command, and one place where mistakes become a line and an exit code."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,10 @@ def _show_version(wanted: bool) -> bool:
     if wanted:
         import importlib.metadata
 
-        print(f"ssmkit {importlib.metadata.version('ssmkit')}")
+        try:
+            print(f"ssmkit {importlib.metadata.version('ssmkit')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("ssmkit, not installed: run from its source")
         raise typer.Exit()
     return wanted
 
@@ -55,20 +59,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted. A reader that closes the pipe early is no error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character
-    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+    except BrokenPipeError:
+        _discard_output()
+        return 0
+
+
+def _run(words: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        with command.make_context("ssmkit", words) as context:
-            command.invoke(context)
+        code = 0
+        try:
+            with command.make_context("ssmkit", words) as context:
+                command.invoke(context)
+        except typer.Exit as stop:
+            code = stop.exit_code
         sys.stdout.flush()
-    except typer.Exit as stop:
-        return stop.exit_code
+        return code
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        _discard_output()
+        raise
     except FloatingPointError as error:
         return _fail(error, 1)
     except OSError as error:
@@ -77,14 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except _ArgumentError as error:
         return _fail(error.format_message(), 2)
-    return 0
 
 
 def _fail(error: object, code: int) -> int:
-    try:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        _discard_output()
+    print(f"error: {error}", file=sys.stderr)
     return code
 
 

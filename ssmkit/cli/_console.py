@@ -5,13 +5,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 
-def print_pairs(pairs: Mapping[str, str], file: TextIO) -> None:
-    """One line per pair, values aligned."""
+def aligned(pairs: Mapping[str, str]) -> str:
+    """One line per pair, values under each other."""
     width = max(map(len, pairs))
-    print(*(f"{name:{width}}  {value}" for name, value in pairs.items()), sep="\n", file=file)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in pairs.items())
 
 
 def print_json(content: Mapping[str, Any]) -> None:

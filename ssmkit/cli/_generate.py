@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._console import print_pairs
+from ._console import aligned
 from ._models import load_model, load_tokenizer
 from ._options import DType, DTypeOption, ModelOption, TokenizerOption
 
@@ -43,7 +43,8 @@ def generate(
         int | None, typer.Option(min=0, max=2**32 - 1, help="Of the random choices.", show_default="another every time")
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TOKEN", help="End before this token. Can be given more than once.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text, which is one token. Can be given more than once."),
     ] = None,
     tokenizer: TokenizerOption = None,
     dtype: DTypeOption = DType.float32,
@@ -53,6 +54,7 @@ def generate(
     It is written as it comes, after the prompt; statistics follow on standard error.
     """
     text = _read_prompt(prompt, prompt_file)
+    sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
     loaded = load_model(model, dtype)
     words = load_tokenizer(model, tokenizer)
     import jax
@@ -67,7 +69,7 @@ def generate(
         loaded,
         prompt_tokens,
         max_new_tokens,
-        _sampler(temperature, top_k, top_p, min_p, repetition_penalty),
+        sampler,
         stop_token=sorted(stops) or None,
         key=jax.random.key(seed),
     )
@@ -93,7 +95,7 @@ def generate(
         statistics["then"] = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s"
     if temperature != 0.0:
         statistics["seed"] = str(seed)
-    print_pairs(statistics, sys.stderr)
+    print(aligned(statistics), file=sys.stderr)
 
 
 def _write(piece: str) -> None:
@@ -133,8 +135,7 @@ def _stop_tokens(words: "Tokenizer", stops: list[str], end: int | None, vocab_si
     """
     found = set() if end is None or not 0 <= end < vocab_size else {end}
     for stop in stops:
-        token = words.token_id(stop)
-        ids = words.encode(stop) if token is None else [token]
+        ids = words.encode(stop)
         if len(ids) != 1:
             raise ValueError(f"--stop must be one token of the vocabulary, got {stop!r}, which is {len(ids)}")
         found.update(ids)

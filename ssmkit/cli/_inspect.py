@@ -2,12 +2,11 @@
 
 import collections
 import dataclasses
-import sys
 from typing import Annotated, Any
 
 import typer
 
-from ._console import print_json, print_pairs
+from ._console import aligned, print_json
 from ._options import JSONOption
 
 
@@ -28,9 +27,9 @@ def inspect(
     for dtype, size in report["bytes"].items():
         header[f"{dtype} bytes"] = f"{size:,}"
     header["cache bytes per sequence"] = f"{report['cache_bytes_per_sequence']:,}"
-    print_pairs(header, sys.stdout)
+    print(aligned(header))
     print("\nconfiguration")
-    print_pairs({f"  {name}": str(value) for name, value in report["config"].items()}, sys.stdout)
+    print(aligned({f"  {name}": str(value) for name, value in report["config"].items()}))
     print("\ntensors")
     rows = [
         (entry["name"], entry["dtype"], _shape(entry["shape"]), f"{entry['bytes']:,}") for entry in report["tensors"]

@@ -21,7 +21,7 @@ def enable_compilation_cache() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.read("jax_compilation_cache_dir"):
         return
     try:
         root = os.environ.get("SSMKIT_CACHE_DIR") or Path(
@@ -44,7 +44,7 @@ def load_model(source: str | None, dtype: str | None) -> Any:
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
 
-    return from_pretrained(source or default_model_path(), dtype=dtype)
+    return from_pretrained(default_model_path() if source is None else source, dtype=dtype)
 
 
 def load_tokenizer(source: str | None, tokenizer: Path | None) -> "Tokenizer":
@@ -55,7 +55,7 @@ def load_tokenizer(source: str | None, tokenizer: Path | None) -> "Tokenizer":
     from .._text import Tokenizer
 
     if tokenizer is None:
-        tokenizer = beside(source or default_model_path(), "tokenizer.json")
+        tokenizer = beside(default_model_path() if source is None else source, "tokenizer.json")
     if tokenizer is None:
         raise FileNotFoundError(f"no tokenizer.json beside `{source}`: put it there, or pass --tokenizer FILE")
     return Tokenizer.from_file(tokenizer)

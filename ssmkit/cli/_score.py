@@ -1,14 +1,13 @@
 """`ssmkit score`."""
 
 import math
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ._console import print_json, print_pairs, progress_bar
+from ._console import aligned, print_json, progress_bar
 from ._models import load_model, load_tokenizer
 from ._options import DType, DTypeOption, JSONOption, ModelOption, TokenizerOption
 
@@ -57,7 +56,7 @@ def score(
         "bytes": f"{result.bytes}",
         "tokens/s": f"{result.tokens_per_second:.0f}",
     }
-    print_pairs(pairs, sys.stdout)
+    print(aligned(pairs))
 
 
 def score_text(model: Any, tokenizer: "Tokenizer", text: str) -> TextScore:

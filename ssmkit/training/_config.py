@@ -88,5 +88,7 @@ class TrainConfig:
                 problems.append(f"training.{name} must be {expected}, got {training[name]!r}")
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}.")
-        values = {name: types[name](value) for name, value in training.items()}
+        values: dict[str, Any] = {
+            name: float(value) if types[name] is float else value for name, value in training.items()
+        }
         return cls(model=tables["model"], **values)

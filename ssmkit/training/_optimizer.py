@@ -22,10 +22,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     adamw = optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decay_mask)
     chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
-    def update(gradient: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         """optax relies on JAX's default promotion of dtypes, whatever the user has set."""
         with jax.numpy_dtype_promotion("standard"):
-            return chain.update(gradient, state, params)
+            return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)
 

@@ -39,6 +39,8 @@ def train_files(
 
     **Raises:** `ValueError` for texts that are not UTF-8 or too short, and as `fit`.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a directory.")
     texts = {"train": read_text(train), "valid": read_text(valid)}
     tokenizer_path = out / "tokenizer.json"
     if tokenizer_path.exists():
@@ -46,8 +48,8 @@ def train_files(
     else:
         tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
     tokens = {name: np.asarray(tokenizer.encode(text), np.int32) for name, text in texts.items()}
-    check_texts(config, **tokens)
     model = make_model(config, tokenizer.vocab_size)
+    check_texts(config, **tokens)
 
     # Nothing was written so far: a mistake leaves no tokenizer behind that a later run would take for its own.
     out.mkdir(parents=True, exist_ok=True)

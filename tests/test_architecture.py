@@ -1,0 +1,247 @@
+"""How the package is built: who may subclass, import and know whom, and how long a file may be."""
+
+import ast
+import inspect
+import io
+import subprocess
+import sys
+import textwrap
+import tokenize
+import types
+from pathlib import Path
+
+import equinox as eqx
+import pytest
+from helpers import is_abstract, module_classes
+
+import ssmkit
+import ssmkit.models
+from ssmkit.models import toy
+
+
+CORE = Path(ssmkit.__file__).parent
+MODELS = Path(ssmkit.models.__file__).resolve().parent
+CORE_FILES = sorted(path for path in CORE.rglob("*.py") if not path.resolve().is_relative_to(MODELS))
+MODEL_FILES = sorted(MODELS.rglob("*.py"))
+HEAVY = {"torch", "transformers", "optax", "matplotlib", "tokenizers", "typer", "huggingface_hub", "tensorflow", "flax"}
+LONGEST_FILE = 300
+LONGEST_TOY = 60
+
+
+def named(paths: list[Path]):
+    """Parametrize `path` with readable ids."""
+    root = CORE.parent
+    name = lambda path: str(path.relative_to(MODELS.parent if path.is_relative_to(MODELS) else root))  # noqa: E731
+    return pytest.mark.parametrize("path", [pytest.param(path, id=name(path)) for path in paths])
+
+
+# Abstract or final.
+
+
+def offences(cls: type) -> list[str]:
+    """What keeps a class from being abstract or final, with no concrete method overridden."""
+    bases = [base for base in cls.__mro__[1:] if issubclass(base, eqx.Module) and base is not eqx.Module]
+    found = [f"{cls.__name__} subclasses {base.__name__}, which is concrete" for base in bases if not is_abstract(base)]
+    for name, method in vars(cls).items():
+        # `__init__` is made anew for every class by `dataclasses`; what else has underscores belongs to Python.
+        if not isinstance(method, types.FunctionType | property) or (name.startswith("__") and name != "__call__"):
+            continue
+        for base in bases:
+            inherited = vars(base).get(name)
+            if inherited is not None and not getattr(inherited, "__isabstractmethod__", False):
+                found.append(f"{cls.__name__}.{name} overrides {base.__name__}.{name}")
+    return found
+
+
+@pytest.mark.parametrize("cls", [pytest.param(cls, id=f"{cls.__module__}.{cls.__name__}") for cls in module_classes()])
+def test_every_class_is_abstract_or_final(cls):
+    assert not offences(cls)
+
+
+def test_abstract_classes_are_called_so():
+    """With the one exception whose name is part of the public surface."""
+    names = {cls.__name__ for cls in module_classes() if is_abstract(cls)}
+    assert {name for name in names if not name.startswith("Abstract")} == {"DiagonalChunkedRecurrence"}
+    assert not [cls for cls in module_classes() if cls.__name__.startswith("Abstract") and not is_abstract(cls)]
+
+
+def test_offences_would_be_noticed():
+    class FromConcrete(ssmkit.RMSNorm):
+        pass
+
+    class Overriding(ssmkit.AbstractRecurrentMixer[None]):
+        def init_cache(self):
+            return None
+
+        def mix(self, x, cache, advance):
+            return x, cache
+
+        def step(self, x, cache, *, valid=None):
+            return x, cache
+
+    assert offences(FromConcrete) == ["FromConcrete subclasses RMSNorm, which is concrete"]
+    assert offences(Overriding) == ["Overriding.step overrides AbstractRecurrentMixer.step"]
+    assert len(module_classes()) > 15
+
+
+# Who may know whom.
+
+
+def imports(source: str, package: str) -> list[tuple[str, str | None]]:
+    """Every `(module, name)` that a file of this package imports; the name is `None` for a whole module."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *filter(None, [node.module])])
+            found += [(module, alias.name) for alias in node.names]
+    return found
+
+
+def package_of(path: Path) -> str:
+    """The package that a file of the repository belongs to, which relative imports start from."""
+    inside_models = path.resolve().is_relative_to(MODELS)
+    parts = path.resolve().relative_to(MODELS).parts if inside_models else path.relative_to(CORE).parts
+    return ".".join(["ssmkit", *["models"] * inside_models, *parts[:-1]])
+
+
+def private_uses(source: str, package: str) -> list[str]:
+    """Underscored modules and names of `ssmkit` that a file imports, and underscored attributes it reads.
+
+    Of its own package it may use what it likes, of `self` too.
+    """
+    found = []
+    for module, name in imports(source, package):
+        if module.split(".")[0] == "ssmkit" and not f"{module}.".startswith(f"{package}."):
+            path = f"{module}.{name}" if name else module
+            found += [path] * any(part.startswith("_") for part in path.split("."))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            found += [ast.unparse(node)] * (ast.unparse(node.value) != "self")
+    return found
+
+
+@named(MODEL_FILES)
+def test_models_use_public_names_only(path):
+    source = path.read_text()
+    assert not private_uses(source, package_of(path))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ssmkit":
+            assert hasattr(ssmkit, node.attr), f"ssmkit.{node.attr} does not exist"
+
+
+def test_private_uses_would_be_noticed():
+    bad = """
+    import ssmkit._layers
+    from ssmkit import _types, Linear
+    from ssmkit.kernels._scalar import enter
+    from .._mixer import Cache
+    from ._own import helper
+    ssmkit._conv.CausalConv1d
+    """
+    assert private_uses(textwrap.dedent(bad), "ssmkit.models") == [
+        "ssmkit._layers",
+        "ssmkit._types",
+        "ssmkit.kernels._scalar.enter",
+        "ssmkit._mixer.Cache",
+        "ssmkit._conv",
+    ]
+
+
+def imports_models(source: str, package: str) -> bool:
+    """Whether a file imports `ssmkit.models`, by whatever spelling."""
+    found = (f"{module}.{name}" if name else module for module, name in imports(source, package))
+    return any(f"{path}.".startswith("ssmkit.models.") for path in found)
+
+
+@named(CORE_FILES)
+def test_the_core_never_imports_models(path):
+    """The registry of architectures names their module by a string, which is no import."""
+    assert not imports_models(path.read_text(), package_of(path))
+
+
+@pytest.mark.parametrize(
+    "line, package",
+    [
+        ("import ssmkit.models", "ssmkit"),
+        ("from ssmkit.models import Mamba2", "ssmkit"),
+        ("from ssmkit import models", "ssmkit"),
+        ("from . import models", "ssmkit"),
+        ("from .models.mamba2 import Mamba2", "ssmkit"),
+        ("from ..models import Mamba2", "ssmkit.checkpoint"),
+        ("def late():\n    from .. import models", "ssmkit.checkpoint"),
+    ],
+)
+def test_importing_models_would_be_noticed(line, package):
+    assert imports_models(line, package)
+    assert not imports_models("from .models import x\nfrom . import _models\nimport models", "ssmkit.cli")
+
+
+@pytest.mark.parametrize("module", ["ssmkit", "ssmkit.models"])
+def test_importing_needs_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    loaded = {name.partition(".")[0] for name in run.stdout.split()}
+    assert {"ssmkit", "equinox", "jax"} <= loaded
+    assert not loaded & HEAVY
+    assert ("ssmkit.models" in run.stdout.split()) == (module == "ssmkit.models")
+
+
+# How long.
+
+
+def lines_of_code(source: str) -> int:
+    """Lines that hold something else than comments and docstrings."""
+    docstrings = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in nothing:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def test_lines_of_code_are_counted():
+    source = '''
+    """Module."""
+
+    class A:
+        """Doc,
+        more doc."""
+
+        x = 1  # one
+
+        # nothing
+        def f(self, a,
+              b):
+            """Doc."""
+            return """two
+            lines"""
+    '''
+    assert lines_of_code(textwrap.dedent(source)) == 6
+
+
+def test_a_whole_language_model_takes_few_lines():
+    """From its recurrence to its logits, the toy model is short: that is what the abstractions are for."""
+    classes = [cls for _, cls in inspect.getmembers(toy, inspect.isclass) if cls.__module__ == toy.__name__]
+    assert ssmkit.models.ToySSM in classes
+    assert len(classes) == 3
+    assert sum(lines_of_code(textwrap.dedent(inspect.getsource(cls))) for cls in classes) <= LONGEST_TOY
+
+
+@named(CORE_FILES + MODEL_FILES)
+def test_no_file_is_long(path):
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+
+
+def test_every_file_is_looked_at():
+    """The lists above are not empty by accident, and the models are not counted among the core."""
+    assert {"_recurrence.py", "_scalar.py"} <= {path.name for path in CORE_FILES}
+    assert {"mamba2.py", "toy.py"} <= {path.name for path in MODEL_FILES}
+    assert not {path.resolve() for path in CORE_FILES} & {path.resolve() for path in MODEL_FILES}

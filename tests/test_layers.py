@@ -1,0 +1,229 @@
+"""The pointwise layers and the convolution against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import all_finite, jit, relative_error, trees_close
+
+import ssmkit
+
+
+# Float32 resolves 6e-8, and no layer here adds up more than a few dozen terms.
+BOUND = 5e-7
+AXES = pytest.mark.parametrize("axes", [(), (5,), (2, 3)], ids=["none", "time", "batch and time"])
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def precise(array) -> np.ndarray:
+    return np.asarray(array, np.float64)
+
+
+# Convolution.
+
+
+def convolution(conv, inputs, state) -> np.ndarray:
+    """Tap by tap and channel by channel."""
+    weight, window = precise(conv.weight), np.concatenate([precise(state), precise(inputs)])
+    channels, kernel_size = weight.shape
+    outputs = np.zeros((len(inputs), channels))
+    for t in range(len(inputs)):
+        for c in range(channels):
+            outputs[t, c] = 0.0 if conv.bias is None else precise(conv.bias)[c]
+            for j in range(kernel_size):
+                outputs[t, c] += weight[c, j] * window[t + j, c]
+    return outputs
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+def test_convolution(kernel_size, dtype, use_bias):
+    """Parameters may be narrow, sums are float32; sequences may be shorter than the window."""
+    conv = ssmkit.CausalConv1d(3, kernel_size, use_bias=use_bias, dtype=dtype, key=jax.random.key(0))
+    assert (conv.weight.dtype, conv.bias is None) == (dtype, not use_bias)
+    scan = jit(lambda *inputs: conv.chunk_scan(*inputs))
+    state = normal(1, kernel_size - 1, 3)
+    for time in (7, 1, 2):
+        inputs = normal(2, time, 3)
+        outputs, window = scan(inputs, state)
+        assert (outputs.dtype, window.dtype) == (jnp.float32, jnp.float32)
+        assert relative_error(outputs, convolution(conv, inputs, state)) <= BOUND
+        assert np.array_equal(window, np.concatenate([state, inputs])[time:])
+    output, window = jit(lambda *inputs: conv.step(*inputs))(inputs[0], state)
+    assert relative_error(output, convolution(conv, inputs[:1], state)[0]) <= BOUND
+    assert np.array_equal(window, np.concatenate([state, inputs[:1]])[1:])
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 7])
+def test_the_window_ends_at_the_length(length):
+    """Also where it reaches back past the first token."""
+    conv = ssmkit.CausalConv1d(3, 5, key=jax.random.key(0))
+    inputs, state = normal(1, 7, 3), normal(2, 4, 3)
+    outputs, window = conv.chunk_scan(inputs, state, length=length)
+    assert np.array_equal(window, np.concatenate([state, inputs[:length]])[length:])
+    assert relative_error(outputs[:length], convolution(conv, inputs[:length], state)) <= BOUND
+
+
+def test_convolution_without_taps():
+    with pytest.raises(ValueError, match="`kernel_size` must be at least 1, got 0"):
+        ssmkit.CausalConv1d(3, 0, key=jax.random.key(0))
+
+
+def test_convolution_is_initialised_as_pytorch_does():
+    conv = ssmkit.CausalConv1d(2000, 4, key=jax.random.key(0))
+    for parameter in (conv.weight, conv.bias):
+        assert -0.5 <= parameter.min() < -0.49
+        assert 0.49 < parameter.max() <= 0.5
+    assert not np.any(conv.init_state())
+    assert conv.init_state().shape == (3, 2000)
+
+
+# Normalisation.
+
+
+@AXES
+def test_rms_norm(axes):
+    norm = ssmkit.RMSNorm(6, eps=1e-3)
+    x = normal(0, *axes, 6)
+    weighted = jax.tree.map(lambda weight: normal(1, *weight.shape), norm)
+    expected = precise(x) / np.sqrt(np.mean(precise(x) ** 2, axis=-1, keepdims=True) + 1e-3)
+    assert relative_error(norm(x), expected) <= BOUND
+    assert relative_error(weighted(x), precise(weighted.weight) * expected) <= BOUND
+
+
+@AXES
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_gated_rms_norm(axes, groups):
+    """Gate first; the mean is over the channels of a group."""
+    norm = ssmkit.GatedRMSNorm(6, groups=groups, eps=1e-3)
+    norm = jax.tree.map(lambda weight: normal(1, *weight.shape), norm)
+    x, gate = normal(2, *axes, 6), normal(3, *axes, 6)
+    gated = precise(x) * precise(gate) / (1.0 + np.exp(-precise(gate)))
+    grouped = gated.reshape(*axes, groups, 6 // groups)
+    normalised = grouped / np.sqrt(np.mean(grouped**2, axis=-1, keepdims=True) + 1e-3)
+    assert relative_error(norm(x, gate), precise(norm.weight) * normalised.reshape(gated.shape)) <= BOUND
+
+
+@pytest.mark.parametrize("groups", [0, 4, -1])
+def test_groups_must_divide_the_channels(groups):
+    with pytest.raises(ValueError, match=rf"`groups` must divide the 6 channels, got {groups}\."):
+        ssmkit.GatedRMSNorm(6, groups=groups)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_norms_compute_in_float32(dtype):
+    """Of narrow features, whose squares leave float16 above and below; and their weights are never narrow."""
+    for size in (300.0, 1e-4):
+        x = jnp.asarray(size * np.asarray([1.0, -2.0, 3.0, 0.5]), dtype)
+        norm = ssmkit.RMSNorm(4, eps=1e-12, dtype=dtype)
+        assert norm.weight.dtype == norm(x).dtype == jnp.float32
+        expected = precise(x) / np.sqrt(np.mean(precise(x) ** 2))
+        assert relative_error(norm(x), expected) <= 1e-3 * (size < 1) + BOUND
+        gated = ssmkit.GatedRMSNorm(4, eps=1e-12, dtype=dtype)
+        assert gated.weight.dtype == gated(x, jnp.ones_like(x)).dtype == jnp.float32
+        assert relative_error(gated(x, jnp.ones_like(x)), expected) <= 1e-3 * (size < 1) + BOUND
+
+
+def test_a_norm_of_zeros_is_zero_and_has_gradients():
+    zeros = jnp.zeros((2, 4), jnp.float32)
+    norms = {
+        "plain": lambda x: ssmkit.RMSNorm(4)(x),
+        "gated": lambda x: ssmkit.GatedRMSNorm(4, groups=2)(x, x),
+    }
+    for name, norm in norms.items():
+        gradient = jit(jax.grad(lambda x: jnp.sum(norm(x))))(zeros)  # noqa: B023
+        assert not np.any(norm(zeros)), name
+        assert all_finite(gradient), name
+
+
+# Projections and embeddings.
+
+
+@AXES
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+def test_linear(axes, use_bias):
+    linear = ssmkit.Linear(6, 4, use_bias=use_bias, key=jax.random.key(0))
+    linear = jax.tree.map(lambda array: normal(1, *array.shape), linear)
+    x = normal(2, *axes, 6)
+    expected = precise(x) @ precise(linear.weight).T + (precise(linear.bias) if use_bias else 0.0)
+    assert linear(x).shape == (*axes, 4)
+    assert relative_error(linear(x), expected) <= BOUND
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_the_cast_point_of_a_projection(dtype):
+    """The operands are rounded to the weight's dtype; products, their sum and the bias are float32."""
+    linear = ssmkit.Linear(64, 4, use_bias=True, dtype=dtype, key=jax.random.key(0))
+    linear = jax.tree.map(lambda array: normal(1, *array.shape, dtype=dtype), linear)
+    assert linear.weight.dtype == linear.bias.dtype == dtype
+    x = normal(2, 3, 64)
+    y = jit(lambda x: linear(x))(x)
+    assert y.dtype == jnp.float32
+    rounded = precise(x.astype(dtype)) @ precise(linear.weight).T + precise(linear.bias)
+    assert relative_error(y, rounded) <= BOUND
+    # A sum or a result in the narrow dtype would be off by 2^-9 or 2^-12, and operands left alone by as much.
+    assert relative_error(y.astype(dtype), rounded) > 100 * BOUND
+    assert relative_error(y, precise(x) @ precise(linear.weight).T + precise(linear.bias)) > 100 * BOUND
+
+
+def test_linear_is_initialised_as_pytorch_does():
+    linear = ssmkit.Linear(16, 3000, use_bias=True, key=jax.random.key(0))
+    assert linear.weight.shape == (3000, 16)
+    assert -0.25 <= linear.weight.min() < -0.249
+    assert 0.249 < linear.weight.max() <= 0.25
+    assert not np.any(linear.bias)
+
+
+@AXES
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_embedding(axes, dtype):
+    """Rows, widened exactly."""
+    embedding = ssmkit.Embedding(7, 5, dtype=dtype, key=jax.random.key(0))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(7, size=axes))
+    rows = embedding(tokens)
+    assert (rows.shape, rows.dtype, embedding.weight.dtype) == ((*axes, 5), jnp.float32, dtype)
+    assert np.array_equal(precise(rows), precise(embedding.weight)[np.asarray(tokens)])
+
+
+def test_embedding_is_initialised_with_small_normal_rows():
+    weight = precise(ssmkit.Embedding(300, 200, key=jax.random.key(0)).weight)
+    np.testing.assert_allclose([weight.mean(), weight.std()], [0.0, 0.02], atol=3e-4)
+
+
+# The residual block.
+
+
+class Doubling(ssmkit.AbstractMixer[tuple]):
+    """A mixer without memory."""
+
+    def init_cache(self):
+        return ()
+
+    def prefill(self, x, cache, *, length=None):
+        return 2.0 * x, cache
+
+    def step(self, x, cache, *, valid=None):
+        return 2.0 * x, cache
+
+
+def test_residual_block():
+    block = ssmkit.ResidualBlock(ssmkit.RMSNorm(4, eps=0.0), Doubling())
+    x = normal(0, 3, 4)
+    expected = precise(x) + 2.0 * precise(x) / np.sqrt(np.mean(precise(x) ** 2, axis=-1, keepdims=True))
+    y, _ = block.prefill(x, block.init_cache())
+    assert relative_error(y, expected) <= BOUND
+    assert trees_close(block.step(x[1], ())[0], y[1], BOUND)
+
+
+@pytest.mark.parametrize("in_fp32, expected", [(True, jnp.float32), (False, jnp.bfloat16)], ids=["float32", "own"])
+def test_precision_of_the_residual_stream(in_fp32, expected):
+    block = ssmkit.ResidualBlock(ssmkit.RMSNorm(4), Doubling(), residual_in_fp32=in_fp32)
+    x = normal(0, 3, 4, dtype=jnp.bfloat16)
+    y, _ = block.prefill(x, ())
+    assert y.dtype == expected
+    precise_y, _ = block.prefill(x.astype(jnp.float32), ())
+    assert relative_error(y, precise_y) <= (BOUND if in_fp32 else 2**-8)
