@@ -10,7 +10,8 @@ from . import kernels as kernels
 from ._coefficients import Coefficients as Coefficients
 from ._conv import CausalConv1d as CausalConv1d
 from ._default_model import default_model_path as default_model_path
-from ._generate import Generation as Generation, generate as generate, resume as resume, stream as stream
+from ._engine import Generation as Generation
+from ._generate import generate as generate, resume as resume, stream as stream
 from ._language_model import (
     AbstractLanguageModel as AbstractLanguageModel,
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,

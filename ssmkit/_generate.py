@@ -1,51 +1,26 @@
-"""The generation engine: it owns the batch axis and the only decode loop, and knows nothing of any model."""
+"""Generation: what users call. The loop itself is in `_engine.py`."""
 
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Int, Key, UInt32
 
+from ._engine import Generation, begin, proceed
 from ._language_model import AbstractLanguageModel
 from ._mixer import Cache
-from ._prompts import Prompts, bucket, read_prompts, read_stop_tokens
+from ._prompts import bucket, read_prompts, read_stop_tokens
 from ._sampling import AbstractSampler, Greedy
 
 
-# Prompts are consumed in segments of at most this many tokens: memory does not grow with a prompt, and one executable
-# serves every length.
-_SEGMENT = 512
 # Tokens that `stream` generates per dispatch, after the first.
 _STREAM_TOKENS = 16
 
 # One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
 Keys: TypeAlias = Key[Array, "*batch"] | UInt32[Array, "*batch _"]
-
-
-class Generation(eqx.Module, Generic[Cache]):
-    """What was generated, and everything to go on from there.
-
-    `cache` and `logits` are what consuming the prompt and `tokens[row, :lengths[row]]` gives, the stop token included:
-    pass `cache` back to `generate` with a further prompt, or the whole to `resume`.
-    """
-
-    tokens: Int[Array, "batch new"]
-    """Generated ids; a row that stopped is filled up with its stop token."""
-    lengths: Int[Array, " batch"]
-    """How many ids of each row were generated, the stop token included."""
-    finished: Bool[Array, " batch"]
-    """Which rows reached a stop token."""
-    cache: Cache
-    """The model's cache, with a leading `batch` axis on every array."""
-    logits: Float[Array, "batch vocab"]
-    """Logits for the token that would come next."""
-    keys: Key[Array, " batch"]
-    """The random state of every row."""
-    history: Bool[Array, "batch vocab"] | None
-    """Which ids each row has seen, if the sampler asked for it."""
 
 
 def generate(
@@ -87,7 +62,7 @@ def generate(
     keys = _row_keys(sampler, key, batch.size)
     if cache is not None:
         cache = jax.tree.map(jnp.copy, _check_cache(model, cache, batch.size))
-    result = _generate((model, sampler, batch, stops, _limit(max_new_tokens), keys), capacity, cache)
+    result = begin((model, sampler, batch, stops, _limit(max_new_tokens), keys), capacity, cache)
     return _finish(result, max_new_tokens)
 
 
@@ -116,7 +91,7 @@ def resume(
     capacity = _capacity(max_new_tokens)
     _check_cache(model, generation.cache, generation.finished.shape[0])
     generation = jax.tree.map(jnp.copy, _last_token(generation))
-    result = _resume((model, sampler, stops, _limit(max_new_tokens)), capacity, generation)
+    result = proceed((model, sampler, stops, _limit(max_new_tokens)), capacity, generation)
     return _finish(result, max_new_tokens)
 
 
@@ -146,10 +121,10 @@ def stream(
 
     def tokens() -> Iterator[int]:
         left, ask = max_new_tokens, 1
-        result = _generate((model, sampler, batch, stops, _limit(0), keys), 0, None)
+        result = begin((model, sampler, batch, stops, _limit(0), keys), 0, None)
         while left > 0 and not bool(result.finished[0]):
             ask = min(ask, left)
-            result = _resume((model, sampler, stops, _limit(ask)), _STREAM_TOKENS, _last_token(result))
+            result = proceed((model, sampler, stops, _limit(ask)), _STREAM_TOKENS, _last_token(result))
             result = _finish(result, ask)
             yield from np.asarray(result.tokens)[0, : int(result.lengths[0])].tolist()
             left, ask = left - ask, _STREAM_TOKENS
@@ -157,117 +132,10 @@ def stream(
     return tokens()
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _generate(inputs, capacity: int, cache):
-    model, sampler, batch, stops, limit, keys = inputs
-    if cache is None:
-        single = model.init_cache()
-        cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch.size, *x.shape)), single)
-    logits, cache = _consume(model, batch, cache)
-    start = Generation(
-        tokens=jnp.zeros((batch.size, 1), jnp.int32),
-        lengths=jnp.zeros(batch.size, jnp.int32),
-        finished=jnp.zeros(batch.size, bool),
-        cache=cache,
-        logits=logits,
-        keys=keys,
-        history=batch.seen(model.vocab_size) if sampler.needs_history else None,
-    )
-    return _decode(model, sampler, stops, limit, capacity, start)
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _resume(inputs, capacity: int, generation: Generation):
-    model, sampler, stops, limit = inputs
-    return _decode(model, sampler, stops, limit, capacity, generation)
-
-
-def _consume(model, batch: Prompts, cache):
-    """Prefill all prompts, segment by segment, every row up to its own length."""
-    time = batch.tokens.shape[1]
-    segment = min(time, _SEGMENT)
-
-    def body(carry):
-        start, logits, cache = carry
-        tokens = jax.lax.dynamic_slice_in_dim(batch.tokens, start, segment, axis=1)
-        valid = jnp.clip(batch.lengths - start, 0, segment)
-        new, cache = _per_row(lambda t, c, n: model.prefill(t, c, length=n), batch.size)(tokens, cache, valid)
-        return start + segment, jnp.where(valid[:, None] > 0, new, logits), cache
-
-    shape = jax.eval_shape(body, (0, jnp.zeros((), jnp.float32), cache))[1]
-    carry = (jnp.zeros((), jnp.int32), jnp.zeros(shape.shape, shape.dtype), cache)
-    if time == segment:
-        carry = body(carry)
-    else:
-        carry = jax.lax.while_loop(lambda carry: carry[0] < jnp.max(batch.lengths), body, carry)
-    return carry[1], carry[2]
-
-
-def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> Generation:
-    """The decode loop: a scalar predicate, the batch mapped inside, the carry updated in place.
-
-    `start.tokens` holds one token per row, the one before those to come, and so does the loop's buffer at first.
-    """
-    size = start.lengths.shape[0]
-    if capacity == 0:
-        return eqx.tree_at(_tokens, start, (start.tokens[:, :0], jnp.zeros_like(start.lengths)))
-
-    def running(carry):
-        count, state = carry
-        return (count < limit) & ~jnp.all(state.finished)
-
-    def token(carry):
-        count, state = carry
-        active = ~state.finished
-        keys = fresh = state.keys
-        if sampler.needs_key:
-            keys, fresh = jnp.unstack(jax.vmap(jax.random.split)(state.keys), axis=1)
-        choose = lambda logits, key, history: sampler(logits, key=key, history=history)  # noqa: E731
-        chosen = jax.vmap(choose)(state.logits, fresh, state.history)
-        step = lambda token, cache, valid: model.step(token, cache, valid=valid)  # noqa: E731
-        logits, cache = _per_row(step, size)(chosen, state.cache, active)
-        history = state.history
-        if history is not None:
-            history = history | (jax.nn.one_hot(chosen, history.shape[1], dtype=bool) & active[:, None])
-        return count + 1, Generation(
-            tokens=state.tokens.at[:, count + 1].set(jnp.where(active, chosen, 0)),
-            lengths=state.lengths + active.astype(jnp.int32),
-            finished=state.finished | jnp.any(chosen[:, None] == stops[None, :], axis=1),
-            cache=cache,
-            logits=jnp.where(active[:, None], logits, state.logits),
-            keys=jnp.where(active, keys, state.keys),
-            history=history,
-        )
-
-    buffer = jnp.pad(start.tokens, ((0, 0), (0, capacity)))
-    start = eqx.tree_at(_tokens, start, (buffer, jnp.zeros_like(start.lengths)))
-    _, end = jax.lax.while_loop(running, token, (jnp.zeros((), jnp.int32), start))
-    last = jnp.take_along_axis(end.tokens, end.lengths[:, None], axis=1)
-    written = jnp.arange(capacity, dtype=jnp.int32)[None, :] < end.lengths[:, None]
-    return eqx.tree_at(lambda g: g.tokens, end, jnp.where(written, end.tokens[:, 1:], last))
-
-
-def _tokens(generation: Generation):
-    return generation.tokens, generation.lengths
-
-
 def _last_token(generation: Generation[Cache]) -> Generation[Cache]:
     """Only the last token of each row: how many there are must not matter for what is compiled next."""
     last = np.pad(np.asarray(generation.tokens), ((0, 0), (1, 0)))[:, -1:]
     return eqx.tree_at(lambda g: g.tokens, generation, jnp.asarray(last))
-
-
-def _per_row(function, size: int):
-    """Map over rows; a single row is not mapped, because XLA turns a matrix-vector product into one over its weights
-    only when it is written for a vector."""
-    if size != 1:
-        return jax.vmap(function)
-
-    def single(*arguments):
-        squeezed = jax.tree.map(lambda x: x[0], arguments)
-        return jax.tree.map(lambda x: x[None], function(*squeezed))
-
-    return single
 
 
 def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:

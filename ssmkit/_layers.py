@@ -60,8 +60,8 @@ class Embedding(eqx.Module):
         self.weight = 0.02 * jax.random.normal(key, (rows, width), dtype)
 
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
-        """Float32 (or wider) rows."""
-        return self.weight[tokens].astype(at_least_float32(self.weight.dtype))
+        """Rows in the weight's dtype: with it starts the residual stream."""
+        return self.weight[tokens]
 
 
 class RMSNorm(eqx.Module):

@@ -75,7 +75,7 @@ class DiagonalChunkedRecurrence(
             coefficients = jax.vmap(self._checked)(inputs)
         else:
             checked = lambda x, valid: self._checked(x).where(valid)  # noqa: E731
-            coefficients = jax.vmap(checked)(inputs, jnp.arange(time) < length)
+            coefficients = jax.vmap(checked)(inputs, jnp.arange(time, dtype=jnp.int32) < jnp.asarray(length, jnp.int32))
         chunk_size = kernels.backend_chunk_size()
         if self.chunk_size is not None:
             chunk_size = min(chunk_size, self.chunk_size)

@@ -33,4 +33,4 @@ State: TypeAlias = Inexact[Array, "heads key value"]
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """The precision of everything that is not a projection's operand: float32, or `dtype` if that is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)

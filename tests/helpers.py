@@ -212,18 +212,21 @@ MIXERS = [
 ]
 LANGUAGE_MODELS = [
     _mamba2("mamba2", num_hidden_layers=2),
-    _mamba2("mamba2-groups2-biases-tied", n_groups=2, use_bias=True, tie_word_embeddings=True),
     _mamba2(
-        "mamba2-limits-D_has_hdim-padded-vocab", time_step_limit=LIMITS, D_has_hdim=True, pad_vocab_size_multiple=8
+        "mamba2-groups2-biases-limits-D_has_hdim-tied",
+        n_groups=2,
+        use_bias=True,
+        time_step_limit=LIMITS,
+        D_has_hdim=True,
+        tie_word_embeddings=True,
     ),
     _mamba2(
-        "mamba2-bf16",
+        "mamba2-bf16-no-conv-bias-padded-vocab",
         dtype=jnp.bfloat16,
         bound=BF16_BOUND,
         use_conv_bias=False,
         residual_in_fp32=False,
         pad_vocab_size_multiple=8,
-        tie_word_embeddings=True,
     ),
     Case("toy", lambda key: ToySSM(VOCAB, WIDTH, 2, 2, key=key), _tokens),
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ssmkit
-from ssmkit import _generate, _prompts
+from ssmkit import _engine, _prompts
 from ssmkit.models import Mamba2, Mamba2Config
 
 
@@ -32,7 +32,7 @@ class Program:
         )
         self.model = Mamba2(config, key=jax.random.key(0))
         self.sampler = sampler
-        lowered = _generate._generate.lower(*self.arguments(CAPACITY))  # pyright: ignore[reportFunctionMemberAccess]
+        lowered = _engine.begin.lower(*self.arguments(CAPACITY))  # pyright: ignore[reportFunctionMemberAccess]
         self.executable = lowered.compile()
         self.text = self.executable.compiled.as_text()
         heads = re.finditer(r"^(?:ENTRY )?%([\w.-]+) \(.*?^}", self.text, re.MULTILINE | re.DOTALL)

@@ -21,7 +21,7 @@ BOUND = 2e-6
 HEADS, KEY, VALUE = 4, 5, 3
 SCHEDULES = {"serial": kernels.serial, "parallel": kernels.parallel}
 # (chunk, groups, time): time is never a multiple of the chunk, but where the chunk is 1.
-SHAPES = [(1, 2, 67), (16, 1, 67), (16, HEADS, 67), (64, 2, 67), (256, 2, 301)]
+SHAPES = [(1, 2, 67), (16, 1, 67), (64, HEADS, 67), (256, 2, 301)]
 RESULTS = ("outputs", "final", "d log_decay", "d write", "d value", "d read", "d state")
 
 

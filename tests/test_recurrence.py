@@ -338,19 +338,22 @@ def test_the_state_begins_with_zeros_in_float32(decay):
 # `length` and `valid`.
 
 
-@pytest.mark.parametrize("length", [0, 1, 4, TIME])
-@pytest.mark.parametrize("kind", [int, jnp.int64, jnp.int32, jnp.int8], ids=["int", "int64", "int32", "int8"])
-def test_length_counts_valid_tokens(decay, tokens, length, kind):
+@pytest.mark.parametrize("dtype", [None, jnp.int64, jnp.int32, jnp.int8], ids=["static", "int64", "int32", "int8"])
+def test_length_counts_valid_tokens(decay, tokens, dtype):
     """As a Python number, static under `jit`, or an array of any signed integer type."""
     state = decay.init_state() + 1.0
-    outputs, final = decay.chunk_scan(tokens, state, length=kind(length))
-    expected, expected_final = by_hand(decay, tokens[:length], state)
-    assert relative_error(final, expected_final) <= BOUND
-    assert np.isfinite(outputs).all()
-    if length:
-        assert relative_error(outputs[:length], expected) <= BOUND
-    else:
-        assert trees_equal_bitwise(final, state)
+    traced = jit(lambda length: decay.chunk_scan(tokens, state, length=length))
+    for length in (0, 1, 4, TIME):
+        if dtype is None:
+            outputs, final = jit(lambda: decay.chunk_scan(tokens, state, length=length))()  # noqa: B023
+        else:
+            outputs, final = traced(np.asarray(length, dtype))
+        expected, expected_final = by_hand(decay, tokens[:length], state)
+        assert np.isfinite(outputs).all()
+        assert relative_error(final, expected_final) <= BOUND
+        assert relative_error(np.asarray(outputs)[:length], expected.reshape(length, HEADS, VALUE)) <= BOUND
+        if length == 0:
+            assert trees_equal_bitwise(final, state)
 
 
 def test_a_traced_length_is_not_compiled_again(decay, tokens):
@@ -392,8 +395,8 @@ def test_an_invalid_step_leaves_the_state_alone(decay, tokens, valid):
     """Bit for bit, the smallest normal numbers and the largest ones too."""
     tiny, huge = np.finfo(np.float32).tiny, np.finfo(np.float32).max
     state = jnp.resize(jnp.asarray([1.0, 0.0, tiny, -tiny, huge, -huge, 1 / 3], jnp.float32), SHAPE)
-    output, final = decay.step(tokens[0], state, valid=valid)
+    output, final = jit(lambda: decay.step(tokens[0], state, valid=valid))()
     assert trees_equal_bitwise(final, state)
     assert output.shape == (HEADS, VALUE)
-    _, final = decay.chunk_scan(tokens, state, length=0)
+    _, final = jit(lambda: decay.chunk_scan(tokens, state, length=0))()
     assert trees_equal_bitwise(final, state)

@@ -21,7 +21,9 @@ for _command in (generate, score, inspect, convert, train):
     app.command()(_command)
 
 # The root of the errors that typer raises about arguments; its home depends on the version of typer.
-_ArgumentError = next(error for error in typer.BadParameter.__mro__ if error.__name__ == "ClickException")
+_ArgumentError: type[Exception] = next(
+    error for error in typer.BadParameter.__mro__ if error.__name__ == "ClickException"
+)
 
 
 def _show_version(wanted: bool) -> bool:
@@ -90,7 +92,7 @@ def _run(words: list[str]) -> int:
     except ValueError as error:
         return _fail(error, 2)
     except _ArgumentError as error:
-        return _fail(error.format_message(), 2)
+        return _fail(getattr(error, "format_message", error.__str__)(), 2)
 
 
 def _fail(error: object, code: int) -> int:

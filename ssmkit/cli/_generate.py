@@ -15,7 +15,7 @@ from ._options import DType, DTypeOption, ModelOption, TokenizerOption
 
 
 if TYPE_CHECKING:
-    from .._sampling import AbstractSampler
+    from .. import AbstractSampler
     from .._text import Tokenizer
 
 
@@ -59,7 +59,7 @@ def generate(
     words = load_tokenizer(model, tokenizer)
     import jax
 
-    from .._generate import stream
+    from .. import stream
 
     prompt_tokens = words.encode(text)
     stops = _stop_tokens(words, stop or [], getattr(loaded.config, "eos_token_id", None), loaded.vocab_size)
@@ -150,7 +150,7 @@ def _sampler(
     repetition_penalty: float | None,
 ) -> "AbstractSampler":
     """Greedy at temperature 0, where the filters change nothing, but the penalty does."""
-    from .._sampling import Greedy, Sampler
+    from .. import Greedy, Sampler
 
     if temperature != 0.0:
         return Sampler(temperature, top_k, top_p, min_p, repetition_penalty)

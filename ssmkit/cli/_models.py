@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .._text import Tokenizer
 
 
+_CACHE_SETTING = "jax_compilation_cache_dir"
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs on disk, so that a second start is quick. Call before anything is computed.
 
@@ -21,7 +24,7 @@ def enable_compilation_cache() -> None:
     """
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir"):
+    if getattr(jax.config, _CACHE_SETTING):
         return
     try:
         root = os.environ.get("SSMKIT_CACHE_DIR") or Path(
@@ -34,7 +37,7 @@ def enable_compilation_cache() -> None:
     except (OSError, RuntimeError):  # no permission, no space, no home
         return
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(_CACHE_SETTING, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
