@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import aligned
-from ._models import load_model, load_tokenizer
+from ._models import enable_compilation_cache, load_model, load_tokenizer
 from ._options import DType, DTypeOption, ModelOption, TokenizerOption
 
 
@@ -54,6 +54,7 @@ def generate(
     It is written as it comes, after the prompt; statistics follow on standard error.
     """
     text = _read_prompt(prompt, prompt_file)
+    enable_compilation_cache()
     sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
     loaded = load_model(model, dtype)
     words = load_tokenizer(model, tokenizer)
