@@ -11,8 +11,7 @@ from ._mixer import Cache
 from ._prompts import Prompts
 
 
-# Prompts are consumed in segments of at most this many tokens: memory does not grow with a prompt, and one executable
-# serves every length.
+# Prompts are consumed in segments of at most this many tokens: the memory of a prefill does not grow with the prompt.
 _SEGMENT = 512
 
 

@@ -5,6 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ._types import Logits, PRNGKeyArray, Token
@@ -86,7 +87,7 @@ class Sampler(AbstractSampler):
         **Raises:** `ValueError` listing every value out of range.
         """
         checks = {
-            "temperature": (temperature, temperature > 0, "above 0 (use `Greedy()` for 0)"),
+            "temperature": (temperature, np.float32(temperature) > 0, "above 0 (use `Greedy()` for 0)"),
             "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
             "top_p": (top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
             "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),

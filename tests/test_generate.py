@@ -424,21 +424,23 @@ def test_stream_equals_generate(case):
 
 
 def test_stream_sends_the_first_token_at_once_then_several_per_dispatch(monkeypatch):
-    asked = []
+    asked, proceed = [], _generate.proceed
 
-    def resume(inputs, *rest):
+    def spy(inputs, *rest):
         asked.append(int(inputs[-1]))
-        return _resume(inputs, *rest)
+        return proceed(inputs, *rest)
 
-    _resume = _generate.proceed
-    monkeypatch.setattr(_generate, "proceed", resume)
+    monkeypatch.setattr(_generate, "proceed", spy)
     stream = ssmkit.stream(mamba2(), ROWS[0], 40)
     assert asked == []
-    assert isinstance(next(stream), int) and asked == [1]
+    first = next(stream)
+    assert isinstance(first, int) and asked == [1]
     assert len(list(stream)) == 39
     assert asked == [1, 16, 16, 7]
     asked.clear()
     assert len(list(itertools.islice(ssmkit.stream(mamba2(), ROWS[0], 40), 5))) == 5 and asked == [1, 16]
+    asked.clear()
+    assert list(ssmkit.stream(mamba2(), ROWS[0], 40, stop_token=first)) == [first] and asked == [1]
 
 
 # Compilation

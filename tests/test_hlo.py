@@ -118,6 +118,16 @@ def test_the_cache_is_updated_in_place(program):
     assert aliased == sorted(f"f32[{','.join(map(str, leaf.shape))}]" for leaf in leaves)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="seen on CPU only")
+def test_the_state_is_not_copied_at_every_token(program):
+    """Nothing reads an old state once the new one is made; the window, which moves by one, is copied and small."""
+    (loop,) = program.loops(f"s32[{BATCH},{CAPACITY + 1}]")
+    (body,) = re.findall(r"body=%([\w.-]+)", loop)
+    state = f"f32[{','.join(map(str, program.cache()[0].state.shape))}]"
+    copies = re.findall(r"= (\S+) copy\(", program.computations[body])
+    assert state in loop and [copy for copy in copies if copy.startswith(state)] == []
+
+
 def test_one_executable_serves_any_number_of_tokens(program):
     outs = {limit: program.executable(*program.arguments(limit)) for limit in (1, 5, CAPACITY)}
     for limit, out in outs.items():

@@ -331,8 +331,8 @@ def test_a_batch_is_what_its_sequences_are_alone(case):
     assert trees_equal_bitwise(jax.tree.map(lambda array: array[0], after), caches[0])
 
 
-# Gradients add up what one token did to all later ones: up to 2e-6 is seen.
-GRADIENT_BOUND = 1e-5
+# Gradients add up what one token did to all later ones: 8e-7 is seen.
+GRADIENT_BOUND = 5e-6
 
 
 @over(

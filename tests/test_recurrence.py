@@ -381,6 +381,21 @@ def test_not_a_number_in_a_padded_token_does_not_reach_the_state(decay, tokens):
         assert trees_equal_bitwise(step(jnp.full_like(tokens[0], bad))[1], state)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_where_makes_any_coefficients_the_identity_step(bad):
+    """Each field is replaced: one NaN left over would reach the state."""
+    shapes = (HEADS, 1), (GROUPS, KEY), (HEADS, VALUE), (GROUPS, KEY)
+    coefficients = ssmkit.Coefficients(*[jnp.full(shape, bad, jnp.float32) for shape in shapes])
+    state = jnp.resize(jnp.asarray([1.0, -2.0, 1 / 3], jnp.float32), SHAPE)
+    run = jit(lambda valid: ssmkit.kernels.step(coefficients.where(valid), state))
+    output, final = run(False)
+    assert trees_equal_bitwise(final, state)
+    assert not np.any(output)
+    assert not np.isfinite(run(True)[1]).any()
+    assert trees_equal_bitwise(coefficients.where(True), coefficients)
+    assert coefficients.state_shape == SHAPE
+
+
 @pytest.mark.parametrize("valid", [True, jnp.asarray(True), None], ids=["bool", "array", "none"])
 def test_a_valid_step_changes_the_state(decay, tokens, valid):
     state = decay.init_state() + 1.0
