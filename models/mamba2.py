@@ -66,19 +66,20 @@ class Mamba2Config:
 
     def __post_init__(self):
         problems = []
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "state_size", "head_dim", "expand", "n_groups"):
-            if getattr(self, name) < 1:
-                problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("conv_kernel", "chunk_size", "pad_vocab_size_multiple"):
-            if getattr(self, name) < 1:
-                problems.append(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                problems.append(f"`{field.name}` must be an integer, at least 1, got {value!r}")
+        for name in ("layer_norm_epsilon", "time_step_min", "time_step_max"):
+            if not getattr(self, name) > 0:
+                problems.append(f"`{name}` must be above 0, got {getattr(self, name)}")
         if not problems:
             if self.num_heads is None:
                 object.__setattr__(self, "num_heads", self.heads)
             if self.num_heads != self.heads or self.heads * self.head_dim != self.inner_size:
                 problems.append(
                     f"`num_heads` * `head_dim` must be `expand` * `hidden_size` = {self.inner_size}, got "
-                    f"{self.num_heads} * {self.head_dim}"
+                    f"{self.num_heads} * {self.head_dim}: choose another `head_dim`"
                 )
             elif self.heads % self.n_groups != 0:
                 problems.append(f"`n_groups` must divide the {self.heads} heads, got {self.n_groups}")

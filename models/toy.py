@@ -50,6 +50,8 @@ class ToySSM(ssmkit.AbstractResidualLanguageModel[Float[Array, "heads key value"
 
     def __init__(self, vocab_size: int, width: int = 64, layers: int = 2, heads: int = 4, *, key: PRNGKeyArray):
         """`width` must be a multiple of `heads`; the head is tied."""
+        if width % heads != 0:
+            raise ValueError(f"`width` must be a multiple of the {heads} heads, got {width}.")
         dim = width // heads
         self.vocab_size = vocab_size
         self.embedding = ssmkit.Embedding(vocab_size, width, key=key)

@@ -8,7 +8,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from ._layers import along_last
 from ._operator import AbstractSequenceOperator
-from ._types import Length, PRNGKeyArray, Valid
+from ._types import Length, PRNGKeyArray, Valid, check_length
 
 
 class CausalConv1d(
@@ -66,7 +66,9 @@ class CausalConv1d(
         time = inputs.shape[0]
         extended = jnp.concatenate([state, inputs.astype(state.dtype)])
         taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
-        window = jax.lax.dynamic_slice_in_dim(extended, time if length is None else length, state.shape[0])
+        window = jax.lax.dynamic_slice_in_dim(
+            extended, time if length is None else check_length(length, time), state.shape[0]
+        )
         return self._sum(taps), window
 
     def step(

@@ -1,5 +1,6 @@
 """Generation: what users call. The loop itself is in `_engine.py`."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from ._sampling import AbstractSampler, Greedy
 
 # Tokens that `stream` generates per dispatch, after the first.
 _STREAM_TOKENS = 16
+_MOST_TOKENS = 2**30
 
 # One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
 Keys: TypeAlias = Key[Array, "*batch"] | UInt32[Array, "*batch _"]
@@ -139,6 +141,10 @@ def _last_token(generation: Generation[Cache]) -> Generation[Cache]:
 
 
 def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:
+    if not isinstance(sampler, AbstractSampler):
+        raise ValueError(f"`sampler` must be a sampler such as `ssmkit.Greedy()`, got {sampler!r}.")
+    if key is not None and not isinstance(key, jax.Array):
+        raise ValueError(f"`key` must be made by `jax.random.key(seed)`, got {key!r}.")
     if key is None and sampler.needs_key:
         raise ValueError(f"`key` is needed by {type(sampler).__name__}: pass `key=jax.random.key(seed)`.")
     keys: Array = jax.random.key(0) if key is None else key
@@ -152,9 +158,9 @@ def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Arra
 
 
 def _capacity(max_new_tokens: int) -> int:
-    if max_new_tokens < 0:
-        raise ValueError(f"`max_new_tokens` must be at least 0, got {max_new_tokens}.")
-    return 0 if max_new_tokens == 0 else bucket(max_new_tokens)
+    if not hasattr(max_new_tokens, "__index__") or not 0 <= operator.index(max_new_tokens) <= _MOST_TOKENS:
+        raise ValueError(f"`max_new_tokens` must be an integer in [0, {_MOST_TOKENS}], got {max_new_tokens}.")
+    return 0 if max_new_tokens == 0 else bucket(operator.index(max_new_tokens))
 
 
 def _limit(max_new_tokens: int) -> Int[Array, ""]:

@@ -6,11 +6,11 @@ from typing import Generic
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ._layers import Embedding, Linear, RMSNorm, project
 from ._mixer import Cache, ResidualBlock
-from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid
+from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
 
 
 class AbstractLanguageModel(eqx.Module, Generic[Cache]):
@@ -27,12 +27,12 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         """The cache before the first token."""
 
     @abc.abstractmethod
-    def prefill(self, tokens: Tokens, cache: Cache, *, length: Length | None = None) -> tuple[Logits, Cache]:
+    def prefill(self, tokens: Tokens, cache: Cache, length: Length | None = None) -> tuple[Logits, Cache]:
         """Consume many tokens.
 
         **Arguments:**
 
-        - `tokens`: ids of `time` tokens.
+        - `tokens`: ids of `time` tokens, in `[0, vocab_size)`: not checked, as it would be in `ssmkit.generate`.
         - `cache`: the cache before the first of them.
         - `length`: how many of them are valid, at least 1 for the logits to mean anything; `None` means all.
 
@@ -40,7 +40,7 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         """
 
     @abc.abstractmethod
-    def step(self, token: Token, cache: Cache, *, valid: Valid | None = None) -> tuple[Logits, Cache]:
+    def step(self, token: Token, cache: Cache, valid: Valid | None = None) -> tuple[Logits, Cache]:
         """Consume one token, at a cost independent of how many came before.
 
         **Arguments:**
@@ -90,22 +90,23 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         return tuple(block.init_cache() for block in self.blocks)
 
     def prefill(
-        self, tokens: Tokens, cache: tuple[Cache, ...], *, length: Length | None = None
+        self, tokens: Tokens, cache: tuple[Cache, ...], length: Length | None = None
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.prefill`."""
-        _check_tokens("tokens", tokens, 1)
+        tokens = _ids("tokens", tokens, 1)
         x, caches = self.embedding(tokens), []
         for block, block_cache in self._pairs(cache):
             x, block_cache = block.prefill(x, block_cache, length=length)
             caches.append(block_cache)
-        last = tokens.shape[0] - 1 if length is None else jnp.maximum(length, 1) - 1
+        time = tokens.shape[0]
+        last = time - 1 if length is None else jnp.maximum(check_length(length, time), 1) - 1
         return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), tuple(caches)
 
     def step(
-        self, token: Token, cache: tuple[Cache, ...], *, valid: Valid | None = None
+        self, token: Token, cache: tuple[Cache, ...], valid: Valid | None = None
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.step`."""
-        _check_tokens("token", token, 0)
+        token = _ids("token", token, 0)
         x, caches = self.embedding(token), []
         for block, block_cache in self._pairs(cache):
             x, block_cache = block.step(x, block_cache, valid=valid)
@@ -116,7 +117,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         self, tokens: Tokens, cache: tuple[Cache, ...], *, dropout: float = 0.0, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "time vocab"], tuple[Cache, ...]]:
         """As `AbstractLanguageModel.forward`. Dropout acts on the embedding and on every residual branch."""
-        _check_tokens("tokens", tokens, 1)
+        tokens = _ids("tokens", tokens, 1)
         drop = eqx.nn.Dropout(dropout, inference=dropout == 0.0)
         first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
         x, caches = drop(self.embedding(tokens), key=first), []
@@ -127,9 +128,10 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         return self._logits(x), tuple(caches)
 
     def _pairs(self, cache: tuple[Cache, ...]) -> list[tuple[ResidualBlock[Cache], Cache]]:
-        if len(cache) != len(self.blocks):
+        if not isinstance(cache, tuple) or len(cache) != len(self.blocks):
+            got = len(cache) if isinstance(cache, tuple) else type(cache).__name__
             raise ValueError(
-                f"`cache` must hold one entry per block, {len(self.blocks)}, got {len(cache)}. Start from "
+                f"`cache` must hold one entry per block, {len(self.blocks)}, got {got}. Start from "
                 "`model.init_cache()`."
             )
         return list(zip(self.blocks, cache, strict=True))
@@ -139,10 +141,12 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         return project(weight, self.norm(x))[..., : self.vocab_size]
 
 
-def _check_tokens(name: str, tokens: Int[Array, "*axes"], ndim: int) -> None:
+def _ids(name: str, tokens: ArrayLike, ndim: int) -> Int[Array, "*axes"]:
+    tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != ndim or 0 in tokens.shape:
         expected = "one integer id, shape ()" if ndim == 0 else "integer ids of shape (time,) with time at least 1"
         raise ValueError(
             f"`{name}` must be {expected}, got {tokens.dtype} of shape {tokens.shape}. A model takes one sequence; "
             "batch with `jax.vmap` or `ssmkit.generate`."
         )
+    return tokens

@@ -85,5 +85,8 @@ def _ids(name: str, ids, ndim: int) -> np.ndarray:
         return array.astype(np.int32)
     if array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
         shape = "a sequence of integer ids" if ndim == 1 else "an integer array of shape (batch, time)"
-        raise ValueError(f"`{name}` must be {shape}, got {array.dtype} of shape {array.shape}.")
+        raise ValueError(
+            f"`{name}` must be {shape}, got {array.dtype} of shape {array.shape}. One prompt is a list of one list: "
+            "`[tokenizer.encode(text)]`."
+        )
     return array

@@ -11,7 +11,7 @@ from jaxtyping import Array, Inexact, PyTree
 from . import kernels
 from ._coefficients import Coefficients
 from ._operator import AbstractSequenceOperator, Input
-from ._types import Length, State, Valid
+from ._types import Length, State, Valid, check_length
 
 
 class DiagonalChunkedRecurrence(
@@ -75,7 +75,8 @@ class DiagonalChunkedRecurrence(
             coefficients = jax.vmap(self._checked)(inputs)
         else:
             checked = lambda x, valid: self._checked(x).where(valid)  # noqa: E731
-            coefficients = jax.vmap(checked)(inputs, jnp.arange(time, dtype=jnp.int32) < jnp.asarray(length, jnp.int32))
+            valid = jnp.arange(time, dtype=jnp.int32) < check_length(length, time)
+            coefficients = jax.vmap(checked)(inputs, valid)
         chunk_size = kernels.backend_chunk_size()
         if self.chunk_size is not None:
             chunk_size = min(chunk_size, self.chunk_size)

@@ -78,7 +78,7 @@ class Sampler(AbstractSampler):
     ):
         """**Arguments:**
 
-        - `temperature`: divides the logits, above 0 (for 0 use `Greedy`).
+        - `temperature`: divides the logits, at least 1e-6 (for 0 use `Greedy`).
         - `top_k`: keep the k most probable tokens, at least 1.
         - `top_p`: keep the smallest set of most probable tokens with at least this mass, in (0, 1] (arXiv 1904.09751).
         - `min_p`: keep tokens at least this fraction as probable as the best one, in [0, 1] (arXiv 2407.01082).
@@ -87,9 +87,9 @@ class Sampler(AbstractSampler):
         **Raises:** `ValueError` listing every value out of range.
         """
         checks = {
-            "temperature": (temperature, np.float32(temperature) > 0, "above 0 (use `Greedy()` for 0)"),
-            "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
-            "top_p": (top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
+            "temperature": (temperature, temperature >= 1e-6, "at least 1e-6 (use `Greedy()` for 0)"),
+            "top_k": (top_k, top_k is None or (isinstance(top_k, int) and top_k >= 1), "an integer, at least 1"),
+            "top_p": (top_p, top_p is None or (0 < np.float32(top_p) and top_p <= 1), "in (0, 1]"),
             "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),
             "repetition_penalty": (repetition_penalty, repetition_penalty is None or repetition_penalty > 0, "above 0"),
         }
@@ -97,7 +97,7 @@ class Sampler(AbstractSampler):
         if problems:
             raise ValueError("Sampler: " + "; ".join(problems) + ".")
         self.temperature = jnp.asarray(temperature, jnp.float32)
-        self.top_k = None if top_k is None else jnp.asarray(top_k, jnp.int32)
+        self.top_k = None if top_k is None else jnp.asarray(min(top_k, 2**31 - 1), jnp.int32)
         self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.float32)
         self.min_p = None if min_p is None else jnp.asarray(min_p, jnp.float32)
         self.repetition_penalty = None if repetition_penalty is None else jnp.asarray(repetition_penalty, jnp.float32)

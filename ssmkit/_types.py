@@ -20,6 +20,7 @@ A leading `*axes` stands for any number of leading axes, none included. Inside e
 from typing import TypeAlias
 
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
 
 
@@ -29,6 +30,19 @@ Length: TypeAlias = Int[Array, ""] | int
 Valid: TypeAlias = Bool[Array, ""] | bool
 Logits: TypeAlias = Float[Array, " vocab"]
 State: TypeAlias = Inexact[Array, "heads key value"]
+
+
+def check_length(length: Length, time: int) -> Int[Array, ""]:
+    """`length` as an int32 scalar.
+
+    **Raises:** `ValueError` when it is not an integer, or is known (not traced) and outside `[0, time]`.
+    """
+    array = jnp.asarray(length)
+    if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"`length` must be one integer, got {array.dtype} of shape {array.shape}.")
+    if not isinstance(array, Tracer) and not 0 <= int(array) <= time:
+        raise ValueError(f"`length` must lie in [0, {time}], the time axis of the inputs, got {int(array)}.")
+    return array.astype(jnp.int32)
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:

@@ -135,7 +135,7 @@ def test_padding_rows_are_never_produced(variant):
         ({"n_groups": 3}, "`n_groups` must divide the 8 heads, got 3"),
         (
             {"conv_kernel": 0, "state_size": 0},
-            "`state_size` must be at least 1, got 0; `conv_kernel` must be at least 1",
+            "`state_size` must be an integer, at least 1, got 0; `conv_kernel` must be an integer, at least 1",
         ),
         ({"hidden_act": "gelu"}, "`hidden_act` must be 'silu', got 'gelu'"),
         ({"time_step_limit": (0.2, 0.1)}, r"`time_step_limit` must be an increasing pair, got \(0.2, 0.1\)"),

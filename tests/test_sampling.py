@@ -167,10 +167,10 @@ def test_history_is_asked_for_by_a_repetition_penalty_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.0}, r"`temperature` must be above 0 \(use `Greedy\(\)` for 0\), got 0.0"),
-        ({"temperature": -1.0}, "`temperature` must be above 0"),
-        ({"temperature": float("nan")}, "`temperature` must be above 0"),
-        ({"top_k": 0}, "`top_k` must be at least 1, got 0"),
+        ({"temperature": 0.0}, r"`temperature` must be at least 1e-6 \(use `Greedy\(\)` for 0\), got 0.0"),
+        ({"temperature": -1.0}, "`temperature` must be at least 1e-6"),
+        ({"temperature": float("nan")}, "`temperature` must be at least 1e-6"),
+        ({"top_k": 0}, "`top_k` must be an integer, at least 1, got 0"),
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\], got 1.5"),
         ({"min_p": -0.1}, r"`min_p` must be in \[0, 1\], got -0.1"),

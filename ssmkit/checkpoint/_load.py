@@ -91,7 +91,7 @@ def _locate(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None]:
     path = pathlib.Path(source)
     if path.is_dir() or path.is_file():
         return path, None
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or source.startswith((".", "~")) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"`{source}` is neither a folder, a file nor the id of a model on the Hugging Face hub.")
     return _fetch(source, sorted(_config_files())), source
 
@@ -111,7 +111,7 @@ def _fetch(repo_id: str | None, names: list[str]) -> pathlib.Path:
         ) from error
 
 
-def from_pretrained(source: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> Any:
+def from_pretrained(source: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Any:
     """Load a model. The architecture and the file format are detected; everything that does not fit is an error.
 
     Arrays go to the default device one at a time, the largest first, straight from the mapped file.
@@ -128,7 +128,10 @@ def from_pretrained(source: str | os.PathLike[str], *, dtype: DTypeLike | None =
     **Raises:** `CheckpointError` listing every configuration key that cannot be honoured, or every tensor that is
     missing, unexpected, mis-shaped, not of floating point, or holds NaN or infinity.
     """
-    cast = None if dtype is None else np.dtype(dtype)
+    try:
+        cast = None if dtype is None else np.dtype(dtype)
+    except TypeError as error:
+        raise CheckpointError(f"`dtype` must name a dtype, got {dtype!r}.") from error
     if cast is not None and (cast.name not in _FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
     checkpoint = describe(source)
