@@ -24,8 +24,8 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 
     1. `prefill(a)` equals `step` iterated over `a`, outputs and cache.
     2. `prefill(a ++ b, c)` equals `prefill(b)` after `prefill(a, c)`.
-    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was. Outputs at
-       such tokens are unspecified but finite.
+    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was (but a
+       zero may lose its sign). Outputs at such tokens are unspecified but finite.
     4. Structure, shapes and dtypes of the cache never change.
     5. Results do not depend on a chunk size.
 

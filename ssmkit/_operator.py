@@ -20,8 +20,8 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
 
     1. `chunk_scan(a)` equals `step` iterated over `a`, outputs and state.
     2. `chunk_scan(a ++ b, s)` equals `chunk_scan(b)` after `chunk_scan(a, s)`.
-    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the state bit for bit as it was. Outputs at
-       such tokens are unspecified but finite.
+    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the state bit for bit as it was (but a
+       zero may lose its sign). Outputs at such tokens are unspecified but finite.
     4. Structure, shapes and dtypes of the state never change.
 
     Two operators exist, `ssmkit.DiagonalChunkedRecurrence` and `ssmkit.CausalConv1d`.

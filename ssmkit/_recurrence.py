@@ -30,7 +30,7 @@ class DiagonalChunkedRecurrence(
             state_shape: tuple[int, int, int] = eqx.field(static=True)
 
             def coefficients(self, x):  # x: (heads, value), one token
-                ones = jnp.ones((1, self.state_shape[1]))
+                ones = jnp.ones((1, self.state_shape[1]), x.dtype)
                 decay = jax.nn.log_sigmoid(self.rate)[:, None]
                 return ssmkit.Coefficients(log_decay=decay, write=ones, value=x, read=ones)
 

@@ -233,6 +233,18 @@ LANGUAGE_MODELS = [
 EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]
 
 
+def build(case: Case) -> Any:
+    """The module with random parameters: unlike after initialisation, no bias is 0 and no scale 1."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(fill, eqx.filter_eval_shape(case.make, jax.random.key(0)))
+
+
 def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:
     """Parametrize `case` over a list of cases, or over those named by `ids`."""
     chosen = [case for case in cases if not ids or case.id in ids]

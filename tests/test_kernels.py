@@ -101,7 +101,7 @@ def test_cumsum_differences_would_fail(monkeypatch):
 def test_remembering_and_forgetting_everything(schedule, decay):
     """A log-decay of exactly 0, of -inf, and every third token -inf among ordinary ones, gradients included."""
     coefficients, state = random_coefficients(
-        2, time=67, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-5.0, chunk=64
+        2, time=67, heads=HEADS, groups=HEADS, key=KEY, value=VALUE, cumulative=-5.0, chunk=64
     )
     log_decay = coefficients.log_decay.at[::3].set(-jnp.inf) if decay == "mixed" else jnp.full((67, HEADS, 1), decay)
     fields = coefficients.write, coefficients.value, coefficients.read
