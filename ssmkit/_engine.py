@@ -52,8 +52,7 @@ def begin(inputs, capacity: int, cache):
     """
     model, sampler, batch, stops, limit, keys = inputs
     if cache is None:
-        single = model.init_cache()
-        cache = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch.size, *x.shape)), single)
+        cache = empty_cache(model, batch.size)
     logits, cache = _consume(model, batch, cache)
     start = Generation(
         tokens=jnp.zeros((batch.size, 1), jnp.int32),
@@ -81,6 +80,11 @@ def proceed(inputs, capacity: int, generation: Generation):
     """
     model, sampler, stops, limit = inputs
     return _decode(model, sampler, stops, limit, capacity, generation)
+
+
+def empty_cache(model, size: int):
+    """`model.init_cache()` for `size` rows: a leading `batch` axis on every array."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), model.init_cache())
 
 
 def _consume(model, batch: Prompts, cache):

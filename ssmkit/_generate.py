@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt32
 
-from ._engine import Generation, begin, proceed
+from ._engine import Generation, begin, empty_cache, proceed
 from ._language_model import AbstractLanguageModel
 from ._mixer import Cache
 from ._prompts import bucket, read_prompts, read_stop_tokens
@@ -168,9 +168,7 @@ def _limit(max_new_tokens: int) -> Int[Array, ""]:
 
 
 def _check_cache(model, cache, size: int):
-    expected = eqx.filter_eval_shape(
-        lambda: jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), model.init_cache())
-    )
+    expected = eqx.filter_eval_shape(lambda: empty_cache(model, size))
     describe = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{x.shape}", tree)  # noqa: E731
     if jax.tree.structure(cache) != jax.tree.structure(expected):
         raise ValueError(

@@ -245,6 +245,18 @@ def build(case: Case) -> Any:
     return jax.tree.map(fill, eqx.filter_eval_shape(case.make, jax.random.key(0)))
 
 
+@eqx.filter_jit
+def forward(model, tokens):
+    """Logits of every token of one sequence."""
+    return model(tokens)
+
+
+@eqx.filter_jit
+def prefill(model, tokens, length):
+    """Logits after `length` tokens; one executable serves every length."""
+    return model.prefill(tokens, model.init_cache(), length=length)[0]
+
+
 def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:
     """Parametrize `case` over a list of cases, or over those named by `ids`."""
     chosen = [case for case in cases if not ids or case.id in ids]

@@ -4,11 +4,11 @@ import math
 import pathlib
 import typing
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import forward, prefill
 from mamba2_numpy import CONFIG, VARIANTS, random_parameters
 
 import ssmkit
@@ -62,16 +62,6 @@ def hf_logits(theirs, tokens) -> np.ndarray:
     """Of every token of one sequence, without a cache."""
     with torch.no_grad():
         return theirs(torch.from_numpy(np.array(tokens))[None], use_cache=False).logits[0].float().numpy()
-
-
-@eqx.filter_jit
-def forward(model, tokens):
-    return model(tokens)
-
-
-@eqx.filter_jit
-def prefill(model, tokens, length):
-    return model.prefill(tokens, model.init_cache(), length=length)[0]
 
 
 def check(actual, expected, bound: float = BOUND):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import forward, prefill
 from mamba2_numpy import CONFIG, VARIANTS, logits, random_parameters
 
 import ssmkit
@@ -63,16 +64,6 @@ def check(actual, expected):
     actual = np.asarray(actual, np.float64)
     assert actual.shape == expected.shape
     assert np.max(np.abs(actual - expected)) <= BOUND * np.max(np.abs(expected))
-
-
-@eqx.filter_jit
-def forward(model, tokens):
-    return model(tokens)
-
-
-@eqx.filter_jit
-def prefill(model, tokens, length):
-    return model.prefill(tokens, model.init_cache(), length=length)[0]
 
 
 @eqx.filter_jit
