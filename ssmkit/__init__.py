@@ -15,18 +15,33 @@ from ._generate import generate as generate, resume as resume, stream as stream
 from ._language_model import (
     AbstractLanguageModel as AbstractLanguageModel,
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
+    LanguageModel as LanguageModel,
 )
-from ._layers import Embedding as Embedding, GatedRMSNorm as GatedRMSNorm, Linear as Linear, RMSNorm as RMSNorm
+from ._layers import Embedding as Embedding, Linear as Linear
 from ._mixer import (
     AbstractMixer as AbstractMixer,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
     Advance as Advance,
     ResidualBlock as ResidualBlock,
 )
+from ._mlp import GatedMLP as GatedMLP
+from ._norms import (
+    GatedRMSNorm as GatedRMSNorm,
+    LayerNorm as LayerNorm,
+    RMSNorm as RMSNorm,
+    rms_normalise as rms_normalise,
+)
 from ._operator import AbstractSequenceOperator as AbstractSequenceOperator
 from ._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence
+from ._running import (
+    Gates as Gates,
+    RunningPhase as RunningPhase,
+    StabilisedGates as StabilisedGates,
+    Stabiliser as Stabiliser,
+)
 from ._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler
 from ._score import Score as Score, cross_entropy as cross_entropy, score as score
+from ._shift import Shift as Shift
 from ._text import Tokenizer as Tokenizer
 from .checkpoint import (
     CheckpointError as CheckpointError,

@@ -22,6 +22,12 @@ class Coefficients(eqx.Module):
     - `write`: $k$, shape `(groups, key)`; head `h` uses group `h // (heads // groups)` (`B` in Mamba-2).
     - `value`: $v$, shape `(heads, value)` (`dt * x` in Mamba-2).
     - `read`: $q$, shape `(groups, key)` (`C` in Mamba-2).
+    - `bonus`: $u$, shape `(heads, key)`, or `None`. With it the state is read **before** the update, and the token
+        itself is seen through $u$: $y_t = (S_{t-1} + (u \odot k_t) v_t^\top)^\top q_t$ (RWKV-6, arXiv 2404.05892).
+
+    A token may write several times, $\sum_r k_{t,r} v_{t,r}^\top$: `write` is then `(groups, rank, key)` and `value`
+    `(heads, rank, value)`. And it may read several times: with `read` of shape `(groups, reads, key)`, the output is
+    `(heads, reads, value)`.
 
     Shapes and dtypes are checked whenever coefficients are made, at trace time only: free under `jax.jit`.
     Many tokens are represented by the same class with a leading `time` axis on every field, as `jax.vmap` makes it.
@@ -30,69 +36,70 @@ class Coefficients(eqx.Module):
     """
 
     log_decay: Inexact[Array, " heads #key"]
-    write: Inexact[Array, "groups key"]
-    value: Inexact[Array, "heads value"]
-    read: Inexact[Array, "groups key"]
+    write: Inexact[Array, "groups *rank key"]
+    value: Inexact[Array, "heads *rank value"]
+    read: Inexact[Array, "groups *reads key"]
+    bonus: Inexact[Array, "heads key"] | None
 
-    def __init__(self, log_decay: Array, write: Array, value: Array, read: Array):
+    def __init__(self, log_decay: Array, write: Array, value: Array, read: Array, bonus: Array | None = None):
         # Checked here rather than in `__check_init__`, so that the message is the same with the type checker on.
-        _check(log_decay=log_decay, write=write, value=value, read=read)
+        _check(log_decay, write, value, read, bonus)
         self.log_decay = log_decay
         self.write = write
         self.value = value
         self.read = read
-
-    @property
-    def state_shape(self) -> tuple[int, int, int]:
-        """`(heads, key, value)`: the shape of the state these coefficients act on, a `time` axis or not."""
-        return self.value.shape[-2], self.write.shape[-1], self.value.shape[-1]
+        self.bonus = bonus
 
     def where(self, valid: Valid) -> "Coefficients":
         """These coefficients, or those of the identity step `S_t = S_{t-1}` where `valid` is false.
 
         `write` and `read` are zeroed with the rest, so that a NaN in a padded position cannot reach the state.
         """
-
-        def keep(array: Array) -> Array:
-            return jnp.where(valid, array, jnp.zeros_like(array))
-
-        return Coefficients(keep(self.log_decay), keep(self.write), keep(self.value), keep(self.read))
+        return jax.tree.map(lambda array: jnp.where(valid, array, jnp.zeros_like(array)), self)
 
 
-_AXES = {
-    "log_decay": "(heads, 1 or key)",
-    "write": "(groups, key)",
-    "value": "(heads, value)",
-    "read": "(groups, key)",
-}
-
-
-def _check(**fields: Array) -> None:
-    for name, array in fields.items():
-        if not isinstance(array, jax.Array):
-            raise ValueError(f"`{name}` must be a JAX array with axes {_AXES[name]}, got {type(array).__name__}.")
-        if array.ndim != 2:
-            raise ValueError(
-                f"`{name}` must have the axes {_AXES[name]} of one token, got shape {array.shape}. "
-                "The framework adds the time and batch axes itself."
-            )
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            raise ValueError(f"`{name}` must be floating point or complex, got {array.dtype}.")
-    log_decay, write, value, read = fields["log_decay"], fields["write"], fields["value"], fields["read"]
+def _check(log_decay: Array, write: Array, value: Array, read: Array, bonus: Array | None) -> None:
+    _check_array("log_decay", log_decay, "(heads, 1 or key)")
+    _check_array("write", write, "(groups, key) or (groups, rank, key)", ndims=(2, 3))
+    _check_array("value", value, "(heads, value) or (heads, rank, value)", ndims=(2, 3))
+    _check_array("read", read, "(groups, key) or (groups, reads, key)", ndims=(2, 3))
     if jnp.finfo(log_decay.dtype).bits < 32:
         raise ValueError(
             f"`log_decay` must be at least float32, got {log_decay.dtype}: sums of low-precision logarithms lose the "
             "state. Compute it from `x.astype(jnp.float32)`."
         )
-    heads, groups, key = value.shape[0], write.shape[0], write.shape[1]
+    if write.ndim != value.ndim:
+        raise ValueError(
+            f"`write` and `value` must both have the axis rank or both lack it, got shapes {write.shape} and "
+            f"{value.shape} for one token. The framework adds the time and batch axes itself."
+        )
+    heads, groups, key = value.shape[0], write.shape[0], write.shape[-1]
     _expect("log_decay", log_decay, 0, "heads", (heads,), "the heads of `value`")
     _expect("log_decay", log_decay, 1, "key", (1, key), "one decay per head, or one per key channel of `write`")
     _expect("read", read, 0, "groups", (groups,), "the groups of `write`")
-    _expect("read", read, 1, "key", (key,), "the key channels of `write`")
+    _expect("read", read, read.ndim - 1, "key", (key,), "the key channels of `write`")
+    if write.ndim == 3:
+        _expect("value", value, 1, "rank", (write.shape[1],), "the rank of `write`")
     if groups == 0 or heads % groups != 0:
         raise ValueError(
             f"axis 0 (groups) of `write` must divide the {heads} heads of `value`, got {groups} in shape {write.shape}."
         )
+    if bonus is not None:
+        _check_array("bonus", bonus, "(heads, key)")
+        _expect("bonus", bonus, 0, "heads", (heads,), "the heads of `value`")
+        _expect("bonus", bonus, 1, "key", (key,), "the key channels of `write`")
+
+
+def _check_array(name: str, array: Array, axes: str, *, ndims: tuple[int, ...] = (2,)) -> None:
+    if not isinstance(array, jax.Array):
+        raise ValueError(f"`{name}` must be a JAX array with axes {axes}, got {type(array).__name__}.")
+    if array.ndim not in ndims:
+        raise ValueError(
+            f"`{name}` must have the axes {axes} of one token, got shape {array.shape}. "
+            "The framework adds the time and batch axes itself."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise ValueError(f"`{name}` must be floating point or complex, got {array.dtype}.")
 
 
 def _expect(name: str, array: Array, axis: int, axis_name: str, sizes: tuple[int, ...], why: str) -> None:

@@ -1,15 +1,17 @@
 """Language models: tokens in, logits out, under the same cache protocol as mixers."""
 
 import abc
-from typing import Generic
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int
 
-from ._layers import Embedding, Linear, RMSNorm, project
-from ._mixer import Cache, ResidualBlock
+from ._layers import Embedding, Linear, project
+from ._mixer import AbstractMixer, Cache, ResidualBlock
+from ._norms import LayerNorm, RMSNorm
 from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
 
 
@@ -82,7 +84,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
     embedding: eqx.AbstractVar[Embedding]
     blocks: eqx.AbstractVar[tuple[ResidualBlock[Cache], ...]]
-    norm: eqx.AbstractVar[RMSNorm]
+    norm: eqx.AbstractVar[RMSNorm | LayerNorm]
     head: eqx.AbstractVar[Linear | None]
 
     def init_cache(self) -> tuple[Cache, ...]:
@@ -139,6 +141,52 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
         weight = self.embedding.weight if self.head is None else self.head.weight
         return project(weight, self.norm(x))[..., : self.vocab_size]
+
+
+class LanguageModel(AbstractResidualLanguageModel[Any]):
+    """A language model out of any mixers, each in its pre-normalised residual branch.
+
+        mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, 683, key=key_1)]
+        model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
+
+    Mixers may be of different kinds; each keeps its own cache.
+    """
+
+    vocab_size: int = eqx.field(static=True)
+    embedding: Embedding
+    blocks: tuple[ResidualBlock[Any], ...]
+    norm: RMSNorm | LayerNorm
+    head: Linear | None
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        mixers: Sequence[AbstractMixer[Any]],
+        *,
+        norm: Callable[[int], RMSNorm | LayerNorm] = RMSNorm,
+        tie_word_embeddings: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Random initialisation of everything but the mixers.
+
+        **Arguments:**
+
+        - `vocab_size`: ids that can be produced.
+        - `width`: of the residual stream; every mixer maps it to itself.
+        - `mixers`: the layers, first to last.
+        - `norm`: makes a norm of a given width, before every mixer and before the head.
+        - `tie_word_embeddings`: the head is the embedding.
+        - `dtype`: of the embedding and the head.
+        - `key`: for the initialisation.
+        """
+        embedding_key, head_key = jax.random.split(key)
+        self.vocab_size = vocab_size
+        self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)
+        self.blocks = tuple(ResidualBlock(norm=norm(width), mixer=mixer) for mixer in mixers)
+        self.norm = norm(width)
+        self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
 
 
 def _ids(name: str, tokens: ArrayLike, ndim: int) -> Int[Array, "*axes"]:

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from ._layers import RMSNorm
+from ._norms import LayerNorm, RMSNorm
 from ._operator import AbstractSequenceOperator
 from ._types import Length, Valid, at_least_float32
 
@@ -105,7 +105,7 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
 class ResidualBlock(AbstractMixer[Cache]):
     """`x + mixer(norm(x))`: a pre-normalised residual branch, itself a mixer."""
 
-    norm: RMSNorm
+    norm: RMSNorm | LayerNorm
     mixer: AbstractMixer[Cache]
     residual_in_fp32: bool = eqx.field(static=True, default=True)
 

@@ -24,7 +24,8 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
        zero may lose its sign). Outputs at such tokens are unspecified but finite.
     4. Structure, shapes and dtypes of the state never change.
 
-    Two operators exist, `ssmkit.DiagonalChunkedRecurrence` and `ssmkit.CausalConv1d`.
+    `ssmkit.DiagonalChunkedRecurrence` is the one this package is about; `ssmkit.CausalConv1d`, `ssmkit.Shift`,
+    `ssmkit.Stabiliser` and `ssmkit.RunningPhase` prepare its inputs.
     """
 
     @abc.abstractmethod

@@ -6,7 +6,7 @@ from typing import Generic
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from . import kernels
 from ._coefficients import Coefficients
@@ -14,9 +14,7 @@ from ._operator import AbstractSequenceOperator, Input
 from ._types import Length, State, Valid, check_length
 
 
-class DiagonalChunkedRecurrence(
-    AbstractSequenceOperator[Input, Inexact[Array, "*time heads value"], State], Generic[Input]
-):
+class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "..."], State], Generic[Input]):
     r"""A diagonal linear recurrence, defined by the coefficients that one token contributes.
 
     $$S_t = e^{a_t} \odot S_{t-1} + k_t v_t^\top, \qquad y_t = S_t^\top q_t$$
@@ -39,6 +37,7 @@ class DiagonalChunkedRecurrence(
     - `state_shape`: `(heads, key, value)`, static.
     - `chunk_size`: the most tokens a chunk may hold. `None`, the default, leaves it to the backend. Results do not
         depend on it.
+    - `state_dtype`: float32, or `jnp.complex64` for a recurrence with complex coefficients.
 
     `chunk_scan`, `step` and `init_state` are final. Laws as `ssmkit.AbstractSequenceOperator`, and results do not
     depend on `chunk_size`.
@@ -46,6 +45,16 @@ class DiagonalChunkedRecurrence(
 
     state_shape: eqx.AbstractVar[tuple[int, int, int]]
     chunk_size: int | None = eqx.field(static=True, default=None, kw_only=True)
+    state_dtype: DTypeLike = eqx.field(static=True, default=jnp.float32, kw_only=True)
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name in ("init_state", "chunk_scan", "step"):
+            if name in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__}.{name} overrides `DiagonalChunkedRecurrence.{name}`, which is final: what is "
+                    "computed over many tokens and over one must agree. Write `coefficients`."
+                )
 
     @abc.abstractmethod
     def coefficients(self, inputs: Input, /) -> Coefficients:
@@ -59,12 +68,12 @@ class DiagonalChunkedRecurrence(
         """
 
     def init_state(self) -> State:
-        """Zeros of shape `state_shape`, float32; whatever the dtype of the inputs."""
-        return jnp.zeros(self.state_shape, jnp.float32)
+        """Zeros of shape `state_shape` and dtype `state_dtype`, whatever the dtype of the inputs."""
+        return jnp.zeros(self.state_shape, self.state_dtype)
 
     def chunk_scan(
         self, inputs: Input, state: State, *, length: Length | None = None
-    ) -> tuple[Inexact[Array, "time heads value"], State]:
+    ) -> tuple[Inexact[Array, "time heads *reads value"], State]:
         """Many tokens, in parallel within chunks. Arguments as `AbstractSequenceOperator.chunk_scan`.
 
         **Raises:** `ValueError` when the coefficients or the state do not fit `state_shape`, naming this class.
@@ -84,7 +93,7 @@ class DiagonalChunkedRecurrence(
 
     def step(
         self, inputs: Input, state: State, *, valid: Valid | None = None
-    ) -> tuple[Inexact[Array, "heads value"], State]:
+    ) -> tuple[Inexact[Array, "heads *reads value"], State]:
         """One token. Arguments as `AbstractSequenceOperator.step`.
 
         **Raises:** as `chunk_scan`.
@@ -105,9 +114,10 @@ class DiagonalChunkedRecurrence(
             raise TypeError(
                 f"{name}.coefficients must return `ssmkit.Coefficients`, got {type(coefficients).__name__}."
             )
-        fields = zip(("heads", "key", "value"), ("value", "write", "value"), (0, 1, 1), self.state_shape, strict=True)
-        for axis_name, field, axis, expected in fields:
+        fields = zip(("heads", "key", "value"), ("value", "write", "value"), (0, -1, -1), self.state_shape, strict=True)
+        for axis_name, field, last, expected in fields:
             got = getattr(coefficients, field).shape
+            axis = last % len(got)
             if got[axis] != expected:
                 raise ValueError(
                     f"{name}.coefficients: axis {axis} ({axis_name}) of `{field}` must be {expected}, as "

@@ -167,6 +167,10 @@ def _mamba2_recurrence(groups: int, **changes) -> Case:
     return Case(name, lambda key: Mamba2Recurrence(config, key=key), _mamba2_inputs(groups))
 
 
+def _gates(rng: np.random.Generator, time: int) -> ssmkit.Gates:
+    return ssmkit.Gates(forget=-jnp.abs(_normal(3)(rng, time)), input=_normal(3, scale=3.0)(rng, time))
+
+
 def _conv(kernel_size: int, **options) -> Case:
     name = "-".join([f"conv-kernel{kernel_size}", *options])
     return Case(name, lambda key: ssmkit.CausalConv1d(3, kernel_size, key=key, **options), _normal(3))
@@ -191,12 +195,21 @@ def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"]
     return Case(name, lambda key: Mamba2(config, key=key, dtype=dtype), _tokens, bound)
 
 
+def _language_model(key) -> ssmkit.LanguageModel:
+    """Mixers of different kinds, the norm with a bias, an untied head."""
+    mixers = [_toy_mixer(key), ssmkit.GatedMLP(WIDTH, 5, key=key), Mamba2Mixer(mamba2_config(), key=key)]
+    return ssmkit.LanguageModel(VOCAB, WIDTH, mixers, norm=ssmkit.LayerNorm, key=key)
+
+
 LIMITS = (0.01, 0.2)
 
 OPERATORS = [
     _mamba2_recurrence(1),
     _mamba2_recurrence(2, time_step_limit=LIMITS),
     Case("toy-recurrence", lambda key: ToyRecurrence(state_shape=(2, 3, 3), chunk_size=4), _normal(2, 10)),
+    Case("shift", lambda key: ssmkit.Shift((3, 2)), _normal(3, 2)),
+    Case("stabiliser", lambda key: ssmkit.Stabiliser(3), _gates),
+    Case("running-phase", lambda key: ssmkit.RunningPhase((3, 2)), _normal(3, 2)),
     _conv(1),
     _conv(4),
     _conv(4, use_bias=False, dtype=jnp.bfloat16),
@@ -208,6 +221,7 @@ MIXERS = [
     _mamba2_mixer("mamba2-mixer-limits-D_has_hdim", time_step_limit=LIMITS, D_has_hdim=True),
     _mamba2_mixer("mamba2-mixer-bf16", dtype=jnp.bfloat16, bound=BF16_BOUND, n_groups=2, use_bias=True),
     Case("toy-mixer", _toy_mixer, _normal(WIDTH)),
+    Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, 5, use_bias=True, key=key), _normal(WIDTH)),
     Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), _normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [
@@ -229,6 +243,7 @@ LANGUAGE_MODELS = [
         pad_vocab_size_multiple=8,
     ),
     Case("toy", lambda key: ToySSM(VOCAB, WIDTH, 2, 2, key=key), _tokens),
+    Case("language-model", _language_model, _tokens),
 ]
 EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]
 
@@ -255,6 +270,13 @@ def forward(model, tokens):
 def prefill(model, tokens, length):
     """Logits after `length` tokens; one executable serves every length."""
     return model.prefill(tokens, model.init_cache(), length=length)[0]
+
+
+def methods(module):
+    """`(init, many, step)` of any kind of module, which differ in their names only."""
+    if isinstance(module, ssmkit.AbstractSequenceOperator):
+        return module.init_state, module.chunk_scan, module.step
+    return module.init_cache, module.prefill, module.step
 
 
 def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:

@@ -24,6 +24,7 @@ from helpers import (
     Case,
     all_finite,
     jit,
+    methods,
     over,
     relative_error,
     trees_close,
@@ -48,13 +49,6 @@ class Subject(NamedTuple):
     init: Any  # the cache before the first token
     many: Any  # inputs, cache, length -> outputs, cache
     steps: Any  # inputs, cache, valid -> outputs of every step, cache
-
-
-def methods(module):
-    """`(init, many, step)` of any kind of module, which differ in their names only."""
-    if isinstance(module, ssmkit.AbstractSequenceOperator):
-        return module.init_state, module.chunk_scan, module.step
-    return module.init_cache, module.prefill, module.step
 
 
 @functools.cache

@@ -71,18 +71,18 @@ MISTAKES = {
     ),
     "write with a time axis": (
         {"write": (TIME, GROUPS, KEY)},
-        "Mistaken.coefficients: `write` must have the axes (groups, key) of one token, got shape (6, 2, 3). "
-        "The framework adds the time and batch axes itself.",
+        "Mistaken.coefficients: `write` and `value` must both have the axis rank or both lack it, got shapes (6, 2, 3) "
+        "and (4, 5) for one token. The framework adds the time and batch axes itself.",
     ),
     "value without heads": (
         {"value": (VALUE,)},
-        "Mistaken.coefficients: `value` must have the axes (heads, value) of one token, got shape (5,). "
-        "The framework adds the time and batch axes itself.",
+        "Mistaken.coefficients: `value` must have the axes (heads, value) or (heads, rank, value) of one token, got shape "
+        "(5,). The framework adds the time and batch axes itself.",
     ),
     "read without groups": (
         {"read": (KEY,)},
-        "Mistaken.coefficients: `read` must have the axes (groups, key) of one token, got shape (3,). "
-        "The framework adds the time and batch axes itself.",
+        "Mistaken.coefficients: `read` must have the axes (groups, key) or (groups, reads, key) of one token, got shape "
+        "(3,). The framework adds the time and batch axes itself.",
     ),
     "heads of log_decay": (
         {"log_decay": (3, 1)},
@@ -393,7 +393,6 @@ def test_where_makes_any_coefficients_the_identity_step(bad):
     assert not np.any(output)
     assert not np.isfinite(run(True)[1]).any()
     assert trees_equal_bitwise(coefficients.where(True), coefficients)
-    assert coefficients.state_shape == SHAPE
 
 
 @pytest.mark.parametrize("valid", [True, jnp.asarray(True), None], ids=["bool", "array", "none"])

@@ -9,8 +9,8 @@ from .._coefficients import Coefficients
 
 def reference(
     coefficients: Coefficients, state: Inexact[Array, "heads key value"]
-) -> tuple[Inexact[Array, "time heads value"], Inexact[Array, "heads key value"]]:
-    r"""Run $S_t = e^{a_t} \odot S_{t-1} + k_t v_t^\top$, $y_t = S_t^\top q_t$ token by token.
+) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
+    r"""Run the recurrence of `ssmkit.Coefficients` token by token.
 
     Shares no code with the chunked kernels: groups are repeated to heads, nothing is chunked or masked. Works in
     whatever precision it is given, float64 included.
@@ -20,16 +20,23 @@ def reference(
     - `coefficients`: with a leading `time` axis on every field.
     - `state`: the state before the first token.
 
-    **Returns:** outputs `(time, heads, value)` and the state after the last token.
+    **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
+    after the last token.
     """
-    members = coefficients.value.shape[1] // coefficients.write.shape[1]
+    heads, groups = coefficients.value.shape[1], coefficients.write.shape[1]
 
     def token(state, inputs):
-        log_decay, write, value, read = inputs
-        write, read = (jnp.repeat(array, members, axis=0) for array in (write, read))
-        state = jnp.exp(log_decay)[:, :, None] * state + write[:, :, None] * value[:, None, :]
-        return state, jnp.sum(read[:, :, None] * state, axis=1)
+        log_decay, write, value, read, bonus = inputs
+        write, read = (jnp.repeat(array, heads // groups, axis=0) for array in (write, read))
+        one_write, one_read = write.ndim == 2, read.ndim == 2
+        writes = [(write, value)] if one_write else [(write[:, r], value[:, r]) for r in range(write.shape[1])]
+        increments = [k[:, :, None] * v[:, None, :] for k, v in writes]
+        new = jnp.exp(log_decay)[:, :, None] * state + sum(increments)
+        seen = new if bonus is None else state + sum(bonus[:, :, None] * increment for increment in increments)
+        reads = [read] if one_read else [read[:, q] for q in range(read.shape[1])]
+        outputs = [jnp.sum(q[:, :, None] * seen, axis=1) for q in reads]
+        return new, outputs[0] if one_read else jnp.stack(outputs, axis=1)
 
-    fields = (coefficients.log_decay, coefficients.write, coefficients.value, coefficients.read)
+    fields = coefficients.log_decay, coefficients.write, coefficients.value, coefficients.read, coefficients.bonus
     state, outputs = jax.lax.scan(token, state, fields)
     return outputs, state

@@ -15,50 +15,46 @@ import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._coefficients import Coefficients
+from ._chunk import Chunk
 from ._schedule import Family
 from ._segment import segment_sums, suffix_sums
 
 
-def _members(array: Inexact[Array, "time heads _"], groups: int) -> Inexact[Array, "time groups members _"]:
+def _members(array: Inexact[Array, "rows heads _"], groups: int) -> Inexact[Array, "rows groups members _"]:
     return einops.rearrange(array, "t (g m) x -> t g m x", g=groups)
 
 
-def _log_decay(chunk: Coefficients) -> Inexact[Array, "groups members time"]:
-    return einops.rearrange(chunk.log_decay, "t (g m) 1 -> g m t", g=chunk.write.shape[-2])
+def _log_decay(chunk: Chunk) -> Inexact[Array, "groups members time"]:
+    return einops.rearrange(chunk.log_decay, "t (g m) 1 -> g m t", g=chunk.groups)
 
 
-def _within(chunk: Coefficients) -> Array:
-    groups = chunk.write.shape[-2]
-    decay = jnp.exp(segment_sums(_log_decay(chunk)))  # g m i j
+def _within(chunk: Chunk) -> Array:
+    decay = jnp.exp(segment_sums(_log_decay(chunk)))
+    decay = einops.repeat(decay, "g m i j -> g m (i q) (j r)", q=chunk.reads_per_token, r=chunk.rank)
     scores = jnp.einsum("igk,jgk->gij", chunk.read, chunk.write)
-    weights = scores[:, None] * decay
-    return jnp.einsum("gmij,jgmv->igmv", weights, _members(chunk.value, groups))
+    return jnp.einsum("gmij,jgmv->igmv", scores[:, None] * decay, _members(chunk.value, chunk.groups))
 
 
-def _carried(chunk: Coefficients, state: Array) -> Array:
+def _carried(chunk: Chunk, state: Array) -> Array:
     decay = jnp.exp(jnp.cumsum(_log_decay(chunk), axis=-1))
     outputs = jnp.einsum("igk,gkmv->igmv", chunk.read, state)
-    return einops.rearrange(decay, "g m i -> i g m 1") * outputs
+    return einops.repeat(decay, "g m i -> (i q) g m 1", q=chunk.reads_per_token) * outputs
 
 
-def _summary(chunk: Coefficients) -> tuple[Array, Array]:
-    groups = chunk.write.shape[-2]
+def _summary(chunk: Chunk) -> tuple[Array, Array]:
     log_decay = _log_decay(chunk)
-    until_end = einops.rearrange(jnp.exp(suffix_sums(log_decay)), "g m j -> j g m 1")
-    increment = jnp.einsum("jgk,jgmv->gkmv", chunk.write, until_end * _members(chunk.value, groups))
+    until_end = einops.repeat(jnp.exp(suffix_sums(log_decay)), "g m j -> (j r) g m 1", r=chunk.rank)
+    increment = jnp.einsum("jgk,jgmv->gkmv", chunk.write, until_end * _members(chunk.value, chunk.groups))
     decay = jnp.exp(jnp.sum(log_decay, axis=-1))
     return einops.rearrange(decay, "g m -> g 1 m 1"), increment
 
 
-SCALAR_DECAY = Family(within=_within, carried=_carried, summary=_summary)
-
-
-def enter(state: Inexact[Array, "heads key value"], groups: int) -> Array:
-    """From the public state layout to this family's."""
+def _enter(state: Inexact[Array, "heads key value"], groups: int) -> Array:
     return einops.rearrange(state, "(g m) k v -> g k m v", g=groups)
 
 
-def leave(state: Array) -> Inexact[Array, "heads key value"]:
-    """From this family's state layout to the public one."""
+def _leave(state: Array) -> Inexact[Array, "heads key value"]:
     return einops.rearrange(state, "g k m v -> (g m) k v")
+
+
+SCALAR_DECAY = Family(within=_within, carried=_carried, summary=_summary, enter=_enter, leave=_leave)

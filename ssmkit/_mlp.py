@@ -1,0 +1,66 @@
+"""The channel mixing that many published models put between their sequence mixers."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from ._layers import Linear
+from ._mixer import AbstractMixer
+from ._types import Length, PRNGKeyArray, Valid
+
+
+class GatedMLP(AbstractMixer[tuple[()]]):
+    r"""$W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202): a mixer that remembers nothing."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        use_bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """SwiGLU with the default `activation`.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `hidden`: of the layer between.
+        - `activation`: $\\phi$.
+        - `use_bias`, `dtype`: of the three projections.
+        - `key`: for the initialisation.
+        """
+        gate_key, up_key, down_key = jax.random.split(key, 3)
+        self.gate = Linear(width, hidden, use_bias=use_bias, dtype=dtype, key=gate_key)
+        self.up = Linear(width, hidden, use_bias=use_bias, dtype=dtype, key=up_key)
+        self.down = Linear(hidden, width, use_bias=use_bias, dtype=dtype, key=down_key)
+        self.activation = activation
+
+    def init_cache(self) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def prefill(
+        self, x: Float[Array, "time width"], cache: tuple[()], *, length: Length | None = None
+    ) -> tuple[Float[Array, "time width"], tuple[()]]:
+        """As `AbstractMixer.prefill`."""
+        return self._map(x), cache
+
+    def step(
+        self, x: Float[Array, " width"], cache: tuple[()], *, valid: Valid | None = None
+    ) -> tuple[Float[Array, " width"], tuple[()]]:
+        """As `AbstractMixer.step`."""
+        return self._map(x), cache
+
+    def _map(self, x: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
+        return self.down(self.activation(self.gate(x)) * self.up(x))

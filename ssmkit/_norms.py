@@ -1,0 +1,112 @@
+"""Normalisation over the last axis, or groups of it, in float32 or wider."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from ._layers import along_last
+from ._types import at_least_float32
+
+
+class RMSNorm(eqx.Module):
+    r"""$y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis (arXiv 1910.07467)."""
+
+    weight: Float[Array, " width"]
+    groups: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, width: int, *, groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
+        """The weight starts at one, in float32 or wider.
+
+        **Arguments:**
+
+        - `width`: of the last axis.
+        - `groups`: must divide `width`; the mean is taken over `width // groups` neighbours.
+        - `eps`: $\\epsilon$.
+        - `dtype`: of the weight.
+        """
+        self.weight = jnp.ones((_grouped(width, groups),), at_least_float32(dtype))
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+        """Normalised `x`, float32 or wider."""
+        x = x.astype(self.weight.dtype)
+        return along_last(self.weight, x) * rms_normalise(x, groups=self.groups, eps=self.eps)
+
+
+class GatedRMSNorm(eqx.Module):
+    r"""RMS normalisation of $x \odot \operatorname{silu}(z)$ within groups of channels (arXiv 2405.21060, section 7).
+
+    Gate first, then normalise: `norm_before_gate=False` in the official implementation.
+    """
+
+    weight: Float[Array, " channel"]
+    groups: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
+        """As `ssmkit.RMSNorm`."""
+        self.weight = jnp.ones((_grouped(channels, groups),), at_least_float32(dtype))
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(
+        self, x: Float[Array, "*axes channel"], gate: Float[Array, "*axes channel"]
+    ) -> Float[Array, "*axes channel"]:
+        """Normalised and gated `x`, float32 or wider."""
+        dtype = self.weight.dtype
+        x = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))
+        return along_last(self.weight, x) * rms_normalise(x, groups=self.groups, eps=self.eps)
+
+
+class LayerNorm(eqx.Module):
+    r"""$y = w \odot (x - \operatorname{mean}(x)) / \sqrt{\operatorname{var}(x) + \epsilon} + b$ (arXiv 1607.06450).
+
+    With as many `groups` as heads it is what RWKV calls a group norm and xLSTM a multi-head layer norm.
+    """
+
+    weight: Float[Array, " width"]
+    bias: Float[Array, " width"] | None
+    groups: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        groups: int = 1,
+        use_bias: bool = True,
+        eps: float = 1e-5,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        """The weight starts at one and the bias at zero, in float32 or wider.
+
+        **Arguments:** as `ssmkit.RMSNorm`, and `use_bias`: whether $b$ exists.
+        """
+        self.weight = jnp.ones((_grouped(width, groups),), at_least_float32(dtype))
+        self.bias = jnp.zeros((width,), at_least_float32(dtype)) if use_bias else None
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+        """Normalised `x`, float32 or wider."""
+        x = x.astype(self.weight.dtype)
+        grouped = jnp.reshape(x, (*x.shape[:-1], self.groups, -1))
+        centred = jnp.reshape(grouped - jnp.mean(grouped, axis=-1, keepdims=True), x.shape)
+        y = along_last(self.weight, x) * rms_normalise(centred, groups=self.groups, eps=self.eps)
+        return y if self.bias is None else y + along_last(self.bias, y)
+
+
+def rms_normalise(x: Float[Array, "*axes width"], *, groups: int = 1, eps: float) -> Float[Array, "*axes width"]:
+    r"""$x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ within each group of neighbours, without a weight."""
+    grouped = jnp.reshape(x, (*x.shape[:-1], groups, -1))
+    grouped = grouped * jax.lax.rsqrt(jnp.mean(jnp.square(grouped), axis=-1, keepdims=True) + eps)
+    return jnp.reshape(grouped, x.shape)
+
+
+def _grouped(width: int, groups: int) -> int:
+    if groups < 1 or width % groups != 0:
+        raise ValueError(f"`groups` must divide the {width} channels, got {groups}.")
+    return width

@@ -1,0 +1,42 @@
+"""The previous token's features, with the last token as state."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._operator import AbstractSequenceOperator
+from ._types import Length, Valid, check_length
+
+
+class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]):
+    r"""$y_t = x_{t-1}$, with $x_{-1} = 0$: RWKV's token shift, and the past half of a trapezoidal rule.
+
+    The state is the last token's $x$, float32.
+
+    **Arguments:**
+
+    - `shape`: of one token's features.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def init_state(self) -> Float[Array, "..."]:
+        """Zeros: nothing came before the first token."""
+        return jnp.zeros(self.shape, jnp.float32)
+
+    def chunk_scan(
+        self, inputs: Float[Array, "time ..."], state: Float[Array, "..."], *, length: Length | None = None
+    ) -> tuple[Float[Array, "time ..."], Float[Array, "..."]]:
+        """As `AbstractSequenceOperator.chunk_scan`."""
+        time = inputs.shape[0]
+        extended = jnp.concatenate([state[None], inputs.astype(state.dtype)])
+        last = time if length is None else check_length(length, time)
+        return extended[:-1], jax.lax.dynamic_index_in_dim(extended, last, keepdims=False)
+
+    def step(
+        self, inputs: Float[Array, "..."], state: Float[Array, "..."], *, valid: Valid | None = None
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """As `AbstractSequenceOperator.step`."""
+        new = inputs.astype(state.dtype)
+        return state, new if valid is None else jnp.where(valid, new, state)
