@@ -48,9 +48,9 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
         valid = _valid(inputs.forget.shape[0], length)
         forget, write = (gate.astype(state.dtype) for gate in inputs)
         forget = jnp.where(valid, forget, jnp.zeros_like(forget))
-        write = jnp.where(valid, write, jnp.full_like(write, -jnp.inf))
         forgotten, maximum = jax.lax.associative_scan(
-            lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])), (forget, write)
+            lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])),
+            (forget, jnp.where(valid, write, jnp.full_like(write, -jnp.inf))),
         )
         maximum = jnp.maximum(state[None] + forgotten, maximum)
         before = jnp.concatenate([state[None], maximum])

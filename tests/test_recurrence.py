@@ -76,13 +76,13 @@ MISTAKES = {
     ),
     "value without heads": (
         {"value": (VALUE,)},
-        "Mistaken.coefficients: `value` must have the axes (heads, value) or (heads, rank, value) of one token, got shape "
-        "(5,). The framework adds the time and batch axes itself.",
+        "Mistaken.coefficients: `value` must have the axes (heads, value) or (heads, rank, value) of one token, got "
+        "shape (5,). The framework adds the time and batch axes itself.",
     ),
     "read without groups": (
         {"read": (KEY,)},
-        "Mistaken.coefficients: `read` must have the axes (groups, key) or (groups, reads, key) of one token, got shape "
-        "(3,). The framework adds the time and batch axes itself.",
+        "Mistaken.coefficients: `read` must have the axes (groups, key) or (groups, reads, key) of one token, got "
+        "shape (3,). The framework adds the time and batch axes itself.",
     ),
     "heads of log_decay": (
         {"log_decay": (3, 1)},
