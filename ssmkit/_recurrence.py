@@ -80,16 +80,12 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         """
         self._check_state(state)
         time = _leading_axis(type(self).__name__, inputs)
-        if length is None:
-            coefficients = jax.vmap(self._checked)(inputs)
-        else:
-            checked = lambda x, valid: self._checked(x).where(valid)  # noqa: E731
-            valid = jnp.arange(time, dtype=jnp.int32) < check_length(length, time)
-            coefficients = jax.vmap(checked)(inputs, valid)
+        if length is not None:
+            length = check_length(length, time)
         chunk_size = kernels.backend_chunk_size()
         if self.chunk_size is not None:
             chunk_size = min(chunk_size, self.chunk_size)
-        return kernels.chunk_scan(coefficients, state, chunk_size=chunk_size)
+        return kernels.chunk_scan_of(jax.vmap(self._checked), inputs, state, length=length, chunk_size=chunk_size)
 
     def step(
         self, inputs: Input, state: State, *, valid: Valid | None = None

@@ -90,23 +90,45 @@ def all_finite(tree) -> bool:
 
 
 def random_coefficients(
-    seed: int, *, time: int, heads: int, groups: int, key: int, value: int, cumulative: float, chunk: int
+    seed: int,
+    *,
+    time: int,
+    heads: int,
+    groups: int,
+    key: int,
+    value: int,
+    cumulative: float,
+    chunk: int,
+    decays: int = 1,
+    rank: tuple[int, ...] = (),
+    reads: tuple[int, ...] = (),
+    bonus: bool = False,
+    is_complex: bool = False,
 ) -> tuple[ssmkit.Coefficients, jax.Array]:
     """Float32 coefficients of `time` tokens whose log-decay sums to `cumulative` over every whole chunk, and a state.
 
-    Heavy-tailed: within one chunk some tokens forget everything and others hardly anything.
+    Heavy-tailed: within one chunk some tokens forget everything and others hardly anything. `decays` is the width of
+    the log-decay; complex numbers turn by up to a few radians per token.
     """
     rng = np.random.default_rng(seed)
-    weight = np.exp(3.0 * rng.normal(size=(-(-time // chunk), chunk, heads, 1)))
-    log_decay = (cumulative * weight / weight.sum(axis=1, keepdims=True)).reshape(-1, heads, 1)[:time]
-    shapes = ((time, groups, key), (time, heads, value), (time, groups, key), (heads, key, value))
-    write, value, read, state = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
-    return many_tokens(jnp.asarray(log_decay, jnp.float32), write, value, read), state
+    weight = np.exp(3.0 * rng.normal(size=(-(-time // chunk), chunk, heads, decays)))
+    log_decay = (cumulative * weight / weight.sum(axis=1, keepdims=True)).reshape(-1, heads, decays)[:time]
+    if is_complex:
+        log_decay = log_decay + 3j * rng.normal(size=log_decay.shape)
+
+    def normal(*shape):
+        draw = rng.normal(size=shape)
+        draw = draw + 1j * rng.normal(size=shape) if is_complex else draw
+        return jnp.asarray(draw, jnp.complex64 if is_complex else jnp.float32)
+
+    fields = normal(time, groups, *rank, key), normal(time, heads, *rank, value), normal(time, groups, *reads, key)
+    log_decay, state = jnp.asarray(log_decay, fields[0].dtype), normal(heads, key, value)
+    return many_tokens(log_decay, *fields, normal(time, heads, key) if bonus else None), state
 
 
-def many_tokens(log_decay, write, value, read) -> ssmkit.Coefficients:
+def many_tokens(*fields) -> ssmkit.Coefficients:
     """Coefficients with a leading `time` axis."""
-    return jax.vmap(ssmkit.Coefficients)(log_decay, write, value, read)
+    return jax.vmap(ssmkit.Coefficients)(*fields)
 
 
 # The registry.

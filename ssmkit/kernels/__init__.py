@@ -1,7 +1,10 @@
 """Pure-array kernels: coefficients and a state in, outputs and a state out. Standard XLA primitives only."""
 
-from ._chunk_scan import chunk_scan as chunk_scan
+from ._chunk_scan import chunk_scan as chunk_scan, chunk_scan_of as chunk_scan_of, family_of as family_of
+from ._elementwise import ELEMENTWISE as ELEMENTWISE
+from ._per_key import DECAY_PER_KEY as DECAY_PER_KEY
 from ._reference import reference as reference
+from ._scalar import SCALAR_DECAY as SCALAR_DECAY
 from ._schedule import backend_chunk_size as backend_chunk_size, parallel as parallel, serial as serial
 from ._segment import segment_sums as segment_sums
 from ._step import step as step

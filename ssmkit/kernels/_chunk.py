@@ -19,6 +19,7 @@ class Chunk(NamedTuple):
     write: Inexact[Array, "writes groups key"]
     value: Inexact[Array, "writes heads value"]
     read: Inexact[Array, "reads groups key"]
+    bonus: Inexact[Array, "time heads key"] | None
 
     @property
     def groups(self) -> int:
@@ -35,29 +36,30 @@ class Chunk(NamedTuple):
         """Reads per token."""
         return self.read.shape[-3] // self.log_decay.shape[-3]
 
+    def one_token_late(self) -> "Chunk":
+        """Writes and decays come a token late, reads as they were: a read then sees the state before its own token.
 
-def split(coefficients: Coefficients, chunk_size: int) -> Chunk:
-    """Cut the leading `time` axis into `(chunks, chunk_size)`, filling up with identity steps (all zeros)."""
+        The first token's are zero, the identity step; the last one's are left out.
+        """
 
-    def cut(array: Array) -> Array:
-        padding = -array.shape[0] % chunk_size
-        array = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-        return jnp.reshape(array, (array.shape[0] // chunk_size, chunk_size, *array.shape[1:]))
+        def late(array: Array, rows: int) -> Array:
+            return jnp.concatenate([jnp.zeros_like(array[:rows]), array[:-rows]])
+
+        return self._replace(
+            log_decay=late(self.log_decay, 1), write=late(self.write, self.rank), value=late(self.value, self.rank)
+        )
+
+
+def from_coefficients(coefficients: Coefficients) -> Chunk:
+    """Coefficients with a `time` axis as one chunk."""
 
     def rows(array: Array) -> Array:
-        array = cut(array)
-        return einops.rearrange(array, "n t h r x -> n (t r) h x") if array.ndim == 5 else array
+        return einops.rearrange(array, "t h r x -> (t r) h x") if array.ndim == 4 else array
 
-    return Chunk(
-        cut(coefficients.log_decay), rows(coefficients.write), rows(coefficients.value), rows(coefficients.read)
-    )
+    c = coefficients
+    return Chunk(c.log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus)
 
 
-def join(outputs: Array, coefficients: Coefficients) -> Inexact[Array, "time heads *reads value"]:
-    """The outputs of all chunks, `(chunks, reads, ..., value)` with any axes that flatten to the heads, by token."""
-    time, heads = coefficients.value.shape[:2]
-    value = outputs.shape[-1]
-    if coefficients.read.ndim == 3:
-        return jnp.reshape(outputs, (-1, heads, value))[:time]
-    reads = coefficients.read.shape[2]
-    return jnp.swapaxes(jnp.reshape(outputs, (-1, reads, heads, value)), 1, 2)[:time]
+def per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "rows heads key"]:
+    """A view in which every head has its group's row."""
+    return einops.repeat(array, "t g k -> t (g m) k", m=chunk.value.shape[1] // chunk.groups)

@@ -1,25 +1,21 @@
-"""Many tokens at once: the entry point of the chunked kernels."""
+"""Many tokens at once: the entry points of the chunked kernels."""
 
-import equinox as eqx
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
 from .._coefficients import Coefficients
-from ._chunk import join, split
+from .._types import Length
+from ._chunk import from_coefficients
 from ._elementwise import ELEMENTWISE
+from ._family import Family, read_before_update
 from ._per_key import DECAY_PER_KEY
-from ._precision import promote
+from ._precision import in_dtype, working_dtype
 from ._scalar import SCALAR_DECAY
-from ._schedule import Family, Schedule, backend_chunk_size, backend_schedule
-from ._step import bonus_output, update
-
-
-def family(coefficients: Coefficients) -> Family:
-    """The kernel family that suits these coefficients, by their shapes alone."""
-    if 1 in (coefficients.write.shape[-1], coefficients.value.shape[-1]):
-        return ELEMENTWISE
-    return SCALAR_DECAY if coefficients.log_decay.shape[-1] == 1 else DECAY_PER_KEY
+from ._schedule import Schedule, backend_chunk_size, backend_schedule
 
 
 def chunk_scan(
@@ -46,36 +42,65 @@ def chunk_scan(
 
     **Raises:** `ValueError` for a `chunk_size` below 1, or complex coefficients and a real state.
     """
-    if chunk_size is None:
-        chunk_size = backend_chunk_size()
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+    return chunk_scan_of(lambda tokens: tokens, coefficients, state, chunk_size=chunk_size, schedule=schedule)
+
+
+def chunk_scan_of(
+    coefficients: Callable[[Any], Coefficients],
+    inputs: PyTree,
+    state: Inexact[Array, "heads key value"],
+    *,
+    length: Length | None = None,
+    chunk_size: int | None = None,
+    schedule: Schedule | None = None,
+) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
+    """`chunk_scan` of coefficients that are made of `inputs` chunk by chunk, and never exist all at once.
+
+    **Arguments:** as `chunk_scan`, and
+
+    - `coefficients`: from the inputs of a chunk, with a leading `time` axis, to their coefficients, likewise.
+    - `inputs`: any pytree of arrays with a leading `time` axis.
+    - `length`: tokens at or past it leave the state as it is; `None` means that all are valid.
+
+    **Returns:** and **Raises:** as `chunk_scan`.
+    """
+    size = backend_chunk_size() if chunk_size is None else chunk_size
+    if size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1, got {size}.")
     schedule = backend_schedule() if schedule is None else schedule
-    dtype = state.dtype
-    coefficients, state = promote(coefficients, state)
-    scan = _read_after_update if coefficients.bonus is None else _read_before_update
-    outputs, state = scan(coefficients, state, chunk_size, schedule)
-    return outputs, state.astype(dtype)
+    form = jax.eval_shape(coefficients, inputs)
+    time, groups = form.write.shape[:2]
+    size = min(size, max(time, 1))
+    dtype, family = working_dtype(form, state), family_of(form)
+
+    def prepare(inputs_and_valid):
+        inputs, valid = inputs_and_valid
+        made = coefficients(inputs)
+        return from_coefficients(in_dtype(made if valid is None else jax.vmap(Coefficients.where)(made, valid), dtype))
+
+    # Filled up with copies of the last token, which is as harmless as any valid one, in gradients too.
+    padding = -time % size
+    valid = None
+    if length is not None or padding:
+        valid = jnp.arange(time + padding, dtype=jnp.int32) < (time if length is None else length)
+        inputs = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], padding, axis=0)]), inputs)
+    chunks = jax.tree.map(lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:])), (inputs, valid))
+    outputs, final = schedule(family, prepare, chunks, family.enter(state.astype(dtype), groups))
+    return _by_token(outputs, form), family.leave(final).astype(state.dtype)
 
 
-def _read_after_update(
-    coefficients: Coefficients, state: Array, chunk_size: int, schedule: Schedule
-) -> tuple[Array, Array]:
-    chosen = family(coefficients)
-    chunks = split(coefficients, min(chunk_size, max(coefficients.value.shape[0], 1)))
-    outputs, state = schedule(chosen, chunks, chosen.enter(state, coefficients.write.shape[1]))
-    return join(outputs, coefficients), chosen.leave(state)
+def family_of(form: Coefficients) -> Family:
+    """The kernel family that suits these coefficients, which have a `time` axis, by their shapes alone."""
+    if 1 in (form.write.shape[-1], form.value.shape[-1]):
+        family = ELEMENTWISE
+    else:
+        family = SCALAR_DECAY if form.log_decay.shape[-1] == 1 else DECAY_PER_KEY
+    return family if form.bonus is None else read_before_update(family)
 
 
-def _read_before_update(
-    coefficients: Coefficients, state: Array, chunk_size: int, schedule: Schedule
-) -> tuple[Array, Array]:
-    """The same scan with every write and decay one token late: the state at a token is then the one before it."""
-    token = jax.vmap(bonus_output)(coefficients)
-    if coefficients.value.shape[0] == 0:
-        return token, state
-    fields = lambda c: (c.log_decay, c.write, c.value, c.bonus)  # noqa: E731
-    late = [jnp.concatenate([jnp.zeros_like(array[:1]), array[:-1]]) for array in fields(coefficients)[:3]]
-    outputs, state = _read_after_update(eqx.tree_at(fields, coefficients, (*late, None)), state, chunk_size, schedule)
-    last = jax.tree.map(lambda array: array[-1], coefficients)
-    return outputs + token, update(last, state)
+def _by_token(outputs: Array, form: Coefficients) -> Inexact[Array, "time heads *reads value"]:
+    """From the outputs of all chunks, `(chunks, rows, ..., value)` with any axes that flatten to the heads."""
+    time, heads, value = form.value.shape[0], form.value.shape[1], form.value.shape[-1]
+    if form.read.ndim == 3:
+        return jnp.reshape(outputs, (-1, heads, value))[:time]
+    return jnp.swapaxes(jnp.reshape(outputs, (-1, form.read.shape[2], heads, value)), 1, 2)[:time]

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ._chunk import Chunk
-from ._schedule import Family
+from ._chunk import Chunk, per_head
+from ._family import Family
 
 
 def _scan(chunk: Chunk) -> tuple[Inexact[Array, "time heads #key 1"], Inexact[Array, "time heads key value"]]:
     """The decay since the chunk's start, and the state that starts from zero there."""
-    members = chunk.value.shape[1] // chunk.groups
-    write = einops.repeat(chunk.write, "(t r) g k -> t r (g m) k 1", r=chunk.rank, m=members)
+    write = einops.rearrange(per_head(chunk.write, chunk), "(t r) h k -> t r h k 1", r=chunk.rank)
     value = einops.rearrange(chunk.value, "(t r) h v -> t r h 1 v", r=chunk.rank)
     increments = jnp.sum(write * value, axis=1)
     decays = jnp.exp(chunk.log_decay)[..., None]
@@ -25,8 +24,7 @@ def _scan(chunk: Chunk) -> tuple[Inexact[Array, "time heads #key 1"], Inexact[Ar
 
 
 def _read(chunk: Chunk, states: Inexact[Array, "time heads key value"]) -> Inexact[Array, "reads heads value"]:
-    members = chunk.value.shape[1] // chunk.groups
-    read = einops.repeat(chunk.read, "(t q) g k -> t q (g m) k 1", q=chunk.reads_per_token, m=members)
+    read = einops.rearrange(per_head(chunk.read, chunk), "(t q) h k -> t q h k 1", q=chunk.reads_per_token)
     return einops.rearrange(jnp.sum(read * states[:, None], axis=-2), "t q h v -> (t q) h v")
 
 
@@ -35,7 +33,7 @@ def _within(chunk: Chunk) -> Array:
 
 
 def _carried(chunk: Chunk, state: Inexact[Array, "heads key value"]) -> Array:
-    return _read(chunk, _scan(chunk)[0] * state)
+    return _read(chunk, _scan(chunk)[0] * state[None])
 
 
 def _summary(chunk: Chunk) -> tuple[Array, Array]:

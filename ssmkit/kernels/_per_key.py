@@ -15,13 +15,13 @@ import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ._chunk import Chunk
-from ._schedule import Family
+from ._chunk import Chunk, per_head
+from ._family import Family
 from ._segment import suffix_sums
 
 
 def _per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "heads rows key"]:
-    return einops.repeat(array, "t g k -> (g m) t k", m=chunk.value.shape[1] // chunk.groups)
+    return jnp.swapaxes(per_head(array, chunk), 0, 1)
 
 
 def _scores(chunk: Chunk) -> Inexact[Array, "heads reads writes"]:

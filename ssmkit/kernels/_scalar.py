@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ._chunk import Chunk
-from ._schedule import Family
+from ._family import Family
 from ._segment import segment_sums, suffix_sums
 
 
