@@ -1,5 +1,12 @@
 """Models written against the public names of `ssmkit`."""
 
+from .mamba import (
+    Mamba as Mamba,
+    MambaCache as MambaCache,
+    MambaConfig as MambaConfig,
+    MambaMixer as MambaMixer,
+    MambaRecurrence as MambaRecurrence,
+)
 from .mamba2 import (
     Mamba2 as Mamba2,
     Mamba2Cache as Mamba2Cache,

@@ -10,9 +10,11 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
+from ._mamba_family import AbstractMambaConfig, initial_dt_bias, language_model_parts
+
 
 @dataclasses.dataclass(frozen=True)
-class Mamba2Config:
+class Mamba2Config(AbstractMambaConfig):
     """Geometry of a Mamba-2 language model, under the key names of HF transformers' `Mamba2Config`.
 
     Defaults are those of the published state-spaces models, not of HF's class (whose defaults are Codestral's).
@@ -38,41 +40,16 @@ class Mamba2Config:
     **Raises:** `ValueError` listing every inconsistent key.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
     state_size: int = 128
     head_dim: int = 64
-    expand: int = 2
     num_heads: int | None = None
     n_groups: int = 1
-    conv_kernel: int = 4
     chunk_size: int = 256
-    use_bias: bool = False
-    use_conv_bias: bool = True
-    hidden_act: str = "silu"
-    layer_norm_epsilon: float = 1e-5
-    residual_in_fp32: bool = True
-    time_step_min: float = 0.001
-    time_step_max: float = 0.1
-    time_step_floor: float = 1e-4
     time_step_limit: tuple[float, float] = (0.0, math.inf)
-    tie_word_embeddings: bool = False
-    pad_vocab_size_multiple: int = 1
     D_has_hdim: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
 
     def __post_init__(self):
-        problems = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                problems.append(f"`{field.name}` must be an integer, at least 1, got {value!r}")
-        for name in ("layer_norm_epsilon", "time_step_min", "time_step_max"):
-            if not getattr(self, name) > 0:
-                problems.append(f"`{name}` must be above 0, got {getattr(self, name)}")
+        problems = self.problems()
         if not problems:
             if self.num_heads is None:
                 object.__setattr__(self, "num_heads", self.heads)
@@ -83,13 +60,10 @@ class Mamba2Config:
                 )
             elif self.heads % self.n_groups != 0:
                 problems.append(f"`n_groups` must divide the {self.heads} heads, got {self.n_groups}")
-        if self.hidden_act not in ("silu", "swish"):
-            problems.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")
         if not 0.0 <= self.time_step_limit[0] <= self.time_step_limit[1]:
             problems.append(f"`time_step_limit` must be an increasing pair, got {self.time_step_limit}")
         object.__setattr__(self, "time_step_limit", tuple(self.time_step_limit))
-        if problems:
-            raise ValueError("Mamba2Config: " + "; ".join(problems) + ".")
+        self.refuse(problems)
 
     @property
     def inner_size(self) -> int:
@@ -105,11 +79,6 @@ class Mamba2Config:
     def conv_size(self) -> int:
         """Channels of the convolution: x, B and C."""
         return self.inner_size + 2 * self.n_groups * self.state_size
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
 
 
 class Mamba2Inputs(eqx.Module):
@@ -137,10 +106,7 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
         heads = config.heads
         A_key, dt_key = jax.random.split(key)
         self.A_log = jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0))
-        low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-        dt = jnp.exp(jax.random.uniform(dt_key, (heads,), jnp.float32, low, high))
-        dt = jnp.maximum(dt, config.time_step_floor)
-        self.dt_bias = dt + jnp.log(-jnp.expm1(-dt))
+        self.dt_bias = initial_dt_bias(config, heads, key=dt_key)
         self.time_step_limit = config.time_step_limit
         self.state_shape = (heads, config.state_size, config.head_dim)
         self.chunk_size = config.chunk_size
@@ -238,26 +204,8 @@ class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
         - `key`: for the initialisation.
         - `dtype`: of the projections, embedding and convolution; the rest stays float32.
         """
-        embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
-        eps = config.layer_norm_epsilon
         self.config = config
         self.vocab_size = config.vocab_size
-        self.embedding = ssmkit.Embedding(config.padded_vocab_size, config.hidden_size, dtype=dtype, key=embedding_key)
-        self.blocks = tuple(
-            ssmkit.ResidualBlock(
-                norm=ssmkit.RMSNorm(config.hidden_size, eps=eps),
-                mixer=_rescaled(Mamba2Mixer(config, key=key, dtype=dtype), config.num_hidden_layers),
-                residual_in_fp32=config.residual_in_fp32,
-            )
-            for key in keys
+        self.embedding, self.blocks, self.norm, self.head = language_model_parts(
+            config, Mamba2Mixer, key=key, dtype=dtype
         )
-        self.norm = ssmkit.RMSNorm(config.hidden_size, eps=eps)
-        self.head = (
-            None
-            if config.tie_word_embeddings
-            else ssmkit.Linear(config.hidden_size, config.padded_vocab_size, dtype=dtype, key=head_key)
-        )
-
-
-def _rescaled(mixer: Mamba2Mixer, layers: int) -> Mamba2Mixer:
-    return eqx.tree_at(lambda m: m.out_proj.weight, mixer, replace_fn=lambda weight: weight / math.sqrt(layers))

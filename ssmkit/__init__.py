@@ -6,7 +6,7 @@ from . import _config
 if _config.typecheck_requested():
     _config.install_typechecker()
 
-from . import kernels as kernels
+from . import kernels as kernels, testing as testing
 from ._coefficients import Coefficients as Coefficients
 from ._conv import CausalConv1d as CausalConv1d
 from ._default_model import default_model_path as default_model_path

@@ -82,10 +82,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         time = _leading_axis(type(self).__name__, inputs)
         if length is not None:
             length = check_length(length, time)
-        chunk_size = kernels.backend_chunk_size()
-        if self.chunk_size is not None:
-            chunk_size = min(chunk_size, self.chunk_size)
-        return kernels.chunk_scan_of(jax.vmap(self._checked), inputs, state, length=length, chunk_size=chunk_size)
+        return kernels.chunk_scan_of(jax.vmap(self._checked), inputs, state, length=length, most=self.chunk_size)
 
     def step(
         self, inputs: Input, state: State, *, valid: Valid | None = None

@@ -1,6 +1,5 @@
-"""What the tests share: comparisons, random coefficients, and the registry of everything the laws hold for."""
+"""What the tests share: comparisons, random coefficients, and modules with random parameters."""
 
-import copy
 import functools
 import inspect
 import pkgutil
@@ -14,27 +13,12 @@ import numpy as np
 import pytest
 
 import ssmkit
-from ssmkit.models import Mamba2, Mamba2Config, Mamba2Mixer, Mamba2Recurrence, ToySSM
-from ssmkit.models.mamba2 import Mamba2Inputs
-from ssmkit.models.toy import ToyMixer, ToyRecurrence
-
-
-# The laws are about what is computed, not how fast: compiling without LLVM's optimisations takes half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from ssmkit.models import Mamba2Config
+from ssmkit.testing._report import relative_error as relative_error
+from ssmkit.testing._subject import jit as jit, methods as methods, with_chunk_size as with_chunk_size
 
 
 # Comparisons.
-
-
-def relative_error(got, expected) -> float:
-    """`|got - expected| / |expected|` in the Euclidean norm over the whole array; infinite unless `got` is finite.
-
-    What float32 cannot represent counts as zero.
-    """
-    got, expected = (_widened(np.asarray(array)) for array in (got, expected))
-    if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
-        return np.inf
-    return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-30))
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
@@ -131,7 +115,7 @@ def many_tokens(*fields) -> ssmkit.Coefficients:
     return jax.vmap(ssmkit.Coefficients)(*fields)
 
 
-# The registry.
+# What the laws hold for: `registry.py` has them all.
 
 
 class Case(NamedTuple):
@@ -141,11 +125,6 @@ class Case(NamedTuple):
     make: Callable[[jax.Array], eqx.Module]  # from a random key
     sample: Callable[[np.random.Generator, int], Any]  # the inputs of `time` tokens
     bound: float = 4e-6  # on the relative error; 1.4e-6 is the worst in 300 random examples of each float32 case
-
-    @property
-    def is_language_model(self) -> bool:
-        """Whether `prefill` returns outputs at the last token only."""
-        return self in LANGUAGE_MODELS
 
 
 WIDTH, HEADS, HEAD_DIM, STATE, VOCAB = 8, 4, 4, 5, 19
@@ -159,115 +138,12 @@ def mamba2_config(**changes) -> Mamba2Config:
     return Mamba2Config(**dict(vocab_size=VOCAB, num_hidden_layers=1) | geometry | changes)
 
 
-def _normal(*shape: int, scale: float = 1.0) -> Callable[[np.random.Generator, int], jax.Array]:
+def normal(*shape: int, scale: float = 1.0) -> Callable[[np.random.Generator, int], jax.Array]:
     return lambda rng, time: jnp.asarray(rng.normal(0.0, scale, (time, *shape)), jnp.float32)
 
 
-def _tokens(rng: np.random.Generator, time: int) -> jax.Array:
+def random_tokens(rng: np.random.Generator, time: int) -> jax.Array:
     return jnp.asarray(rng.integers(VOCAB, size=time))
-
-
-def _mamba2_inputs(groups: int) -> Callable[[np.random.Generator, int], Mamba2Inputs]:
-    def sample(rng, time):
-        x, B, C, dt = (
-            _normal(*shape, scale=scale)(rng, time)
-            for shape, scale in [
-                ((HEADS, HEAD_DIM), 1.0),
-                ((groups, STATE), 1.0),
-                ((groups, STATE), 1.0),
-                ((HEADS,), 3.0),
-            ]
-        )
-        return Mamba2Inputs(x=x, B=B, C=C, dt=dt)
-
-    return sample
-
-
-def _mamba2_recurrence(groups: int, **changes) -> Case:
-    config = mamba2_config(n_groups=groups, **changes)
-    name = "-".join(["mamba2-recurrence", f"groups{groups}", *changes])
-    return Case(name, lambda key: Mamba2Recurrence(config, key=key), _mamba2_inputs(groups))
-
-
-def _gates(rng: np.random.Generator, time: int) -> ssmkit.Gates:
-    return ssmkit.Gates(forget=-jnp.abs(_normal(3)(rng, time)), input=_normal(3, scale=3.0)(rng, time))
-
-
-def _conv(kernel_size: int, **options) -> Case:
-    name = "-".join([f"conv-kernel{kernel_size}", *options])
-    return Case(name, lambda key: ssmkit.CausalConv1d(3, kernel_size, key=key, **options), _normal(3))
-
-
-def _mamba2_mixer(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
-    config = mamba2_config(**changes)
-    return Case(name, lambda key: Mamba2Mixer(config, key=key, dtype=dtype), _normal(WIDTH), bound)
-
-
-def _toy_mixer(key) -> ToyMixer:
-    dim = WIDTH // 2
-    return ToyMixer(
-        in_proj=ssmkit.Linear(WIDTH, 2 * (3 * dim + 1), key=key),
-        recurrence=ToyRecurrence(state_shape=(2, dim, dim), chunk_size=4),
-        out_proj=ssmkit.Linear(WIDTH, WIDTH, key=jax.random.fold_in(key, 1)),
-    )
-
-
-def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
-    config = mamba2_config(**changes)
-    return Case(name, lambda key: Mamba2(config, key=key, dtype=dtype), _tokens, bound)
-
-
-def _language_model(key) -> ssmkit.LanguageModel:
-    """Mixers of different kinds, the norm with a bias, an untied head."""
-    mixers = [_toy_mixer(key), ssmkit.GatedMLP(WIDTH, 5, key=key), Mamba2Mixer(mamba2_config(), key=key)]
-    return ssmkit.LanguageModel(VOCAB, WIDTH, mixers, norm=ssmkit.LayerNorm, key=key)
-
-
-LIMITS = (0.01, 0.2)
-
-OPERATORS = [
-    _mamba2_recurrence(1),
-    _mamba2_recurrence(2, time_step_limit=LIMITS),
-    Case("toy-recurrence", lambda key: ToyRecurrence(state_shape=(2, 3, 3), chunk_size=4), _normal(2, 10)),
-    Case("shift", lambda key: ssmkit.Shift((3, 2)), _normal(3, 2)),
-    Case("stabiliser", lambda key: ssmkit.Stabiliser(3), _gates),
-    Case("running-phase", lambda key: ssmkit.RunningPhase((3, 2)), _normal(3, 2)),
-    _conv(1),
-    _conv(4),
-    _conv(4, use_bias=False, dtype=jnp.bfloat16),
-]
-MIXERS = [
-    _mamba2_mixer("mamba2-mixer"),
-    _mamba2_mixer("mamba2-mixer-groups2-biases", n_groups=2, use_bias=True),
-    _mamba2_mixer("mamba2-mixer-no-conv-bias-kernel1", use_conv_bias=False, conv_kernel=1),
-    _mamba2_mixer("mamba2-mixer-limits-D_has_hdim", time_step_limit=LIMITS, D_has_hdim=True),
-    _mamba2_mixer("mamba2-mixer-bf16", dtype=jnp.bfloat16, bound=BF16_BOUND, n_groups=2, use_bias=True),
-    Case("toy-mixer", _toy_mixer, _normal(WIDTH)),
-    Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, 5, use_bias=True, key=key), _normal(WIDTH)),
-    Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), _normal(WIDTH)),
-]
-LANGUAGE_MODELS = [
-    _mamba2("mamba2", num_hidden_layers=2),
-    _mamba2(
-        "mamba2-groups2-biases-limits-D_has_hdim-tied",
-        n_groups=2,
-        use_bias=True,
-        time_step_limit=LIMITS,
-        D_has_hdim=True,
-        tie_word_embeddings=True,
-    ),
-    _mamba2(
-        "mamba2-bf16-no-conv-bias-padded-vocab",
-        dtype=jnp.bfloat16,
-        bound=BF16_BOUND,
-        use_conv_bias=False,
-        residual_in_fp32=False,
-        pad_vocab_size_multiple=8,
-    ),
-    Case("toy", lambda key: ToySSM(VOCAB, WIDTH, 2, 2, key=key), _tokens),
-    Case("language-model", _language_model, _tokens),
-]
-EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]
 
 
 def build(case: Case) -> Any:
@@ -294,30 +170,11 @@ def prefill(model, tokens, length):
     return model.prefill(tokens, model.init_cache(), length=length)[0]
 
 
-def methods(module):
-    """`(init, many, step)` of any kind of module, which differ in their names only."""
-    if isinstance(module, ssmkit.AbstractSequenceOperator):
-        return module.init_state, module.chunk_scan, module.step
-    return module.init_cache, module.prefill, module.step
-
-
 def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:
     """Parametrize `case` over a list of cases, or over those named by `ids`."""
     chosen = [case for case in cases if not ids or case.id in ids]
     assert len(chosen) == (len(ids) or len(cases)), f"no such case among {ids}"
     return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in chosen])
-
-
-def with_chunk_size(module, chunk_size: int):
-    """The same module with another chunk size in every recurrence it holds."""
-
-    def change(node):
-        if isinstance(node, ssmkit.DiagonalChunkedRecurrence):
-            node = copy.copy(node)
-            object.__setattr__(node, "chunk_size", chunk_size)
-        return node
-
-    return jax.tree.map(change, module, is_leaf=lambda node: isinstance(node, ssmkit.DiagonalChunkedRecurrence))
 
 
 # The classes of the package.

@@ -61,7 +61,7 @@ def rotate(x, positions, convention="fla"):
         first, second = x[..., 0::2], x[..., 1::2]
     else:
         raise ValueError(f"convention is 'fla' or 'torchscale', not {convention!r}")
-    angle = (jnp.asarray(positions, x.dtype)[:, None] * 10000.0**-exponent)[:, None, :]
+    angle = (jnp.asarray(positions, x.dtype)[:, None] * (10000.0**-exponent)[None, :])[:, None, :]
     turned_first = first * jnp.cos(angle) - second * jnp.sin(angle)
     turned_second = first * jnp.sin(angle) + second * jnp.cos(angle)
     if convention == "fla":

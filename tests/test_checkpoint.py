@@ -255,7 +255,8 @@ def test_configurations_that_contradict_themselves(saved):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"ssm_cfg": {}}, "means Mamba1"),
+        ({"ssm_cfg": {}}, r"do not fit mamba as configured in `config.json` \(state-spaces format\)"),
+        ({"ssm_cfg": {"headdim": 4}}, "`ssm_cfg.headdim`: got 4, but the key is unknown"),
         ({"ssm_cfg": {"layer": "Mamba3"}}, "must name the layer `Mamba2`"),
         ({"ssm_cfg": 3}, "must name the layer `Mamba2`"),
         ({"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}}, "`ssm_cfg.rmsnorm`: got False"),
@@ -268,7 +269,7 @@ def test_configurations_that_contradict_themselves(saved):
         ({"attn_layer_idx": [1]}, r"`attn_layer_idx`: got \[1\]"),
         ({"d_intermediate": 64}, "`d_intermediate`: got 64"),
         ({"rms_norm": False}, "`rms_norm`: got False"),
-        ({"model_type": "mamba"}, "model_type 'mamba'"),
+        ({"model_type": "other"}, "model_type 'other'"),
     ],
 )
 def test_state_spaces_models_that_are_not_plain_mamba2(tmp_path, changes, message):

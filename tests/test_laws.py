@@ -1,12 +1,11 @@
 """The laws of sequence operators, mixers and language models, over everything in the registry.
 
-Two programs are compiled per case: many tokens of which `length` are valid, and as many single steps of which some are
-valid. Both take every sequence, split and length, so properties can be tried on many examples.
+Everything is checked by `ssmkit.testing`, as users check their own classes; the same laws are then tried on random
+sequences, splits and lengths for one of each kind.
 """
 
 import functools
 import io
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import helpers
@@ -15,24 +14,13 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from helpers import (
-    EVERYTHING,
-    LANGUAGE_MODELS,
-    MIXERS,
-    OPERATORS,
-    Case,
-    all_finite,
-    jit,
-    methods,
-    over,
-    relative_error,
-    trees_close,
-    trees_equal_bitwise,
-    with_chunk_size,
-)
+from helpers import Case, jit, over, relative_error, trees_close, trees_equal_bitwise
+from registry import EVERYTHING, LANGUAGE_MODELS, MIXERS, OPERATORS
 
 import ssmkit
+from ssmkit import testing
+from ssmkit.testing import _laws as laws
+from ssmkit.testing._subject import Subject, methods, to_numpy
 
 
 TIME = 11  # chunks are of 4 tokens: two full ones and a ragged one
@@ -40,196 +28,104 @@ TIME = 11  # chunks are of 4 tokens: two full ones and a ragged one
 FEW = over(
     EVERYTHING, "mamba2-recurrence-groups2-time_step_limit", "conv-kernel4", "mamba2-mixer-groups2-biases", "toy"
 )
-
-
-class Subject(NamedTuple):
-    """A case, built and compiled."""
-
-    module: Any
-    init: Any  # the cache before the first token
-    many: Any  # inputs, cache, length -> outputs, cache
-    steps: Any  # inputs, cache, valid -> outputs of every step, cache
-
-
-@functools.cache
-def subject(case: Case) -> Subject:
-    module = helpers.build(case)
-    dynamic, static = eqx.partition(module, eqx.is_array)
-
-    def many(dynamic, inputs, cache, length):
-        return methods(eqx.combine(dynamic, static))[1](inputs, cache, length=length)
-
-    def steps(dynamic, inputs, cache, valid):
-        _, _, step = methods(eqx.combine(dynamic, static))
-
-        def body(cache, token):
-            outputs, cache = step(token[0], cache, valid=token[1])
-            return cache, outputs
-
-        cache, outputs = jax.lax.scan(body, cache, (inputs, valid))
-        return outputs, cache
-
-    many, steps = functools.partial(jit(many), dynamic), functools.partial(jit(steps), dynamic)
-    return Subject(
-        module, to_numpy(methods(module)[0]()), lambda *a: to_numpy(many(*a)), lambda *a: to_numpy(steps(*a))
-    )
-
-
-def to_numpy(tree):
-    """What goes in and out is cut and joined as NumPy arrays: JAX would compile every new shape of a slice."""
-    return jax.tree.map(np.asarray, tree)
+# One of each kind that the framework itself has, for random examples.
+SEVERAL = over(
+    EVERYTHING,
+    "mamba2-recurrence-groups2-time_step_limit",
+    "shift",
+    "stabiliser",
+    "running-phase",
+    "conv-kernel4",
+    "gated-mlp",
+    "mamba2-mixer-groups2-biases",
+    "language-model",
+)
 
 
 def sample(case: Case, seed: int, time: int = TIME):
     return to_numpy(case.sample(np.random.default_rng(seed), time))
 
 
+@functools.cache
+def subject(case: Case) -> Subject:
+    """The case, built and compiled."""
+    return Subject(helpers.build(case), sample(case, 0))
+
+
 def warm(case: Case, seed: int, tokens: int):
     """A cache with a past of so many tokens."""
-    this = subject(case)
-    return this.many(sample(case, seed), this.init, tokens)[1]
+    return subject(case).warm(tokens, sample(case, seed))
 
 
-def mixed(first, second, use_first):
-    """Tokens of the first sequence where `use_first`, else of the second."""
-
-    def select(a, b):
-        return np.where(np.reshape(use_first, (TIME,) + (1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(select, first, second)
-
-
-def rolled(inputs, tokens: int):
-    """The sequence without its first tokens, which follow as garbage."""
-    return jax.tree.map(lambda array: np.concatenate([array[tokens:], array[:tokens]]), inputs)
-
-
-def valid_outputs(case: Case, outputs, length: int):
-    """The outputs that `many` promises: of every valid token, or of a language model at the last one."""
-    if case.is_language_model:
-        return outputs[None][: min(length, 1)]
-    return outputs[:length]
+@over(EVERYTHING)
+def test_every_law(case):
+    """As users check: the worst errors seen are a third of the bounds."""
+    check = testing.check_recurrence
+    module, inputs = helpers.build(case), sample(case, 0)
+    if case in OPERATORS and not isinstance(module, ssmkit.DiagonalChunkedRecurrence):
+        check = testing.check_operator
+    elif case in MIXERS:
+        check = testing.check_mixer
+    elif case in LANGUAGE_MODELS:
+        check = testing.check_model
+    report = check(module, inputs, tolerance=case.bound, gradient=max(GRADIENT_BOUND, 2 * case.bound))
+    assert len({finding.law for finding in report.findings}) >= 9
 
 
-def matching_steps(case: Case, outputs, length: int):
-    """The same ones of the steps."""
-    return outputs[max(length - 1, 0) : length] if case.is_language_model else outputs[:length]
-
+# Gradients add up what one token did to all later ones.
+GRADIENT_BOUND = 1e-5
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.integers(0, TIME)
 masks = st.lists(st.booleans(), min_size=TIME, max_size=TIME)
 
 
-@over(EVERYTHING)
+def holds(findings) -> bool | helpers.Difference:
+    """Whether every finding does, and else which do not."""
+    broken = [str(finding) for finding in findings if not finding.holds]
+    return helpers.Difference("\n".join(broken)) if broken else bool(findings)
+
+
+@SEVERAL
 @hypothesis.given(seed=seeds, past=lengths, length=lengths)
 def test_many_tokens_equal_iterated_steps(case, seed, past, length):
-    this, cache, inputs = subject(case), warm(case, seed + 1, past), sample(case, seed)
-    outputs, after = this.many(inputs, cache, length)
-    expected, expected_after = this.steps(inputs, cache, np.arange(TIME) < length)
-    assert trees_close(
-        (valid_outputs(case, outputs, length), after),
-        (matching_steps(case, expected, length), expected_after),
-        case.bound,
-    )
+    arguments = subject(case), sample(case, seed), warm(case, seed + 1, past)
+    assert holds(laws.many_equal_steps(*arguments, length, case.bound))
 
 
-@over(EVERYTHING)
+@SEVERAL
 @hypothesis.given(seed=seeds, past=lengths, split=lengths)
 def test_a_sequence_may_be_split_anywhere(case, seed, past, split):
-    this, cache, inputs = subject(case), warm(case, seed + 1, past), sample(case, seed)
-    whole, after = this.many(inputs, cache, TIME)
-    first, between = this.many(inputs, cache, split)
-    second, after_both = this.many(rolled(inputs, split), between, TIME - split)
-    assert trees_close(after_both, after, case.bound)
-    parts = [valid_outputs(case, first, split), valid_outputs(case, second, TIME - split)]
-    joined = parts[split < TIME] if case.is_language_model else np.concatenate(parts)
-    assert relative_error(joined, valid_outputs(case, whole, TIME)) <= case.bound
+    assert holds(laws.splits(subject(case), sample(case, seed), warm(case, seed + 1, past), split, case.bound))
 
 
-@over(EVERYTHING)
+@SEVERAL
 @hypothesis.given(seed=seeds, past=lengths, length=lengths)
 def test_tokens_past_the_length_leave_no_trace(case, seed, past, length):
-    """Neither in the cache nor in the outputs before them, bit for bit; and nothing they cause is NaN or infinite."""
-    this, cache, inputs = subject(case), warm(case, seed + 1, past), sample(case, seed)
-    one, other = (mixed(inputs, sample(case, seed + garbage), np.arange(TIME) < length) for garbage in (2, 3))
-    outputs, after = this.many(one, cache, length)
-    other_outputs, other_after = this.many(other, cache, length)
-    assert trees_equal_bitwise(after, other_after)
-    assert np.array_equal(valid_outputs(case, outputs, length), valid_outputs(case, other_outputs, length))
-    assert all_finite((outputs, after))
+    assert holds(laws.padding(subject(case), sample(case, seed), warm(case, seed + 1, past), length))
 
 
-@over(EVERYTHING)
+@SEVERAL
 @hypothesis.given(seed=seeds, past=lengths)
 def test_no_valid_token_leaves_the_cache_as_it_was(case, seed, past):
-    this, cache, inputs = subject(case), warm(case, seed + 1, past), sample(case, seed)
-    outputs, after = this.many(inputs, cache, 0)
-    assert trees_equal_bitwise(after, cache)
-    assert all_finite(outputs)
-    outputs, after = this.steps(inputs, cache, np.zeros(TIME, bool))
-    assert trees_equal_bitwise(after, cache)
-    assert all_finite(outputs)
+    assert holds(laws.identity(subject(case), sample(case, seed), warm(case, seed + 1, past)))
 
 
-@over(EVERYTHING)
+@SEVERAL
 @hypothesis.given(seed=seeds, past=lengths, valid=masks)
 def test_invalid_steps_between_valid_ones_leave_no_trace(case, seed, past, valid):
-    """Steps with `valid=False` in between, whatever their tokens, equal the valid steps alone, bit for bit."""
-    this, cache, inputs = subject(case), warm(case, seed + 1, past), sample(case, seed)
-    mask = np.asarray(valid)
-    outputs, after = this.steps(mixed(inputs, sample(case, seed + 2), mask), cache, mask)
-    order = np.argsort(~mask, kind="stable")  # valid ones first
-    alone, alone_after = this.steps(jax.tree.map(lambda array: array[order], inputs), cache, mask[order])
-    assert trees_equal_bitwise(after, alone_after)
-    assert np.array_equal(outputs[mask], alone[: mask.sum()])
-    assert all_finite(outputs)
+    arguments = subject(case), sample(case, seed), warm(case, seed + 1, past)
+    assert holds(laws.invalid_steps(*arguments, np.asarray(valid)))
 
 
-@over(EVERYTHING)
-def test_the_cache_never_changes_its_form(case):
-    """Structure, shapes, dtypes, and no weak types, which would compile every function twice."""
-    this, inputs = subject(case), sample(case, 0)
-    init, many, step = methods(this.module)
-    token = jax.tree.map(lambda array: array[0], inputs)
-    runs = {
-        "many": lambda inputs, _, cache: many(inputs, cache),
-        "many, length": lambda inputs, _, cache: many(inputs, cache, length=3),
-        "step": lambda _, token, cache: step(token, cache),
-        "step, valid": lambda _, token, cache: step(token, cache, valid=True),
-    }
-    form = jax.eval_shape(init)
-    assert not [leaf for leaf in jax.tree.leaves(form) if leaf.weak_type]
-    for name, run in runs.items():
-        _, after = jax.eval_shape(run, inputs, token, form)
-        assert jax.tree.structure(after) == jax.tree.structure(form), name
-        for got, expected in zip(jax.tree.leaves(after), jax.tree.leaves(form), strict=True):
-            signature = (got.shape, got.dtype, got.weak_type)
-            assert signature == (expected.shape, expected.dtype, expected.weak_type), name
-
-
-def chunk_sizes(module) -> set[int | None]:
-    is_recurrence = lambda node: isinstance(node, ssmkit.DiagonalChunkedRecurrence)  # noqa: E731
-    leaves = jax.tree.leaves(module, is_leaf=is_recurrence)
-    return {leaf.chunk_size for leaf in leaves if is_recurrence(leaf)}
-
-
-@over(
-    EVERYTHING,
-    "mamba2-recurrence-groups1",
-    "mamba2-recurrence-groups2-time_step_limit",
-    "toy-recurrence",
-    "mamba2-mixer-groups2-biases",
-    "mamba2",
-)
-@pytest.mark.parametrize("chunk_size", [1, 64])
-def test_results_do_not_depend_on_the_chunk_size(case, chunk_size):
-    this = subject(case)
-    module = with_chunk_size(this.module, chunk_size)
-    assert chunk_sizes(module) == {chunk_size} != chunk_sizes(this.module)
-    cache, inputs = warm(case, 1, 5), sample(case, 2)
-    got = to_numpy(jit(lambda *arguments: methods(module)[1](*arguments))(inputs, cache))
-    assert trees_close(got, this.many(inputs, cache, TIME), case.bound)
+@SEVERAL
+@hypothesis.given(seed=seeds, past=lengths, token=st.integers(1, TIME - 1))
+def test_no_output_depends_on_later_inputs(case, seed, past, token):
+    """And what depends on earlier ones is not lost."""
+    this, inputs, cache = subject(case), sample(case, seed), warm(case, seed + 1, past)
+    assert this.last_only or holds(laws.causality(this, inputs, cache, token))
+    later = this.many(sample(case, seed + 2), cache, TIME)
+    assert not trees_equal_bitwise(this.many(inputs, cache, TIME), later)
 
 
 def test_the_configured_chunk_size_reaches_the_recurrences():
@@ -238,39 +134,13 @@ def test_the_configured_chunk_size_reaches_the_recurrences():
     assert [block.mixer.recurrence.chunk_size for block in model.blocks] == [7, 7]
 
 
-@over(OPERATORS + MIXERS)
-@hypothesis.given(seed=seeds, past=lengths, token=st.integers(0, TIME - 1))
-def test_no_output_depends_on_later_inputs(case, seed, past, token):
-    this, cache, inputs = subject(case), warm(case, seed + 1, past), sample(case, seed)
-    changed = mixed(inputs, sample(case, seed + 2), np.arange(TIME) < token)
-    outputs, after = this.many(inputs, cache, TIME)
-    changed_outputs, changed_after = this.many(changed, cache, TIME)
-    assert np.array_equal(outputs[:token], changed_outputs[:token])
-    # And the change is not lost either.
-    assert not np.array_equal(outputs[token], changed_outputs[token])
-
-
-@over(LANGUAGE_MODELS)
-def test_forward_gives_the_logits_of_every_step(case):
-    """Also onto a cache that is not empty, and no logit depends on later tokens."""
-    this = subject(case)
-    cache, tokens = warm(case, 1, 5), sample(case, 2)
-    run = jit(lambda tokens, cache: this.module.forward(tokens, cache))
-    forward = lambda *arguments: to_numpy(run(*arguments))  # noqa: E731
-    logits, after = forward(tokens, cache)
-    assert trees_close((logits, after), this.steps(tokens, cache, np.ones(TIME, bool)), case.bound)
-    assert logits.shape == (TIME, helpers.VOCAB)
-    assert logits.dtype == jnp.float32
-    changed, _ = forward(np.where(np.arange(TIME) < 7, tokens, (tokens + 1) % helpers.VOCAB), cache)
-    assert np.array_equal(changed[:7], logits[:7])
-    assert not np.array_equal(changed[7], logits[7])
-
-
 @over(LANGUAGE_MODELS, "toy")
 def test_calling_a_model_starts_from_nothing(case):
     this, tokens = subject(case), sample(case, 2)
     logits = to_numpy(jit(lambda tokens: this.module(tokens))(tokens))
     ones = np.ones(TIME, bool)
+    assert logits.shape == (TIME, helpers.VOCAB)
+    assert logits.dtype == jnp.float32
     assert trees_close(logits, this.steps(tokens, this.init, ones)[0], case.bound)
     assert relative_error(logits, this.steps(tokens, warm(case, 1, 5), ones)[0]) > 0.01  # a past would matter
 
@@ -293,7 +163,7 @@ def test_pieces_without_padding(case):
     parts, after = to_numpy(run(inputs, cache))
     expected, expected_after = this.steps(inputs, cache, np.ones(TIME + 1, bool))
     assert trees_close(after, expected_after, case.bound)
-    if case.is_language_model:
+    if this.last_only:
         assert trees_close(parts, (expected[2], expected[3][None], expected[TIME]), case.bound)
     else:
         assert relative_error(np.concatenate(parts), expected) <= case.bound
@@ -313,49 +183,9 @@ def test_a_batch_is_what_its_sequences_are_alone(case):
     for row, length in enumerate(map(int, lengths)):
         pick = lambda tree: jax.tree.map(lambda array: array[row], tree)  # noqa: B023, E731
         expected, expected_after = this.many(inputs[row], caches[row], length)
-        got = valid_outputs(case, outputs[row], length), pick(after)
-        assert trees_close(got, (valid_outputs(case, expected, length), expected_after), case.bound)
+        got = this.valid_outputs(outputs[row], length), pick(after)
+        assert trees_close(got, (this.valid_outputs(expected, length), expected_after), case.bound)
     assert trees_equal_bitwise(jax.tree.map(lambda array: array[0], after), caches[0])
-
-
-# Gradients add up what one token did to all later ones: 2e-6 is seen.
-GRADIENT_BOUND = 1e-5
-
-
-@over(EVERYTHING, "conv-kernel4", "mamba2-mixer-groups2-biases", "toy")
-def test_gradients_of_many_tokens_equal_those_of_iterated_steps(case):
-    """With respect to the cache, the parameters, and inputs that have gradients, from outputs and the cache alike."""
-    this = subject(case)
-    cache, inputs = warm(case, 1, 5), sample(case, 2)
-    length, valid = 9, np.arange(TIME) < 9
-    parameters, static = eqx.partition(this.module, eqx.is_inexact_array)
-    weigh = lambda tree: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(tree))  # noqa: E731
-
-    def by_many(arguments):
-        parameters, cache, inputs = arguments
-        outputs, cache = methods(eqx.combine(parameters, static))[1](inputs, cache, length=length)
-        return weigh((valid_outputs(case, outputs, length), cache))
-
-    def by_steps(arguments):
-        parameters, cache, inputs = arguments
-        step = methods(eqx.combine(parameters, static))[2]
-
-        def body(cache, token):
-            outputs, cache = step(token[0], cache, valid=token[1])
-            return cache, outputs
-
-        cache, outputs = jax.lax.scan(body, cache, (inputs, valid))
-        return weigh((matching_steps(case, outputs, length), cache))
-
-    # Integer inputs have no gradient: they get one of zeros of dtype float0, which says nothing.
-    arguments = (parameters, cache, inputs)
-    got, expected = (jit(jax.grad(f, allow_int=True))(arguments) for f in (by_many, by_steps))
-    got, expected = (
-        [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0] for tree in (got, expected)
-    )
-    assert len(got) >= len(jax.tree.leaves((parameters, cache)))
-    assert trees_close(got, expected, GRADIENT_BOUND)
-    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(expected[-1]))
 
 
 @FEW

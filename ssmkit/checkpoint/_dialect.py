@@ -84,7 +84,10 @@ class Architecture:
     dialects: tuple[Dialect, ...]
 
 
-_REGISTRY: dict[str, str | Architecture] = {"mamba2": "ssmkit.models.mamba2_formats"}
+_REGISTRY: dict[str, str | Architecture] = {
+    "mamba": "ssmkit.models.mamba_formats",
+    "mamba2": "ssmkit.models.mamba2_formats",
+}
 
 
 def register_architecture(architecture: Architecture) -> None:

@@ -5,6 +5,6 @@ from ._elementwise import ELEMENTWISE as ELEMENTWISE
 from ._per_key import DECAY_PER_KEY as DECAY_PER_KEY
 from ._reference import reference as reference
 from ._scalar import SCALAR_DECAY as SCALAR_DECAY
-from ._schedule import backend_chunk_size as backend_chunk_size, parallel as parallel, serial as serial
+from ._schedule import parallel as parallel, serial as serial
 from ._segment import segment_sums as segment_sums
 from ._step import step as step

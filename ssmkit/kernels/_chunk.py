@@ -63,3 +63,12 @@ def from_coefficients(coefficients: Coefficients) -> Chunk:
 def per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "rows heads key"]:
     """A view in which every head has its group's row."""
     return einops.repeat(array, "t g k -> t (g m) k", m=chunk.value.shape[1] // chunk.groups)
+
+
+def bonus_outputs(chunk: Chunk) -> Inexact[Array, "reads heads value"]:
+    """What a token that reads before the update sees of itself: `value` times `(read, bonus * write)`."""
+    assert chunk.bonus is not None
+    tokens = lambda array: einops.rearrange(array, "(t r) h x -> t r h x", t=chunk.log_decay.shape[0])  # noqa: E731
+    read, write = tokens(per_head(chunk.read, chunk)), tokens(per_head(chunk.write, chunk))
+    scores = jnp.sum(read[:, :, None] * (chunk.bonus[:, None] * write)[:, None], axis=-1)  # time, reads, rank, heads
+    return einops.rearrange(jnp.einsum("tqrh,trhv->tqhv", scores, tokens(chunk.value)), "t q h v -> (t q) h v")

@@ -11,7 +11,7 @@ from .._coefficients import Coefficients
 from .._types import Length
 from ._chunk import from_coefficients
 from ._elementwise import ELEMENTWISE
-from ._family import Family, read_before_update
+from ._family import Family
 from ._per_key import DECAY_PER_KEY
 from ._precision import in_dtype, working_dtype
 from ._scalar import SCALAR_DECAY
@@ -52,6 +52,7 @@ def chunk_scan_of(
     *,
     length: Length | None = None,
     chunk_size: int | None = None,
+    most: int | None = None,
     schedule: Schedule | None = None,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     """`chunk_scan` of coefficients that are made of `inputs` chunk by chunk, and never exist all at once.
@@ -61,17 +62,19 @@ def chunk_scan_of(
     - `coefficients`: from the inputs of a chunk, with a leading `time` axis, to their coefficients, likewise.
     - `inputs`: any pytree of arrays with a leading `time` axis.
     - `length`: tokens at or past it leave the state as it is; `None` means that all are valid.
+    - `most`: a bound on the chunk size that is chosen where `chunk_size` is `None`.
 
     **Returns:** and **Raises:** as `chunk_scan`.
     """
-    size = backend_chunk_size() if chunk_size is None else chunk_size
-    if size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {size}.")
+    for size in (chunk_size, most):
+        if size is not None and size < 1:
+            raise ValueError(f"`chunk_size` must be at least 1, got {size}.")
     schedule = backend_schedule() if schedule is None else schedule
     form = jax.eval_shape(coefficients, inputs)
     time, groups = form.write.shape[:2]
-    size = min(size, max(time, 1))
     dtype, family = working_dtype(form, state), family_of(form)
+    size = min(backend_chunk_size(family), most or time) if chunk_size is None else chunk_size
+    size = max(min(size, time), 1)
 
     def prepare(inputs_and_valid):
         inputs, valid = inputs_and_valid
@@ -92,10 +95,8 @@ def chunk_scan_of(
 def family_of(form: Coefficients) -> Family:
     """The kernel family that suits these coefficients, which have a `time` axis, by their shapes alone."""
     if 1 in (form.write.shape[-1], form.value.shape[-1]):
-        family = ELEMENTWISE
-    else:
-        family = SCALAR_DECAY if form.log_decay.shape[-1] == 1 else DECAY_PER_KEY
-    return family if form.bonus is None else read_before_update(family)
+        return ELEMENTWISE
+    return SCALAR_DECAY if form.log_decay.shape[-1] == 1 else DECAY_PER_KEY
 
 
 def _by_token(outputs: Array, form: Coefficients) -> Inexact[Array, "time heads *reads value"]:

@@ -1,22 +1,22 @@
-"""What a kernel family is, and which one suits a recurrence."""
+"""What a kernel family is: one chunk, described by functions that a schedule combines."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import einops
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._chunk import Chunk, per_head
+from ._chunk import Chunk, bonus_outputs
 
 
 class Family(NamedTuple):
-    """One chunk, described by three functions that a schedule combines. With the state `S` before a chunk `c`,
+    """With the state `S` before a chunk `c`,
 
         outputs  = within(c) + carried(c, S)
         S        = decay * S + increment            where decay, increment = summary(c)
 
-    States and outputs may have any layout the family likes, outputs with leading rows and a trailing `value`.
+    States and outputs may have any layout the family likes, outputs with leading rows and a trailing `value`. These
+    functions read after the update and need not know of a bonus; `in_order` does all at once, bonus included.
     """
 
     within: Callable[[Chunk], Array]
@@ -24,22 +24,20 @@ class Family(NamedTuple):
     summary: Callable[[Chunk], tuple[Array, Array]]
     enter: Callable[[Array, int], Array]  # the public state layout and the number of groups, to the family's layout
     leave: Callable[[Array], Array]  # and back
+    in_order: Callable[[Chunk, Array], tuple[Array, Array]] | None = None  # faster, where the state before is at hand
+    cache_chunk_size: int = 64  # what a CPU's cache can hold
 
+    def outputs(self, chunk: Chunk, state: Array) -> Array:
+        """The outputs of a chunk, given the state before it."""
+        if chunk.bonus is None:
+            return self.within(chunk) + self.carried(chunk, state)
+        late = chunk.one_token_late()
+        outputs = self.within(late) + self.carried(late, state)
+        return outputs + jnp.reshape(bonus_outputs(chunk), outputs.shape)
 
-def read_before_update(family: Family) -> Family:
-    """The same family for coefficients with a bonus: the chunk is read one token late, and the token itself apart."""
-
-    def within(chunk: Chunk) -> Array:
-        outputs = family.within(chunk.one_token_late())
-        return outputs + jnp.reshape(_bonus_outputs(chunk), outputs.shape)
-
-    return family._replace(within=within, carried=lambda chunk, state: family.carried(chunk.one_token_late(), state))
-
-
-def _bonus_outputs(chunk: Chunk) -> Array:
-    """What a token that reads before the update sees of itself: `(read, (bonus * write) value^T)`."""
-    assert chunk.bonus is not None
-    tokens = lambda array: einops.rearrange(array, "(t r) h x -> t r h x", t=chunk.log_decay.shape[0])  # noqa: E731
-    read, write = tokens(per_head(chunk.read, chunk)), tokens(per_head(chunk.write, chunk))
-    scores = jnp.sum(read[:, :, None] * (chunk.bonus[:, None] * write)[:, None], axis=-1)  # time, reads, rank, heads
-    return einops.rearrange(jnp.einsum("tqrh,trhv->tqhv", scores, tokens(chunk.value)), "t q h v -> (t q) h v")
+    def advance(self, chunk: Chunk, state: Array) -> tuple[Array, Array]:
+        """The outputs of a chunk and the state after it, given the state before it."""
+        if self.in_order is not None:
+            return self.in_order(chunk, state)
+        decay, increment = self.summary(chunk)
+        return self.outputs(chunk, state), decay * state + increment

@@ -28,10 +28,8 @@ def serial(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tuple
     """
 
     def body(state, inputs):
-        chunk = prepare(inputs)
-        outputs = family.within(chunk) + family.carried(chunk, state)
-        decay, increment = family.summary(chunk)
-        return decay * state + increment, outputs
+        outputs, state = family.advance(prepare(inputs), state)
+        return state, outputs
 
     state, outputs = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, inputs)  # pyright: ignore
     return outputs, state
@@ -47,15 +45,11 @@ def parallel(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tup
         decay, increment = summary
         return decay * state + increment, state
 
-    def inside(inputs, state):
-        chunk = prepare(inputs)
-        return family.within(chunk) + family.carried(chunk, state)
-
     summarise = jax.vmap(lambda inputs: family.summary(prepare(inputs)))
     summaries = jax.checkpoint(summarise)(inputs)  # pyright: ignore[reportPrivateImportUsage]
     state, before = jax.lax.scan(advance, state, summaries)
-    outputs = jax.checkpoint(jax.vmap(inside))(inputs, before)  # pyright: ignore[reportPrivateImportUsage]
-    return outputs, state
+    read = jax.vmap(lambda inputs, state: family.outputs(prepare(inputs), state))
+    return jax.checkpoint(read)(inputs, before), state  # pyright: ignore[reportPrivateImportUsage]
 
 
 def backend_schedule() -> Schedule:
@@ -63,6 +57,6 @@ def backend_schedule() -> Schedule:
     return serial if jax.default_backend() == "cpu" else parallel
 
 
-def backend_chunk_size() -> int:
-    """The chunk length that suits the default backend: CPUs want a chunk's scores to stay in cache."""
-    return 64 if jax.default_backend() == "cpu" else 128
+def backend_chunk_size(family: Family) -> int:
+    """The chunk length that suits the default backend: CPUs want what a chunk computes to stay in cache."""
+    return family.cache_chunk_size if jax.default_backend() == "cpu" else 128

@@ -1,0 +1,96 @@
+"""What Mamba and Mamba-2 have in common."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractMambaConfig:
+    """The keys that `MambaConfig` and `Mamba2Config` share; their docstrings describe them."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    state_size: int
+    expand: int = 2
+    conv_kernel: int = 4
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    hidden_act: str = "silu"
+    layer_norm_epsilon: float = 1e-5
+    residual_in_fp32: bool = True
+    time_step_min: float = 0.001
+    time_step_max: float = 0.1
+    time_step_floor: float = 1e-4
+    tie_word_embeddings: bool = False
+    pad_vocab_size_multiple: int = 1
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+    def problems(self) -> list[str]:
+        """What is wrong with single keys, one line each."""
+        found = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                found.append(f"`{field.name}` must be an integer, at least 1, got {value!r}")
+        for name in ("layer_norm_epsilon", "time_step_min", "time_step_max"):
+            if not getattr(self, name) > 0:
+                found.append(f"`{name}` must be above 0, got {getattr(self, name)}")
+        if self.hidden_act not in ("silu", "swish"):
+            found.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")
+        return found
+
+    def refuse(self, problems: list[str]) -> None:
+        """Raise `ValueError` listing the problems, if there are any."""
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+
+
+def initial_dt_bias(config: AbstractMambaConfig, size: int, *, key: PRNGKeyArray) -> Float[Array, " size"]:
+    """Where a softplus gives step sizes that are log-uniform in the configured range, as the papers' code."""
+    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+    dt = jnp.exp(jax.random.uniform(key, (size,), jnp.float32, low, high))
+    dt = jnp.maximum(dt, config.time_step_floor)
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
+def language_model_parts(
+    config: AbstractMambaConfig,
+    mixer: Callable[..., ssmkit.AbstractMixer],
+    *,
+    key: PRNGKeyArray,
+    dtype: DTypeLike,
+) -> tuple[ssmkit.Embedding, tuple[ssmkit.ResidualBlock, ...], ssmkit.RMSNorm, ssmkit.Linear | None]:
+    """Embedding, blocks, final norm and head, initialised as the papers' code.
+
+    `mixer(config, key=key, dtype=dtype)` makes one that ends in a layer `out_proj`, whose weight is scaled by
+    $1/\\sqrt{layers}$.
+    """
+    embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
+    width, rows = config.hidden_size, config.padded_vocab_size
+    norm = lambda: ssmkit.RMSNorm(width, eps=config.layer_norm_epsilon)  # noqa: E731
+    scale = math.sqrt(config.num_hidden_layers)
+
+    def block(key: PRNGKeyArray) -> ssmkit.ResidualBlock:
+        rescaled = eqx.tree_at(
+            lambda m: m.out_proj.weight, mixer(config, key=key, dtype=dtype), replace_fn=lambda weight: weight / scale
+        )
+        return ssmkit.ResidualBlock(norm=norm(), mixer=rescaled, residual_in_fp32=config.residual_in_fp32)
+
+    head = None if config.tie_word_embeddings else ssmkit.Linear(width, rows, dtype=dtype, key=head_key)
+    return ssmkit.Embedding(rows, width, dtype=dtype, key=embedding_key), tuple(map(block, keys)), norm(), head

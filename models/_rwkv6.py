@@ -1,0 +1,87 @@
+"""What RWKV-6 alone has: shares that depend on the data, and values at the start that depend on the depth."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+from ._projections import projection
+
+
+class DataDependentLerp(eqx.Module):
+    r"""Five mixtures of a token with the one before (arXiv 2404.05892, section 4.2).
+
+    With $\delta_t = x_{t-1} - x_t$ and for $j$ in $r, w, k, v, g$, the order of flash-linear-attention,
+
+    $$x^j = x + \delta \odot (\mu_j + W^2_j \tanh(W^1_j (x + \delta \odot \mu_x))).$$
+    """
+
+    mu_x: Float[Array, " width"]
+    mu: Float[Array, "5 width"]
+    down: ssmkit.Linear
+    up: Float[Array, "5 rank width"]
+
+    def __init__(
+        self, width: int, rank: int, before: float, after: float, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray
+    ):
+        """$W^1$ is zero, so the shares $\\mu$ do not depend on the data at first.
+
+        **Arguments:**
+
+        - `width`, `rank`: of $x$, and of each $W^1_j$.
+        - `before`, `after`: as `depth` returns them.
+        - `dtype`: of $W^1$; the rest is float32.
+        - `key`: for the initialisation.
+        """
+        early, late = lerp_weights(width, after), lerp_weights(width, 0.5 * after)
+        self.mu_x = early
+        self.mu = jnp.stack([late, early, early, early - 0.3 * before, late])
+        self.down = projection(width, 5 * rank, jax.nn.initializers.zeros, dtype=dtype, key=key)
+        self.up = small_uniform(key, (5, rank, width))
+
+    def __call__(
+        self, x: Float[Array, "*time width"], previous: Float[Array, "*time width"]
+    ) -> tuple[Float[Array, "*time width"], ...]:
+        """The five, for many tokens or one."""
+        delta = previous - x
+        low = jnp.tanh(self.down(x + delta * jnp.broadcast_to(self.mu_x, x.shape)))
+        dynamic = jnp.einsum("...jr,jrd->...jd", jnp.reshape(low, (*x.shape[:-1], 5, -1)), self.up)
+        share = jnp.broadcast_to(self.mu, dynamic.shape) + dynamic
+        return tuple(jnp.unstack(x[..., None, :] + delta[..., None, :] * share, axis=-2))
+
+
+def depth(name: str, layer_idx: int, num_hidden_layers: int) -> tuple[float, float]:
+    """The share of the other layers that comes before this one, and of all layers that does not.
+
+    **Raises:** `ValueError`, on behalf of the class `name`, when there is no such layer.
+    """
+    if not 0 <= layer_idx < num_hidden_layers:
+        raise ValueError(f"{name}: `layer_idx` must lie in [0, {num_hidden_layers}), got {layer_idx}.")
+    return layer_idx / max(num_hidden_layers - 1, 1), 1.0 - layer_idx / num_hidden_layers
+
+
+def lerp_weights(width: int, exponent: float) -> Float[Array, " width"]:
+    """How much of the previous token a channel sees at the start: the first all of it, the last hardly any."""
+    return 1.0 - (jnp.arange(width, dtype=jnp.float32) / width) ** exponent
+
+
+def initial_decay(heads: int, key: int, before: float) -> Float[Array, "heads key"]:
+    """From -6 to -1 over all channels, the more of them slow the deeper the layer."""
+    return jnp.reshape(5.0 * _place(heads * key) ** (0.7 + 1.3 * before) - 6.0, (heads, key))
+
+
+def initial_bonus(heads: int, key: int, before: float) -> Float[Array, "heads key"]:
+    """Falling over all channels in deep layers, with a zigzag of three."""
+    zigzag = 0.1 * ((jnp.arange(heads * key, dtype=jnp.float32) + 1.0) % 3.0 - 1.0)
+    return jnp.reshape(before * (1.0 - _place(heads * key)) + zigzag, (heads, key))
+
+
+def small_uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Uniform in [-0.01, 0.01), an initialiser as those of `jax.nn.initializers`."""
+    return jax.random.uniform(key, shape, dtype, -0.01, 0.01)
+
+
+def _place(channels: int) -> Float[Array, " channel"]:
+    return jnp.arange(channels, dtype=jnp.float32) / max(channels - 1, 1)

@@ -1,0 +1,119 @@
+"""The on-disk formats of Mamba, as data.
+
+- `hf`: HF transformers' `MambaForCausalLM` and `FalconMambaForCausalLM`. Keys that a file leaves out have the defaults
+    of HF's classes. `vocab_size` counts padding rows; three keys of our own, which HF ignores, remember how many they
+    are, and a chunk size.
+- `state-spaces`: models of the mamba_ssm package, whose defaults stand for what a file leaves out. This format has no
+    place for the ids of special tokens, nor for a chunk size.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ssmkit.checkpoint import Architecture, Key, number, only, optional, positive
+
+from ._mamba_family_formats import (
+    HF_DEAD,
+    HF_KEYS,
+    STATE_SPACES_DEAD,
+    STATE_SPACES_KEYS,
+    hf,
+    hf_keys,
+    made,
+    read_hf,
+    read_state_spaces,
+    refuse_unless,
+    state_spaces,
+    write_hf,
+    write_state_spaces,
+)
+from .mamba import Mamba, MambaConfig
+
+
+def _rank(value: Any) -> int | None:
+    """A `Key.parse`: an integer of at least 1, or "auto"."""
+    if value == "auto":
+        return None
+    try:
+        return positive(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 'auto'") from None
+
+
+_HF_KEYS = {
+    **hf_keys(vocab_size=50280, hidden_size=768, layers=32, state_size=16, tied=True, tokens=(0, 0, 0)),
+    **HF_KEYS,
+    "intermediate_size": Key(optional(positive), "intermediate_size", None),
+    "time_step_rank": Key(_rank, "time_step_rank", "auto"),
+    "chunk_size": Key(optional(positive), "chunk_size", None),
+}
+_HF_MODELS = {  # the keys and the class of each `model_type`
+    "mamba": (_HF_KEYS | {"model_type": Key(only("mamba"))}, "MambaForCausalLM"),
+    "falcon_mamba": (
+        _HF_KEYS | {"model_type": Key(only("falcon_mamba")), "mixer_rms_eps": Key(number, "mixer_rms_eps", 1e-6)},
+        "FalconMambaForCausalLM",
+    ),
+}
+# Which implementation of the scan HF runs; and, in files converted from the other format, what that one said.
+_HF_DEAD = HF_DEAD | frozenset(
+    """
+    use_associative_scan use_falcon_mambapy use_mambapy d_inner d_model fused_add_norm n_layer ssm_cfg
+    """.split()
+)
+
+_STATE_SPACES_KEYS = {
+    **STATE_SPACES_KEYS,
+    "ssm_cfg.layer": Key(only("Mamba1"), default="Mamba1"),
+    "ssm_cfg.d_state": Key(positive, "state_size", 16),
+    "ssm_cfg.dt_rank": Key(_rank, "time_step_rank", "auto"),
+}
+_STATE_SPACES_DEAD = (*STATE_SPACES_DEAD, "ssm_cfg.dt_init", "ssm_cfg.dt_scale", "ssm_cfg.use_fast_path")
+
+
+def _read_hf(content: Mapping[str, Any]) -> MambaConfig:
+    """As `Dialect.read_config`."""
+    return read_hf(MambaConfig, content, _HF_MODELS[content["model_type"]][0], _HF_DEAD)
+
+
+def _write_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
+    """As `Dialect.write_config`."""
+    model_type = "mamba" if config.mixer_rms_eps is None else "falcon_mamba"
+    keys, architecture = _HF_MODELS[model_type]
+    content = write_hf(config, keys, architecture=architecture, model_type=model_type, dtype=dtype)
+    if config.chunk_size is None:
+        del content["chunk_size"]
+    return content
+
+
+def _read_state_spaces(content: Mapping[str, Any]) -> MambaConfig:
+    """As `Dialect.read_config`."""
+    return made(MambaConfig, read_state_spaces(content, _STATE_SPACES_KEYS, _STATE_SPACES_DEAD))
+
+
+def _write_state_spaces(config: MambaConfig, dtype: str) -> dict[str, Any]:
+    """As `Dialect.write_config`."""
+    implied = dataclasses.replace(config, intermediate_size=None, time_step_rank=None)
+    refuse_unless(
+        config,
+        "state-spaces",
+        layer_norm_epsilon=1e-5,
+        mixer_rms_eps=None,
+        intermediate_size=implied.intermediate_size,
+    )
+    content = write_state_spaces(config, _STATE_SPACES_KEYS)
+    if config.time_step_rank == implied.time_step_rank:
+        del content["ssm_cfg"]["dt_rank"]
+    return content
+
+
+_LAYER = {
+    "mixer.x_proj.weight": "mixer.x_proj.weight",
+    "mixer.dt_proj.weight": "mixer.dt_proj.weight",
+    "mixer.recurrence.dt_bias": "mixer.dt_proj.bias",
+}
+
+_HF = hf(_LAYER, tuple(_HF_MODELS), _read_hf, _write_hf)
+_STATE_SPACES = state_spaces(_LAYER, "Mamba1", _read_state_spaces, _write_state_spaces)
+
+ARCHITECTURE = Architecture(name="mamba", model=Mamba, dialects=(_HF, _STATE_SPACES))

@@ -1,0 +1,157 @@
+"""Griffin's recurrent block and its RG-LRU (arXiv 2402.19427)."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+
+class RGLRUInputs(eqx.Module):
+    """What the recurrence sees of one token, gates before their sigmoids; a leading `time` axis for many."""
+
+    x: Float[Array, "*time heads"]
+    input_gate: Float[Array, "*time heads"]
+    recurrence_gate: Float[Array, "*time heads"]
+
+
+class RGLRURecurrence(ssmkit.DiagonalChunkedRecurrence[RGLRUInputs]):
+    r"""$h_t = a_t \odot h_{t-1} + \sqrt{1 - a_t^2} \odot (\sigma(i_t) \odot x_t)$, the output (equations 1 to 4).
+
+    $\log a_t = -8 \, \sigma(r_t) \odot \operatorname{softplus}(\Lambda)$. Every channel is a head with a state of one
+    number. As the paper has it at every token: recurrentgemma's code takes $h = \sigma(i) \odot x$, without the square
+    root, at the first token of a sequence.
+    """
+
+    Lambda: Float[Array, " heads"]
+    state_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, key: PRNGKeyArray):
+        r"""$e^{-\operatorname{softplus}(\Lambda)}$ in [0.9, 0.999], its square uniform, as the authors' code."""
+        squared = jax.random.uniform(key, (channels,), jnp.float32, 0.9**2, 0.999**2)
+        self.Lambda = jnp.log(jnp.expm1(-0.5 * jnp.log(squared)))
+        self.state_shape = (channels, 1, 1)
+
+    def coefficients(self, inputs: RGLRUInputs) -> ssmkit.Coefficients:
+        """The equations above. The floor, far below rounding, keeps the square root's derivative finite at $a = 1$.
+
+        **Arguments:**
+
+        - `inputs`: arrays of shape `(heads,)`.
+        """
+        log_a = -8.0 * jax.nn.sigmoid(inputs.recurrence_gate) * jax.nn.softplus(self.Lambda)
+        scale = jnp.sqrt(jnp.maximum(-jnp.expm1(2.0 * log_a), 1e-36))
+        value = scale * jax.nn.sigmoid(inputs.input_gate) * inputs.x
+        one = jnp.ones((1, 1), jnp.float32)
+        return ssmkit.Coefficients(log_decay=log_a[:, None], write=one, value=value[:, None], read=one)
+
+
+class BlockDiagonalLinear(eqx.Module):
+    r"""$y = W x + b$ with as many independent square blocks of $W$ as there are, each stored as `(in, out)`."""
+
+    weight: Float[Array, "blocks before after"]
+    bias: Float[Array, "blocks after"]
+
+    def __init__(self, width: int, blocks: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
+        """Normal initialisation with variance 1 over a block's width; the bias starts at zero."""
+        size = width // blocks
+        self.weight = jax.random.normal(key, (blocks, size, size), dtype) / math.sqrt(size)
+        self.bias = jnp.zeros((blocks, size), dtype)
+
+    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+        """Float32 (or wider) output, from operands in the weight's dtype."""
+        blocks, size, _ = self.weight.shape
+        parts = jnp.reshape(x, (*x.shape[:-1], blocks, size)).astype(self.weight.dtype)
+        # Widened before the product: XLA on the CPU has no batched bfloat16 product with a float32 result.
+        dtype = np.promote_types(self.weight.dtype, np.float32)
+        y = jnp.einsum("...bi,bio->...bo", parts.astype(dtype), self.weight.astype(dtype))
+        return jnp.reshape(y + jnp.broadcast_to(self.bias.astype(y.dtype), y.shape), x.shape)
+
+
+class RGLRUCache(eqx.Module):
+    """Everything Griffin's recurrent block remembers: constant in the number of tokens."""
+
+    window: Float[Array, "*batch window channel"]
+    state: Float[Array, "*batch channel 1 1"]
+
+
+class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
+    r"""Griffin's recurrent block (section 2.3): a convolution and an RG-LRU beside a gate.
+
+    With $x = \operatorname{conv}(W_x u + b_x)$ and block-diagonal maps of $x$ for both gates,
+
+    $$y = W_{out} (\operatorname{RGLRU}(x) \odot \operatorname{gelu}(W_y u + b_y)) + b_{out}.$$
+    """
+
+    linear_x: ssmkit.Linear
+    linear_y: ssmkit.Linear
+    conv: ssmkit.CausalConv1d
+    input_gate: BlockDiagonalLinear
+    recurrence_gate: BlockDiagonalLinear
+    recurrence: RGLRURecurrence
+    linear_out: ssmkit.Linear
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        lru_width: int | None = None,
+        num_attention_heads: int = 10,
+        conv1d_width: int = 4,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        r"""As the authors' code, but for `linear_out`, which a model of $L$ layers scales by $\sqrt{2/L}$.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `lru_width`: channels of the recurrence; `None` means `width`.
+        - `num_attention_heads`: blocks of the gates' maps, a divisor of `lru_width`. The published configurations have
+            one key for this and for the heads of the attention layers.
+        - `conv1d_width`: taps of the causal convolution.
+        - `dtype`: of the projections and the convolution; the rest stays float32.
+        - `key`: for the initialisation.
+        """
+        channels = width if lru_width is None else lru_width
+        if channels < 1:
+            raise ValueError(f"`lru_width` must be at least 1, got {channels}.")
+        if num_attention_heads < 1 or channels % num_attention_heads != 0:
+            raise ValueError(
+                f"`num_attention_heads` must divide the {channels} channels of `lru_width`, got {num_attention_heads}."
+            )
+        x_key, y_key, conv_key, input_key, recurrence_key, lambda_key, out_key = jax.random.split(key, 7)
+        self.linear_x = _linear(width, channels, dtype, x_key)
+        self.linear_y = _linear(width, channels, dtype, y_key)
+        conv = ssmkit.CausalConv1d(channels, conv1d_width, dtype=dtype, key=conv_key)
+        taps = jax.random.normal(conv_key, conv.weight.shape, dtype) * math.sqrt(0.01 / conv1d_width)
+        self.conv = eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, jnp.zeros((channels,), dtype)))
+        self.input_gate = BlockDiagonalLinear(channels, num_attention_heads, dtype=dtype, key=input_key)
+        self.recurrence_gate = BlockDiagonalLinear(channels, num_attention_heads, dtype=dtype, key=recurrence_key)
+        self.recurrence = RGLRURecurrence(channels, key=lambda_key)
+        self.linear_out = _linear(channels, width, dtype, out_key)
+
+    def init_cache(self) -> RGLRUCache:
+        """An empty window and a zero state, float32."""
+        return RGLRUCache(window=self.conv.init_state(), state=self.recurrence.init_state())
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: RGLRUCache, advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], RGLRUCache]:
+        """The equations above, for many tokens or one."""
+        u, window = advance(self.conv, self.linear_x(x), cache.window)
+        inputs = RGLRUInputs(x=u, input_gate=self.input_gate(u), recurrence_gate=self.recurrence_gate(u))
+        h, state = advance(self.recurrence, inputs, cache.state)
+        y = self.linear_out(h[..., 0] * jax.nn.gelu(self.linear_y(x)))
+        return y, RGLRUCache(window=window, state=state)
+
+
+def _linear(inputs: int, outputs: int, dtype: DTypeLike, key: PRNGKeyArray) -> ssmkit.Linear:
+    """Normal initialisation with variance 1 over the inputs, the bias zero."""
+    linear = ssmkit.Linear(inputs, outputs, use_bias=True, dtype=dtype, key=key)
+    weight = jax.random.normal(key, (outputs, inputs), dtype) / math.sqrt(inputs)
+    return eqx.tree_at(lambda layer: layer.weight, linear, weight)

@@ -1,0 +1,146 @@
+"""RWKV-6 "Finch" (arXiv 2404.05892)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+from ._projections import projection, state_shape
+from ._rwkv6 import DataDependentLerp, depth, initial_bonus, initial_decay, small_uniform
+
+
+class RWKV6Inputs(eqx.Module):
+    """What the recurrence sees of one token; a leading `time` axis for many. `w` is raw."""
+
+    r: Float[Array, "*time heads key"]
+    k: Float[Array, "*time heads key"]
+    v: Float[Array, "*time heads value"]
+    w: Float[Array, "*time heads key"]
+
+
+class RWKV6Recurrence(ssmkit.DiagonalChunkedRecurrence[RWKV6Inputs]):
+    r"""The token itself is seen through a bonus $u$ rather than through the state (arXiv 2404.05892, section 4.2).
+
+    $$o_t = (S_{t-1} + \operatorname{diag}(u) k_t v_t^\top)^\top r_t, \qquad
+    S_t = \operatorname{diag}(e^{-e^{\omega + w_t}}) S_{t-1} + k_t v_t^\top$$
+
+    The exponent $\omega + w_t$ is cut at 5, where the decay $e^{-148}$ is already 0 in float32: without that the inner
+    exponential overflows, and a zero decay would have the gradient NaN.
+    """
+
+    time_decay: Float[Array, "heads key"]
+    bonus: Float[Array, "heads key"]
+    state_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def coefficients(self, inputs: RWKV6Inputs) -> ssmkit.Coefficients:
+        """The equations above."""
+        exponent = jnp.minimum(self.time_decay + inputs.w.astype(self.time_decay.dtype), 5.0)
+        return ssmkit.Coefficients(
+            log_decay=-jnp.exp(exponent), write=inputs.k, value=inputs.v, read=inputs.r, bonus=self.bonus
+        )
+
+
+class RWKV6Cache(eqx.Module):
+    """The last token's features and the recurrence's state."""
+
+    shift: Float[Array, "*batch width"]
+    state: Float[Array, "*batch heads key value"]
+
+
+class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
+    r"""Time mixing (arXiv 2404.05892, section 4.2).
+
+    With $x^r, x^w, x^k, x^v, x^g$ between $x_t$ and $x_{t-1}$, each by its own data-dependent share,
+
+    $$y = W_o (\operatorname{LayerNorm}_{head}(\operatorname{RWKV6}(W_r x^r, W_k x^k, W_v x^v,
+    D_2 \tanh(D_1 x^w))) \odot \operatorname{silu}(W_g x^g)).$$
+    """
+
+    lerp: DataDependentLerp
+    decay_down: ssmkit.Linear
+    decay_up: ssmkit.Linear
+    r_proj: ssmkit.Linear
+    k_proj: ssmkit.Linear
+    v_proj: ssmkit.Linear
+    g_proj: ssmkit.Linear
+    shift: ssmkit.Shift
+    recurrence: RWKV6Recurrence
+    norm: ssmkit.LayerNorm
+    o_proj: ssmkit.Linear
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int = 4,
+        expand_k: float = 0.5,
+        expand_v: float = 1.0,
+        proj_low_rank_dim: int = 32,
+        gate_low_rank_dim: int = 64,
+        norm_eps: float = 1e-5,
+        layer_idx: int = 0,
+        num_hidden_layers: int = 1,
+        chunk_size: int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """The authors' initialisation, which depends on the depth: the output projection is zero at first.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
+            heads. The authors' models have 1.0 for both, and heads of 64.
+        - `proj_low_rank_dim`, `gate_low_rank_dim`: ranks of the five shares and of $D_1, D_2$.
+        - `norm_eps`: of the heads' norm; 64e-5 in the authors' models.
+        - `layer_idx`, `num_hidden_layers`: the depth, from 0, and the number of layers.
+        - `chunk_size`: of the recurrence.
+        - `dtype`: of the projections. All else is float32.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` when the heads do not divide the channels, or a size is out of range.
+        """
+        heads, key_dim, value_dim = state_shape("RWKV6Mixer", width, num_heads, expand_k, expand_v)
+        for name, rank in (("proj_low_rank_dim", proj_low_rank_dim), ("gate_low_rank_dim", gate_low_rank_dim)):
+            if rank < 1:
+                raise ValueError(f"RWKV6Mixer: `{name}` must be at least 1, got {rank}.")
+        before, after = depth("RWKV6Mixer", layer_idx, num_hidden_layers)
+        keys, orthogonal, zeros = jax.random.split(key, 8), jax.nn.initializers.orthogonal, jax.nn.initializers.zeros
+        linear = lambda rows, columns, draw, key: projection(columns, rows, draw, dtype=dtype, key=key)  # noqa: E731
+        self.lerp = DataDependentLerp(width, proj_low_rank_dim, before, after, dtype=dtype, key=keys[0])
+        self.decay_down = linear(gate_low_rank_dim, width, zeros, keys[1])
+        self.decay_up = linear(heads * key_dim, gate_low_rank_dim, small_uniform, keys[2])
+        self.r_proj = linear(heads * key_dim, width, orthogonal(1.0), keys[3])
+        self.k_proj = linear(heads * key_dim, width, orthogonal(0.1), keys[4])
+        self.v_proj = linear(heads * value_dim, width, orthogonal(1.0), keys[5])
+        self.g_proj = linear(heads * value_dim, width, orthogonal(0.1), keys[6])
+        self.shift = ssmkit.Shift((width,))
+        decay, bonus = initial_decay(heads, key_dim, before), initial_bonus(heads, key_dim, before)
+        self.recurrence = RWKV6Recurrence(decay, bonus, (heads, key_dim, value_dim), chunk_size=chunk_size)
+        norm = ssmkit.LayerNorm(heads * value_dim, groups=heads, eps=norm_eps)
+        scale = ((1 + layer_idx) / num_hidden_layers) ** 0.7
+        self.norm = eqx.tree_at(lambda norm: norm.weight, norm, replace_fn=lambda weight: weight * scale)
+        self.o_proj = linear(width, heads * value_dim, zeros, keys[7])
+
+    def init_cache(self) -> RWKV6Cache:
+        """No token yet and a zero state, float32."""
+        return RWKV6Cache(shift=self.shift.init_state(), state=self.recurrence.init_state())
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: RWKV6Cache, advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], RWKV6Cache]:
+        """The equations above, for many tokens or one."""
+        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))  # noqa: E731
+        previous, shift = advance(self.shift, x, cache.shift)
+        x_r, x_w, x_k, x_v, x_g = self.lerp(x.astype(previous.dtype), previous)
+        inputs = RWKV6Inputs(
+            r=split(self.r_proj(x_r)),
+            k=split(self.k_proj(x_k)),
+            v=split(self.v_proj(x_v)),
+            w=split(self.decay_up(jnp.tanh(self.decay_down(x_w)))),
+        )
+        y, state = advance(self.recurrence, inputs, cache.state)
+        gate = jax.nn.silu(self.g_proj(x_g))
+        return self.o_proj(self.norm(jnp.reshape(y, gate.shape)) * gate), RWKV6Cache(shift=shift, state=state)

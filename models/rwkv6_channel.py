@@ -1,0 +1,77 @@
+"""The channel mixing of RWKV-6 "Finch" (arXiv 2404.05892)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+from ._projections import projection
+from ._rwkv6 import depth, lerp_weights
+
+
+class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
+    r"""What stands between RWKV-6's time mixings (arXiv 2404.05892, section 4): it sees the previous token too.
+
+    With $\delta_t = x_{t-1} - x_t$, $x^k = x + \delta \odot \mu_k$ and $x^r = x + \delta \odot \mu_r$,
+
+    $$y = \sigma(W_r x^r) \odot W_v \operatorname{relu}(W_k x^k)^2.$$
+
+    The cache is the last token's features.
+    """
+
+    mu_k: Float[Array, " width"]
+    mu_r: Float[Array, " width"]
+    shift: ssmkit.Shift
+    k_proj: ssmkit.Linear
+    r_proj: ssmkit.Linear
+    v_proj: ssmkit.Linear
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        intermediate_size: int | None = None,
+        layer_idx: int = 0,
+        num_hidden_layers: int = 1,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """The authors' initialisation, which depends on the depth: $W_r$ and $W_v$ are zero at first.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `intermediate_size`: of the layer between; 3.5 times `width`, rounded up to a multiple of 32, when `None`.
+        - `layer_idx`, `num_hidden_layers`: as `RWKV6Mixer`.
+        - `dtype`: of the projections.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` when a size is out of range.
+        """
+        hidden = -(-7 * width // 64) * 32 if intermediate_size is None else intermediate_size
+        if hidden < 1:
+            raise ValueError(f"RWKV6ChannelMixer: `intermediate_size` must be at least 1, got {hidden}.")
+        _, after = depth("RWKV6ChannelMixer", layer_idx, num_hidden_layers)
+        zeros = jax.nn.initializers.zeros
+        self.mu_k = lerp_weights(width, after**3)
+        self.mu_r = lerp_weights(width, after**3)
+        self.shift = ssmkit.Shift((width,))
+        self.k_proj = projection(width, hidden, jax.nn.initializers.orthogonal(1.0), dtype=dtype, key=key)
+        self.r_proj = projection(width, width, zeros, dtype=dtype, key=key)
+        self.v_proj = projection(hidden, width, zeros, dtype=dtype, key=key)
+
+    def init_cache(self) -> Float[Array, " width"]:
+        """No token yet: zeros, float32."""
+        return self.shift.init_state()
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: Float[Array, " width"], advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], Float[Array, " width"]]:
+        """The equations above, for many tokens or one."""
+        previous, cache = advance(self.shift, x, cache)
+        x = x.astype(previous.dtype)
+        delta = previous - x
+        x_k, x_r = (x + delta * jnp.broadcast_to(mu, x.shape) for mu in (self.mu_k, self.mu_r))
+        hidden = jnp.square(jax.nn.relu(self.k_proj(x_k)))
+        return jax.nn.sigmoid(self.r_proj(x_r)) * self.v_proj(hidden), cache

@@ -1,0 +1,173 @@
+"""S5 (arXiv 2208.04933): a diagonal complex system between a dense input and a dense output map."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+
+class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):
+    r"""$x_t = e^{\Lambda \Delta} x_{t-1} + \Lambda^{-1} (e^{\Lambda \Delta} - 1) w_t$: zero-order hold, section 3.2.
+
+    Every mode is a head with a complex state of one number; $w = \tilde{B} u$. The real part of $\Lambda$ is kept at
+    or below -1e-4, the authors' option `clip_eigs`.
+    """
+
+    Lambda_re: Float[Array, " heads"]
+    Lambda_im: Float[Array, " heads"]
+    log_step: Float[Array, " heads"]
+    state_shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, eigenvalues: np.ndarray, *, dt_min: float, dt_max: float, key: PRNGKeyArray):
+        r"""Step sizes $\Delta$ log-uniform in [`dt_min`, `dt_max`].
+
+        **Arguments:**
+
+        - `eigenvalues`: $\Lambda$, complex, shape `(heads,)`.
+        - `dt_min`, `dt_max`: range of the step sizes.
+        - `key`: for the initialisation.
+        """
+        self.Lambda_re = jnp.asarray(np.real(eigenvalues), jnp.float32)
+        self.Lambda_im = jnp.asarray(np.imag(eigenvalues), jnp.float32)
+        shape = eigenvalues.shape
+        self.log_step = jax.random.uniform(key, shape, jnp.float32, math.log(dt_min), math.log(dt_max))
+        self.state_shape = (*shape, 1, 1)
+        self.state_dtype = jnp.complex64
+
+    def coefficients(self, inputs: Complex[Array, " heads"]) -> ssmkit.Coefficients:
+        r"""The equation above; $e^{a + ib} - 1$ in a form that loses no digits for small steps.
+
+        **Arguments:**
+
+        - `inputs`: $w$ of one token, shape `(heads,)`.
+        """
+        step, real = jnp.exp(self.log_step), jnp.minimum(self.Lambda_re, -1e-4)
+        a, b = step * real, step * self.Lambda_im
+        grown = jax.lax.complex(jnp.expm1(a) * jnp.cos(b) - 2.0 * jnp.square(jnp.sin(0.5 * b)), jnp.exp(a) * jnp.sin(b))
+        value = grown / jax.lax.complex(real, self.Lambda_im) * inputs
+        one = jnp.ones((1, 1), inputs.dtype)
+        return ssmkit.Coefficients(log_decay=jax.lax.complex(a, b)[:, None], write=one, value=value[:, None], read=one)
+
+
+class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
+    r"""The S5 layer (section 3 and appendix B), with the activation that its authors' code calls `half_glu1`.
+
+    $$y = 2 \operatorname{Re}(\tilde{C} x) + D \odot u, \qquad
+    g = \operatorname{gelu}(y), \qquad g \odot \sigma(W g + b)$$
+
+    A factor 2, because of each conjugate pair of eigenvalues only one is held; with `conj_sym=False` both are, and
+    there is none. The complex maps are stored as real ones: rows of `B` are the real and then the imaginary parts of
+    $\tilde{B}$, columns of `C` those of $\tilde{C}$.
+    """
+
+    B: ssmkit.Linear
+    recurrence: S5Recurrence
+    C: ssmkit.Linear
+    D: Float[Array, " width"]
+    gate: ssmkit.Linear
+    conj_sym: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        state_size: int = 256,
+        blocks: int = 8,
+        conj_sym: bool = True,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Eigenvalues and basis of the normal part of HiPPO-LegS, `blocks` times, as the authors' code.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `state_size`: modes, counting both of a conjugate pair: a multiple of `blocks` (`ssm_size_base`).
+        - `blocks`: copies of the HiPPO matrix on the diagonal.
+        - `conj_sym`: hold one mode of every conjugate pair: half the state.
+        - `dt_min`, `dt_max`: range of the initial step sizes.
+        - `dtype`: of `B`, `C` and the gate; the rest stays float32.
+        - `key`: for the initialisation.
+        """
+        pair = 2 if conj_sym else 1
+        if blocks < 1:
+            raise ValueError(f"`blocks` must be at least 1, got {blocks}.")
+        if state_size < 1 or state_size % (pair * blocks) != 0:
+            raise ValueError(
+                f"`state_size` must be a positive multiple of {'2 * ' * conj_sym}`blocks` = {pair * blocks}, got "
+                f"{state_size}."
+            )
+        eigenvalues, vectors = _hippo(state_size // blocks, pair)
+        eigenvalues, vectors = np.tile(eigenvalues, blocks), np.kron(np.eye(blocks), vectors)
+        normal = jax.nn.initializers.lecun_normal()
+        B_key, C_key, D_key, step_key, gate_key, linear_key = jax.random.split(key, 6)
+        basis = jnp.asarray(vectors, jnp.complex64)
+        B = basis.conj().T @ normal(B_key, (state_size, width), jnp.float32).astype(basis.dtype)
+        C = jax.lax.complex(*jnp.split(normal(C_key, (state_size, 2 * width), jnp.float32), 2, axis=1)).T @ basis
+        modes = eigenvalues.size
+        self.B = with_weight(ssmkit.Linear(width, 2 * modes, dtype=dtype, key=linear_key), B.real, B.imag, axis=0)
+        self.C = with_weight(ssmkit.Linear(2 * modes, width, dtype=dtype, key=linear_key), C.real, C.imag, axis=1)
+        self.recurrence = S5Recurrence(eigenvalues, dt_min=dt_min, dt_max=dt_max, key=step_key)
+        self.D = jax.random.normal(D_key, (width,), jnp.float32)
+        self.gate = ssmkit.Linear(width, width, use_bias=True, dtype=dtype, key=gate_key)
+        self.conj_sym = conj_sym
+
+    def init_cache(self) -> Complex[Array, "heads 1 1"]:
+        """The recurrence's state is all there is to remember."""
+        return self.recurrence.init_state()
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: Complex[Array, "heads 1 1"], advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], Complex[Array, "heads 1 1"]]:
+        """The equations above, for many tokens or one."""
+        y, cache = between(self.B, self.recurrence, self.C, x, cache, advance)
+        y = jax.nn.gelu((2.0 if self.conj_sym else 1.0) * y + jnp.broadcast_to(self.D, x.shape) * x.astype(y.dtype))
+        return y * jax.nn.sigmoid(self.gate(y)), cache
+
+
+def between(
+    B: ssmkit.Linear,
+    recurrence: ssmkit.AbstractSequenceOperator,
+    C: ssmkit.Linear,
+    u: Float[Array, "*time width"],
+    state: Complex[Array, "heads 1 1"],
+    advance: ssmkit.Advance,
+) -> tuple[Float[Array, "*time width"], Complex[Array, "heads 1 1"]]:
+    r"""$\operatorname{Re}(C x)$ where $x$ are the complex states of a recurrence driven by $B u$.
+
+    **Arguments:**
+
+    - `B`: from `width` to the real and then the imaginary parts of the recurrence's inputs, `2 * heads`.
+    - `recurrence`: from complex `(*time, heads)` to complex `(*time, heads, 1)`.
+    - `C`: from `2 * heads` to `width`; its columns are the real and then the imaginary parts of $C$.
+    - `u`: shape `(*time, width)`.
+    - `state`: of the recurrence.
+    - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
+    """
+    x, state = advance(recurrence, jax.lax.complex(*jnp.split(B(u), 2, axis=-1)), state)
+    x = x[..., 0]
+    return C(jnp.concatenate([jnp.real(x), -jnp.imag(x)], axis=-1)), state
+
+
+def with_weight(linear: ssmkit.Linear, *parts: Float[Array, "_ _"], axis: int = 0) -> ssmkit.Linear:
+    """The same layer with another weight, in parts along `axis`; its dtype is kept."""
+    return eqx.tree_at(
+        lambda layer: layer.weight, linear, jnp.concatenate(parts, axis=axis).astype(linear.weight.dtype)
+    )
+
+
+def _hippo(size: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of the normal part of HiPPO-LegS, the first of every `pair`."""
+    n = np.arange(size)
+    p = np.sqrt(2 * n + 1)
+    normal = np.diag(n) - np.tril(np.outer(p, p)) + np.outer(p, p) / 2
+    imaginary, vectors = np.linalg.eigh(-1j * normal)
+    kept = size // pair
+    return -0.5 + 1j * imaginary[:kept], vectors[:, :kept]

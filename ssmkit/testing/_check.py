@@ -1,0 +1,163 @@
+"""The laws put together, one function per kind of class."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float, Int, PyTree
+
+from .._language_model import AbstractLanguageModel
+from .._mixer import AbstractMixer
+from .._operator import AbstractSequenceOperator
+from .._recurrence import DiagonalChunkedRecurrence
+from . import _laws as laws, _recurrence_laws as recurrence_laws
+from ._report import Finding, LawError, Report
+from ._subject import Subject, to_numpy
+
+
+_EXTREMES = (0.0, 100.0)
+_CHUNK_SIZES = (1, 3)
+
+
+def check_operator(
+    operator: AbstractSequenceOperator, inputs: PyTree[ArrayLike], *, tolerance: float = 1e-5, gradient: float = 5e-5
+) -> Report:
+    """Check the laws of `ssmkit.AbstractSequenceOperator` on your own class.
+
+    Many tokens equal iterated steps, in values and gradients; any split of the sequence; padding is the identity; the
+    state keeps its form; chunk sizes do not matter; no output depends on later inputs; and everything stays finite
+    where the inputs are zero, or 100 times as large.
+
+    **Arguments:**
+
+    - `operator`: with parameters that matter: at zero, much is true that otherwise is not.
+    - `inputs`: of some tokens, at least 2, any pytree of arrays with a leading `time` axis. Ten to a hundred do.
+    - `tolerance`: on the relative error of values, in the Euclidean norm of each array. The default suits float32.
+    - `gradient`: the same for gradients.
+
+    **Returns:** a `Report` of what was compared, with the worst error of each law; print it.
+
+    **Raises:** `LawError` that says which laws are broken, where first, and by how much. `TypeError` or `ValueError`
+    when `operator` is of another kind or `inputs` is too short.
+    """
+    return _raise_if_broken(_name(operator), _common(operator, AbstractSequenceOperator, inputs, tolerance, gradient))
+
+
+def check_recurrence(
+    recurrence: DiagonalChunkedRecurrence,
+    inputs: PyTree[ArrayLike],
+    *,
+    tolerance: float = 1e-5,
+    gradient: float = 5e-5,
+) -> Report:
+    """Check the laws of `ssmkit.DiagonalChunkedRecurrence` on your own class.
+
+    Those of `check_operator`; the logarithm of the decay is at most 0; and the chunked scan equals the token-by-token
+    reference in float64, in values and gradients.
+
+    **Arguments:**, **Returns:** and **Raises:** as `check_operator`.
+    """
+    _expect_kind(recurrence, DiagonalChunkedRecurrence)
+    inputs = _checked_inputs(inputs)
+    subject = _subject(recurrence, inputs)
+    coefficients = recurrence_laws.coefficients_of(subject, subject.inputs)
+    findings = recurrence_laws.log_decay(coefficients)
+    if findings[0].holds:  # what grows without bound breaks every other law too
+        findings += _findings(subject, tolerance, gradient)
+        state = subject.warm(subject.time)
+        findings += recurrence_laws.reference(subject, subject.inputs, state, coefficients, tolerance, gradient)
+    return _raise_if_broken(_name(recurrence), findings)
+
+
+def check_mixer(
+    mixer: AbstractMixer[Any], x: Float[ArrayLike, "time width"], *, tolerance: float = 1e-5, gradient: float = 5e-5
+) -> Report:
+    """Check the laws of `ssmkit.AbstractMixer`, which are the cache protocol, on your own class.
+
+    **Arguments:** as `check_operator`, with features `x` of some tokens as inputs.
+
+    **Returns:** and **Raises:** as `check_operator`.
+    """
+    return _raise_if_broken(_name(mixer), _common(mixer, AbstractMixer, x, tolerance, gradient))
+
+
+def check_model(
+    model: AbstractLanguageModel[Any],
+    tokens: Int[ArrayLike, " time"],
+    *,
+    tolerance: float = 1e-5,
+    gradient: float = 5e-5,
+) -> Report:
+    """Check the laws of `ssmkit.AbstractLanguageModel` on your own class.
+
+    Those of `check_mixer` with logits as outputs; and `forward` gives the logits of every step.
+
+    **Arguments:** as `check_operator`, with some token ids as inputs.
+
+    **Returns:** and **Raises:** as `check_operator`.
+    """
+    _expect_kind(model, AbstractLanguageModel)
+    subject = _subject(model, _checked_inputs(tokens))
+    findings = _findings(subject, tolerance, gradient)
+    findings += laws.forward(subject, subject.inputs, subject.warm(2), tolerance)
+    return _raise_if_broken(_name(model), findings)
+
+
+def _common(module: Any, kind: type, inputs: Any, tolerance: float, gradient: float) -> list[Finding]:
+    _expect_kind(module, kind)
+    return _findings(_subject(module, _checked_inputs(inputs)), tolerance, gradient)
+
+
+def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Finding]:
+    """Every common law on a few examples: with and without a past, at the ends of the sequence and between."""
+    time, inputs = subject.time, subject.inputs
+    found = laws.form(subject, inputs)
+    for past in (0, time // 2):
+        cache = subject.warm(past)
+        found += laws.identity(subject, inputs, cache)
+        for point in sorted({1, time // 3, time // 2, time - 1, time}):
+            found += laws.many_equal_steps(subject, inputs, cache, point, tolerance)
+            found += laws.splits(subject, inputs, cache, point, tolerance)
+            found += laws.padding(subject, inputs, cache, point)
+            found += laws.causality(subject, inputs, cache, point)
+        found += laws.invalid_steps(subject, inputs, cache, np.arange(time) % 3 != 1)
+    cache = subject.warm(time // 2)
+    for chunk_size in _CHUNK_SIZES:
+        found += laws.chunk_sizes(subject, inputs, cache, chunk_size, tolerance)
+    found += laws.gradients(subject, inputs, cache, max(time - 2, 1), gradient)
+    for scale in _EXTREMES if not subject.last_only else (1.0,):
+        found += laws.extremes(subject, inputs, cache, scale)
+    return found
+
+
+def _subject(module: Any, inputs: Any) -> Subject:
+    return Subject(module, inputs)
+
+
+def _expect_kind(module: Any, kind: type) -> None:
+    if not isinstance(module, kind):
+        raise TypeError(f"expected an instance of `ssmkit.{kind.__name__}`, got {type(module).__name__}.")
+
+
+def _checked_inputs(inputs: Any) -> Any:
+    inputs = to_numpy(jax.tree.map(jnp.asarray, inputs))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
+    times = {shape[:1] for shape in shapes}
+    if len(times) != 1 or () in times or next(iter(times))[0] < 2:
+        raise ValueError(
+            "every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes "
+            f"{shapes}."
+        )
+    return inputs
+
+
+def _name(module: Any) -> str:
+    return type(module).__name__
+
+
+def _raise_if_broken(name: str, findings: list[Finding]) -> Report:
+    report = Report(name, tuple(findings))
+    if report.broken:
+        raise LawError(report)
+    return report

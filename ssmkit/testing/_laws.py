@@ -1,0 +1,149 @@
+"""The laws that operators, mixers and language models share, each as a function from one example to findings."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._language_model import AbstractLanguageModel
+from .._recurrence import DiagonalChunkedRecurrence
+from ._report import Finding, close, finite, identical
+from ._subject import Subject, jit, methods, mixed, rolled, to_numpy, with_chunk_size
+
+
+def many_equal_steps(subject: Subject, inputs: Any, cache: Any, length: int, bound: float) -> list[Finding]:
+    """Law 1: many tokens equal iterated steps, in outputs and cache."""
+    outputs, after = subject.many(inputs, cache, length)
+    stepped, stepped_after = subject.steps(inputs, cache, np.arange(subject.time) < length)
+    got, expected = subject.valid_outputs(outputs, length), subject.matching_steps(stepped, length)
+    law = "many tokens equal iterated steps"
+    return close(law, "outputs", got, expected, bound) + close(law, "cache", after, stepped_after, bound)
+
+
+def splits(subject: Subject, inputs: Any, cache: Any, split: int, bound: float) -> list[Finding]:
+    """Law 2: a sequence may be split anywhere."""
+    law, rest = "a sequence may be split anywhere", subject.time - split
+    whole, after = subject.many(inputs, cache, subject.time)
+    first, between = subject.many(inputs, cache, split)
+    second, after_both = subject.many(rolled(inputs, split), between, rest)
+    parts = [subject.valid_outputs(first, split), subject.valid_outputs(second, rest)]
+    if subject.last_only:
+        got = parts[rest > 0]
+    else:
+        got = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    outputs = close(law, f"outputs split at {split}", got, subject.valid_outputs(whole, subject.time), bound)
+    return outputs + close(law, f"cache split at {split}", after_both, after, bound)
+
+
+def padding(subject: Subject, inputs: Any, cache: Any, length: int) -> list[Finding]:
+    """Law 3: tokens at or past `length` leave no trace, whatever they are, and cause nothing that is not finite."""
+    law = "tokens past the length leave no trace"
+    valid = np.arange(subject.time) < length
+    outputs, after = subject.many(inputs, cache, length)
+    other, other_after = subject.many(mixed(inputs, rolled(inputs, 1), valid), cache, length)
+    other, same = subject.valid_outputs(other, length), subject.valid_outputs(outputs, length)
+    found = identical(law, "cache", other_after, after) + identical(law, "outputs", other, same)
+    return found + finite(law, "outputs", outputs) + finite(law, "cache", after)
+
+
+def identity(subject: Subject, inputs: Any, cache: Any) -> list[Finding]:
+    """Law 3: where no token is valid, the cache stays as it was, bit for bit."""
+    law = "invalid tokens leave the cache as it was"
+    outputs, after = subject.many(inputs, cache, 0)
+    stepped, stepped_after = subject.steps(inputs, cache, np.zeros(subject.time, bool))
+    found = identical(law, "cache after length=0", after, cache)
+    found += identical(law, "cache after steps with valid=False", stepped_after, cache)
+    return found + finite(law, "outputs of length=0", outputs) + finite(law, "outputs of valid=False", stepped)
+
+
+def invalid_steps(subject: Subject, inputs: Any, cache: Any, valid: np.ndarray) -> list[Finding]:
+    """Law 3: steps with `valid=False` between valid ones, whatever their tokens, leave no trace."""
+    law = "invalid steps between valid ones leave no trace"
+    outputs, after = subject.steps(mixed(inputs, rolled(inputs, 1), valid), cache, valid)
+    order = np.argsort(~valid, kind="stable")  # valid ones first
+    alone, alone_after = subject.steps(jax.tree.map(lambda array: array[order], inputs), cache, valid[order])
+    count = int(valid.sum())
+    got, expected = jax.tree.map(lambda a: a[valid], outputs), jax.tree.map(lambda a: a[:count], alone)
+    found = identical(law, "cache", after, alone_after) + identical(law, "outputs", got, expected)
+    return found + finite(law, "outputs", outputs)
+
+
+def form(subject: Subject, inputs: Any) -> list[Finding]:
+    """Law 4: structure, shapes and dtypes of the cache never change, nor are there weak types, which compile twice."""
+    law = "the cache keeps its form"
+    init, many, step = methods(subject.module)
+    token = jax.tree.map(lambda array: array[0], inputs)
+    runs = {
+        "many tokens": lambda inputs, _, cache: many(inputs, cache),
+        "many tokens with a length": lambda inputs, _, cache: many(inputs, cache, length=1),
+        "a step": lambda _, token, cache: step(token, cache),
+        "a step with valid": lambda _, token, cache: step(token, cache, valid=True),
+    }
+    before = jax.eval_shape(init)
+    found = [Finding(law, "init", np.inf, 0.0, " has weak types") for a in jax.tree.leaves(before) if a.weak_type]
+    for name, run in runs.items():
+        after = jax.eval_shape(run, inputs, token, before)[1]
+        if jax.tree.structure(after) != jax.tree.structure(before):
+            where = f" has the structure {jax.tree.structure(after)} and not {jax.tree.structure(before)}"
+            found.append(Finding(law, f"cache after {name}", np.inf, 0.0, where))
+            continue
+        for (path, b), a in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True):
+            got, expected = ((leaf.dtype.name, leaf.shape, leaf.weak_type) for leaf in (a, b))
+            where = "" if got == expected else f" is {got} and not {expected} (dtype, shape, weak type)"
+            what = f"cache{jax.tree_util.keystr(path)} after {name}"
+            found.append(Finding(law, what, np.inf if where else 0.0, 0.0, where))
+    return found
+
+
+def chunk_sizes(subject: Subject, inputs: Any, cache: Any, chunk_size: int, bound: float) -> list[Finding]:
+    """Law 5: results do not depend on the chunk size."""
+    is_recurrence = lambda node: isinstance(node, DiagonalChunkedRecurrence)  # noqa: E731
+    if not any(is_recurrence(leaf) for leaf in jax.tree.leaves(subject.module, is_leaf=is_recurrence)):
+        return []
+    many = methods(with_chunk_size(subject.module, chunk_size))[1]
+    outputs, after = to_numpy(jit(lambda *arguments: many(*arguments))(inputs, cache))
+    expected, expected_after = subject.many(inputs, cache, subject.time)
+    law = "results do not depend on the chunk size"
+    found = close(law, f"outputs with chunk_size={chunk_size}", outputs, expected, bound)
+    return found + close(law, f"cache with chunk_size={chunk_size}", after, expected_after, bound)
+
+
+def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Finding]:
+    """No output depends on later inputs. A language model's `prefill` has no outputs that could: see `forward`."""
+    if subject.last_only:
+        return []
+    changed = mixed(inputs, rolled(inputs, 1), np.arange(subject.time) < token)
+    until = lambda outputs: jax.tree.map(lambda array: array[:token], outputs)  # noqa: E731
+    (outputs, _), (other, _) = (subject.many(x, cache, subject.time) for x in (inputs, changed))
+    what = f"outputs before a change of token {token}"
+    return identical("no output depends on later inputs", what, until(other), until(outputs))
+
+
+def gradients(subject: Subject, inputs: Any, cache: Any, length: int, bound: float) -> list[Finding]:
+    """Law 1 for gradients, in parameters, cache and inputs, from outputs and cache alike."""
+    got, expected = (subject.gradients[name](inputs, cache, length) for name in ("many", "steps"))
+    law = "gradients of many tokens equal those of iterated steps"
+    return [finding for name in expected for finding in close(law, f"d {name}", got[name], expected[name], bound)]
+
+
+def extremes(subject: Subject, inputs: Any, cache: Any, scale: float) -> list[Finding]:
+    """Outputs, cache and gradients are finite at inputs that drive every gate to its limits, and at zero."""
+    law = "everything stays finite at extreme inputs"
+    scaled = jax.tree.map(lambda a: a * a.dtype.type(scale) if np.issubdtype(a.dtype, np.inexact) else a, inputs)
+    found = finite(law, f"(outputs, cache) of {scale:g} times the inputs", subject.many(scaled, cache, subject.time))
+    for name, tree in subject.gradients["many"](scaled, cache, subject.time).items():
+        found += finite(law, f"d {name} at {scale:g} times the inputs", tree)
+    return found
+
+
+def forward(subject: Subject, tokens: Any, cache: Any, bound: float) -> list[Finding]:
+    """A language model's `forward` gives the logits of every step, none of which depends on later tokens."""
+    assert isinstance(subject.module, AbstractLanguageModel)
+    law = "forward gives the logits of every step"
+    run = jit(lambda tokens, cache: subject.module.forward(tokens, cache))
+    outputs, after = to_numpy(run(tokens, cache))
+    expected, expected_after = subject.steps(tokens, cache, np.ones(subject.time, bool))
+    found = close(law, "logits", outputs, expected, bound) + close(law, "cache", after, expected_after, bound)
+    half = subject.time // 2
+    changed, _ = to_numpy(run(mixed(tokens, rolled(tokens, 1), np.arange(subject.time) < half), cache))
+    return found + identical(law, f"logits before a change of token {half}", changed[:half], outputs[:half])

@@ -1,0 +1,71 @@
+"""What holds for a recurrence alone: its coefficients, and the token-by-token reference in float64."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import kernels
+from .._coefficients import Coefficients
+from .._recurrence import DiagonalChunkedRecurrence
+from ._report import Finding, close
+from ._subject import Subject, jit, to_numpy
+
+
+def coefficients_of(subject: Subject, inputs: Any) -> Coefficients:
+    """The coefficients of every token, as NumPy arrays."""
+    assert isinstance(subject.module, DiagonalChunkedRecurrence)
+    return to_numpy(jit(jax.vmap(subject.module.coefficients))(inputs))
+
+
+def log_decay(coefficients: Coefficients) -> list[Finding]:
+    """The real part of `log_decay` is at most 0: a state never grows by itself."""
+    real = np.real(np.asarray(coefficients.log_decay, np.complex128))
+    law = "log_decay is at most 0"
+    if not (real > 0).any() and not np.isnan(real).any():
+        return [Finding(law, "log_decay", 0.0, 0.0)]
+    index = tuple(int(i) for i in np.argwhere(~(real <= 0))[0])
+    hint = ""
+    if ((real >= 0) & (real <= 1)).all():
+        hint = ": it lies in [0, 1], so this is the decay itself: return its logarithm"
+    return [Finding(law, "log_decay", np.inf, 0.0, f" is {real[index]:.6g} at {list(index)}{hint}")]
+
+
+def reference(
+    subject: Subject, inputs: Any, state: Any, coefficients: Coefficients, bound: float, gradient_bound: float
+) -> list[Finding]:
+    """The chunked scan equals the token-by-token reference in float64, in values and gradients."""
+    law = "many tokens equal the float64 reference"
+    outputs, final = subject.many(inputs, state, subject.time)
+    cotangents = _cotangents(outputs), _cotangents(final)
+    chunk_size = subject.module.chunk_size
+
+    def scan(coefficients, state):
+        return kernels.chunk_scan(coefficients, state, chunk_size=chunk_size)
+
+    _, got = to_numpy(jit(_with_gradients(scan))(coefficients, state, cotangents))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(_widen, (coefficients, state, cotangents))
+        expected, expected_gradients = to_numpy(jit(_with_gradients(kernels.reference))(*wide))
+    found = close(law, "outputs", outputs, expected[0], bound) + close(law, "state", final, expected[1], bound)
+    for name, a, b in zip(("d coefficients", "d state"), got, expected_gradients, strict=True):
+        found += close(law, name, a, b, gradient_bound)
+    return found
+
+
+def _with_gradients(kernel):
+    def run(coefficients, state, cotangents):
+        results, pull = jax.vjp(kernel, coefficients, state)
+        results_dtypes = jax.tree.map(lambda cotangent, result: cotangent.astype(result.dtype), cotangents, results)
+        return results, pull(results_dtypes)
+
+    return run
+
+
+def _cotangents(array: np.ndarray) -> np.ndarray:
+    return np.cos(np.arange(array.size, dtype=array.real.dtype)).reshape(array.shape).astype(array.dtype)
+
+
+def _widen(array: np.ndarray) -> jax.Array:
+    return jnp.asarray(array, np.complex128 if np.iscomplexobj(array) else np.float64)
