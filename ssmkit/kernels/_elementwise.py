@@ -17,8 +17,8 @@ from ._chunk import Chunk, bonus_outputs, per_head
 from ._family import Family
 
 
-def _maps(chunk: Chunk) -> tuple[Inexact[Array, "time #key one heads"], Inexact[Array, "time key value heads"]]:
-    """Decay and increment of every token."""
+def _maps(chunk: Chunk) -> tuple[Array, Array]:
+    """Decay `(time, #key, 1, heads)` and increment `(time, key, value, heads)` of every token."""
     write = einops.rearrange(per_head(chunk.write, chunk), "(t r) h k -> t r k 1 h", r=chunk.rank)
     value = einops.rearrange(chunk.value, "(t r) h v -> t r 1 v h", r=chunk.rank)
     decays = jnp.exp(einops.rearrange(chunk.log_decay, "t h k -> t k 1 h"))
@@ -41,8 +41,8 @@ def _in_order(chunk: Chunk, state: Inexact[Array, "key value heads"]) -> tuple[A
     return outputs if chunk.bonus is None else outputs + bonus_outputs(chunk), state
 
 
-def _since_start(chunk: Chunk) -> tuple[Inexact[Array, "time #key one heads"], Inexact[Array, "time key value heads"]]:
-    """The decay since the chunk's start, and the state that starts from zero there."""
+def _since_start(chunk: Chunk) -> tuple[Array, Array]:
+    """The decay since the chunk's start and the state that starts from zero there, shaped as `_maps`."""
     return jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), _maps(chunk))
 
 

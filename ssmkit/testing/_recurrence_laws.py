@@ -46,8 +46,7 @@ def reference(
 
     _, got = to_numpy(jit(_with_gradients(scan))(coefficients, state, cotangents))
     with jax.enable_x64(True):
-        wide = jax.tree.map(_widen, (coefficients, state, cotangents))
-        expected, expected_gradients = to_numpy(jit(_with_gradients(kernels.reference))(*wide))
+        expected, expected_gradients = to_numpy(jit(_with_gradients(_wide_reference))(coefficients, state, cotangents))
     found = close(law, "outputs", outputs, expected[0], bound) + close(law, "state", final, expected[1], bound)
     for name, a, b in zip(("d coefficients", "d state"), got, expected_gradients, strict=True):
         found += close(law, name, a, b, gradient_bound)
@@ -57,8 +56,9 @@ def reference(
 def _with_gradients(kernel):
     def run(coefficients, state, cotangents):
         results, pull = jax.vjp(kernel, coefficients, state)
-        results_dtypes = jax.tree.map(lambda cotangent, result: cotangent.astype(result.dtype), cotangents, results)
-        return results, pull(results_dtypes)
+        return results, pull(
+            jax.tree.map(lambda cotangent, result: cotangent.astype(result.dtype), cotangents, results)
+        )
 
     return run
 
@@ -67,5 +67,6 @@ def _cotangents(array: np.ndarray) -> np.ndarray:
     return np.cos(np.arange(array.size, dtype=array.real.dtype)).reshape(array.shape).astype(array.dtype)
 
 
-def _widen(array: np.ndarray) -> jax.Array:
-    return jnp.asarray(array, np.complex128 if np.iscomplexobj(array) else np.float64)
+def _wide_reference(coefficients, state):
+    dtype = jnp.complex128 if jnp.iscomplexobj(state) else jnp.float64
+    return kernels.reference(*jax.tree.map(lambda array: array.astype(dtype), (coefficients, state)))

@@ -93,10 +93,10 @@ def finite(law: str, what: str, tree: Any) -> list[Finding]:
     found = []
     for path, leaf in jax.tree.leaves_with_path(tree):
         leaf, name = _widened(leaf), what + jax.tree_util.keystr(path)
-        bad = np.argwhere(~np.isfinite(leaf))
-        where = (
-            f" is {leaf[tuple(bad[0])]:g} first at {bad[0].tolist()}" if bad.size or not np.isfinite(leaf).all() else ""
-        )
+        where = ""
+        if not np.isfinite(leaf).all():
+            index = tuple(np.argwhere(~np.isfinite(leaf))[0].tolist())
+            where = f" is {leaf[index]:g} first at {list(index)}"
         found.append(Finding(law, name, np.inf if where else 0.0, 0.0, where))
     return found
 

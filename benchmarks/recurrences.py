@@ -1,0 +1,177 @@
+"""Every published recurrence on one CPU: tokens per second of its mixer, and chunks against a plain scan over tokens.
+
+    python -m benchmarks.recurrences [--tokens 2048] [--width 512] [--repeats 5] [--only NAME ..] [--json FILE]
+
+A mixer with random weights consumes random features by `prefill`, and steps through as many one at a time, compiled
+into one loop. Its recurrence alone is then timed on the inputs that the mixer gave it: `chunk_scan` against
+`jax.lax.scan` over `step`, forwards, and forwards and backwards. No figure is reported unless both give the same
+outputs. Figures are medians of repeats that alternate; the last lines are the Markdown table of the documentation.
+"""
+
+import argparse
+import inspect
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import ssmkit
+from ssmkit import kernels, models
+
+from ._environment import environment
+
+
+FAMILIES = {
+    id(kernels.SCALAR_DECAY): "K1, one decay per head",
+    id(kernels.DECAY_PER_KEY): "K2, one decay per key",
+    id(kernels.ELEMENTWISE): "K3, elementwise",
+}
+_ERROR = 1e-4  # of the recurrence in chunks against token by token, in float32
+
+
+def mixers(width: int) -> dict[str, Callable[[jax.Array], ssmkit.AbstractMixer]]:
+    """By the model's name, what makes its mixer from a random key, at sizes that its authors use."""
+    mamba = models.MambaConfig(vocab_size=1, hidden_size=width, num_hidden_layers=1)
+    mamba2 = models.Mamba2Config(vocab_size=1, hidden_size=width, num_hidden_layers=1)
+    heads = width // 64
+    return {
+        "Mamba": lambda key: models.MambaMixer(mamba, key=key),
+        "Mamba-2": lambda key: models.Mamba2Mixer(mamba2, key=key),
+        "Mamba-3": lambda key: models.Mamba3Mixer(width, key=key),
+        "Mamba-3 MIMO": lambda key: models.Mamba3Mixer(width, mimo_rank=4, key=key),
+        "RetNet": lambda key: models.RetNetMixer(width, num_heads=heads, key=key),
+        "mLSTM": lambda key: models.MLSTMMixer(width, num_heads=heads // 2, key=key),
+        "GLA": lambda key: models.GLAMixer(width, num_heads=4, key=key),
+        "HGRN2": lambda key: models.HGRN2Mixer(width, key=key),
+        "RWKV-6": lambda key: models.RWKV6Mixer(width, num_heads=heads, expand_k=1.0, key=key),
+        "S5": lambda key: models.S5Mixer(width, key=key),
+        "LRU": lambda key: models.LRUMixer(width, key=key),
+        "RG-LRU": lambda key: models.RGLRUMixer(width, num_attention_heads=heads, key=key),
+    }
+
+
+def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) -> dict[str, Any]:
+    """All figures of one mixer.
+
+    **Raises:** `SystemExit` when chunks and single tokens do not give the same outputs.
+    """
+    x = jax.random.normal(jax.random.key(1), (tokens, width))
+    recurrence, inputs, state = _captured(mixer, x)
+    runs = {
+        "prefill": _compiled(lambda: mixer.prefill(x, mixer.init_cache())),
+        "steps": _compiled(lambda: _steps(mixer.step, x, mixer.init_cache())),
+        "chunks": _compiled(recurrence.chunk_scan, inputs, state),
+        "scan": _compiled(lambda *a: _steps(recurrence.step, *a), inputs, state),
+        "chunks_gradient": _compiled(_gradient(recurrence.chunk_scan), inputs, state),
+        "scan_gradient": _compiled(_gradient(lambda *a: _steps(recurrence.step, *a)), inputs, state),
+    }
+    (got, _), (expected, _) = runs["chunks"](), runs["scan"]()
+    error = float(jnp.linalg.norm((got - expected).ravel()) / jnp.linalg.norm(expected.ravel()))
+    if not error <= _ERROR:
+        raise SystemExit(f"{type(mixer).__name__}: chunks and tokens differ by {error:.1e}: no speed is reported")
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    source = pathlib.Path(inspect.getsourcefile(type(mixer)) or "")
+    form = jax.eval_shape(jax.vmap(recurrence.coefficients), inputs)
+    return {
+        "file": f"models/{source.name}",
+        "lines": len(source.read_text().splitlines()),
+        "family": FAMILIES[id(kernels.family_of(form))],
+        "prefill_tokens_per_s": tokens / median["prefill"],
+        "step_tokens_per_s": tokens / median["steps"],
+        "chunks_over_scan": median["scan"] / median["chunks"],
+        "chunks_over_scan_gradient": median["scan_gradient"] / median["chunks_gradient"],
+        "error": error,
+        "seconds": seconds,
+    }
+
+
+def _captured(mixer: ssmkit.AbstractMixer, x: jax.Array) -> tuple[ssmkit.DiagonalChunkedRecurrence, Any, Any]:
+    """The mixer's recurrence, with the inputs and the state that the mixer gives it."""
+    assert isinstance(mixer, ssmkit.AbstractRecurrentMixer)
+    found = []
+
+    def advance(operator, inputs, state):
+        if isinstance(operator, ssmkit.DiagonalChunkedRecurrence):
+            found.append((operator, inputs, state))
+        return operator.chunk_scan(inputs, state)
+
+    mixer.mix(x, mixer.init_cache(), advance)
+    return found[0]
+
+
+def _steps(step: Callable, inputs: Any, cache: Any) -> tuple[Any, Any]:
+    def body(cache, token):
+        outputs, cache = step(token, cache)
+        return cache, outputs
+
+    cache, outputs = jax.lax.scan(body, cache, inputs)
+    return outputs, cache
+
+
+def _gradient(run: Callable) -> Callable:
+    def loss(inputs, state):
+        outputs, _ = run(inputs, state)
+        return jnp.sum(jnp.real(outputs))
+
+    return lambda inputs, state: jax.grad(lambda a: loss(*a))((inputs, state))
+
+
+def _compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
+    compiled = jax.jit(function)
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    lines = [
+        "| model | file | lines | kernel family | prefill, tokens/s | step, tokens/s | chunks / scan | with gradients |",
+        "|---|---|--:|---|--:|--:|--:|--:|",
+    ]
+    for name, row in results.items():
+        lines.append(
+            f"| {name} | `{row['file']}` | {row['lines']} | {row['family']} | {row['prefill_tokens_per_s']:,.0f} "
+            f"| {row['step_tokens_per_s']:,.0f} | {row['chunks_over_scan']:.1f} "
+            f"| {row['chunks_over_scan_gradient']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=())
+    parser.add_argument("--json", type=pathlib.Path)
+    arguments = parser.parse_args()
+    results = {}
+    for name, make in mixers(arguments.width).items():
+        if not arguments.only or name in arguments.only:
+            mixer = make(jax.random.key(0))
+            results[name] = measure(mixer, arguments.width, arguments.tokens, arguments.repeats)
+            print({k: v for k, v in results[name].items() if k != "seconds"}, flush=True)
+    report = {
+        "environment": environment("jax", "jaxlib", "equinox"),
+        "tokens": arguments.tokens,
+        "width": arguments.width,
+        "results": results,
+    }
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
