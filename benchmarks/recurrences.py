@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -62,13 +63,14 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
     """
     x = jax.random.normal(jax.random.key(1), (tokens, width))
     recurrence, inputs, state = _captured(mixer, x)
+    arguments = recurrence, inputs, state
     runs = {
-        "prefill": _compiled(lambda: mixer.prefill(x, mixer.init_cache())),
-        "steps": _compiled(lambda: _steps(mixer.step, x, mixer.init_cache())),
-        "chunks": _compiled(recurrence.chunk_scan, inputs, state),
-        "scan": _compiled(lambda *a: _steps(recurrence.step, *a), inputs, state),
-        "chunks_gradient": _compiled(_gradient(recurrence.chunk_scan), inputs, state),
-        "scan_gradient": _compiled(_gradient(lambda *a: _steps(recurrence.step, *a)), inputs, state),
+        "prefill": _compiled(lambda mixer, x: mixer.prefill(x, mixer.init_cache()), mixer, x),
+        "steps": _compiled(lambda mixer, x: _steps(mixer, x, mixer.init_cache()), mixer, x),
+        "chunks": _compiled(_chunks, *arguments),
+        "scan": _compiled(_steps, *arguments),
+        "chunks_gradient": _compiled(_gradient(_chunks), arguments),
+        "scan_gradient": _compiled(_gradient(_steps), arguments),
     }
     (got, _), (expected, _) = runs["chunks"](), runs["scan"]()
     error = float(jnp.linalg.norm((got - expected).ravel()) / jnp.linalg.norm(expected.ravel()))
@@ -110,9 +112,13 @@ def _captured(mixer: ssmkit.AbstractMixer, x: jax.Array) -> tuple[ssmkit.Diagona
     return found[0]
 
 
-def _steps(step: Callable, inputs: Any, cache: Any) -> tuple[Any, Any]:
+def _chunks(recurrence: ssmkit.DiagonalChunkedRecurrence, inputs: Any, state: Any) -> tuple[Any, Any]:
+    return recurrence.chunk_scan(inputs, state)
+
+
+def _steps(module: Any, inputs: Any, cache: Any) -> tuple[Any, Any]:
     def body(cache, token):
-        outputs, cache = step(token, cache)
+        outputs, cache = module.step(token, cache)
         return cache, outputs
 
     cache, outputs = jax.lax.scan(body, cache, inputs)
@@ -120,22 +126,19 @@ def _steps(step: Callable, inputs: Any, cache: Any) -> tuple[Any, Any]:
 
 
 def _gradient(run: Callable) -> Callable:
-    def loss(inputs, state):
-        outputs, _ = run(inputs, state)
-        return jnp.sum(jnp.real(outputs))
-
-    return lambda inputs, state: jax.grad(lambda a: loss(*a))((inputs, state))
+    """With respect to the recurrence's parameters, its inputs and its state."""
+    return eqx.filter_grad(lambda arguments: jnp.sum(jnp.real(run(*arguments)[0])))
 
 
 def _compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
-    compiled = jax.jit(function)
+    compiled = eqx.filter_jit(function)
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results in Markdown."""
     lines = [
-        "| model | file | lines | kernel family | prefill, tokens/s | step, tokens/s | chunks / scan | with gradients |",
+        "| model | file | lines | kernel family | prefill, tokens/s | step, tokens/s | chunks : scan | and gradients |",
         "|---|---|--:|---|--:|--:|--:|--:|",
     ]
     for name, row in results.items():

@@ -89,7 +89,7 @@ def chunk_scan_of(
         inputs = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], padding, axis=0)]), inputs)
     chunks = jax.tree.map(lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:])), (inputs, valid))
     outputs, final = schedule(family, prepare, chunks, family.enter(state.astype(dtype), groups))
-    return _by_token(outputs, form), family.leave(final).astype(state.dtype)
+    return _by_token(outputs, form), family.leave(final, state.shape).astype(state.dtype)
 
 
 def family_of(form: Coefficients) -> Family:

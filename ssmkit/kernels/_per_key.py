@@ -75,5 +75,5 @@ DECAY_PER_KEY = Family(
     carried=_carried,
     summary=_summary,
     enter=lambda state, groups: state,
-    leave=lambda state: state,
+    leave=lambda state, shape: state,
 )

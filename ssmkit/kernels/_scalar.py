@@ -53,7 +53,7 @@ def _enter(state: Inexact[Array, "heads key value"], groups: int) -> Array:
     return einops.rearrange(state, "(g m) k v -> g k m v", g=groups)
 
 
-def _leave(state: Array) -> Inexact[Array, "heads key value"]:
+def _leave(state: Array, shape: tuple[int, ...]) -> Inexact[Array, "heads key value"]:
     return einops.rearrange(state, "g k m v -> (g m) k v")
 
 

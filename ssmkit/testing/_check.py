@@ -32,16 +32,18 @@ def check_operator(
     **Arguments:**
 
     - `operator`: with parameters that matter: at zero, much is true that otherwise is not.
-    - `inputs`: of some tokens, at least 2, any pytree of arrays with a leading `time` axis. Ten to a hundred do.
+    - `inputs`: of some tokens, at least 2 and not all equal, any pytree of arrays with a leading `time` axis. Ten to a
+        hundred random ones do.
     - `tolerance`: on the relative error of values, in the Euclidean norm of each array. The default suits float32.
     - `gradient`: the same for gradients.
 
     **Returns:** a `Report` of what was compared, with the worst error of each law; print it.
 
     **Raises:** `LawError` that says which laws are broken, where first, and by how much. `TypeError` or `ValueError`
-    when `operator` is of another kind or `inputs` is too short.
+    when `operator` is of another kind, or `inputs` too short or all equal.
     """
-    return _raise_if_broken(_name(operator), _common(operator, AbstractSequenceOperator, inputs, tolerance, gradient))
+    subject = _subject(operator, AbstractSequenceOperator, inputs)
+    return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
 def check_recurrence(
@@ -58,16 +60,14 @@ def check_recurrence(
 
     **Arguments:**, **Returns:** and **Raises:** as `check_operator`.
     """
-    _expect_kind(recurrence, DiagonalChunkedRecurrence)
-    inputs = _checked_inputs(inputs)
-    subject = _subject(recurrence, inputs)
+    subject = _subject(recurrence, DiagonalChunkedRecurrence, inputs)
     coefficients = recurrence_laws.coefficients_of(subject, subject.inputs)
     findings = recurrence_laws.log_decay(coefficients)
     if findings[0].holds:  # what grows without bound breaks every other law too
         findings += _findings(subject, tolerance, gradient)
         state = subject.warm(subject.time)
         findings += recurrence_laws.reference(subject, subject.inputs, state, coefficients, tolerance, gradient)
-    return _raise_if_broken(_name(recurrence), findings)
+    return _concluded(subject, findings)
 
 
 def check_mixer(
@@ -79,7 +79,8 @@ def check_mixer(
 
     **Returns:** and **Raises:** as `check_operator`.
     """
-    return _raise_if_broken(_name(mixer), _common(mixer, AbstractMixer, x, tolerance, gradient))
+    subject = _subject(mixer, AbstractMixer, x)
+    return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
 def check_model(
@@ -97,22 +98,33 @@ def check_model(
 
     **Returns:** and **Raises:** as `check_operator`.
     """
-    _expect_kind(model, AbstractLanguageModel)
-    subject = _subject(model, _checked_inputs(tokens))
-    findings = _findings(subject, tolerance, gradient)
-    findings += laws.forward(subject, subject.inputs, subject.warm(2), tolerance)
-    return _raise_if_broken(_name(model), findings)
+    subject = _subject(model, AbstractLanguageModel, tokens)
+    return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
-def _common(module: Any, kind: type, inputs: Any, tolerance: float, gradient: float) -> list[Finding]:
-    _expect_kind(module, kind)
-    return _findings(_subject(module, _checked_inputs(inputs)), tolerance, gradient)
+def _subject(module: Any, kind: type, inputs: Any) -> Subject:
+    """The module with its inputs, if both are what was asked for."""
+    if not isinstance(module, kind):
+        raise TypeError(f"expected an instance of `ssmkit.{kind.__name__}`, got {type(module).__name__}.")
+    inputs = to_numpy(jax.tree.map(jnp.asarray, inputs))
+    leaves = jax.tree.leaves(inputs)
+    shapes = [leaf.shape for leaf in leaves]
+    times = {shape[:1] for shape in shapes}
+    if len(times) != 1 or () in times or next(iter(times))[0] < 2:
+        raise ValueError(
+            f"every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes {shapes}."
+        )
+    if all((leaf == leaf[:1]).all() for leaf in leaves):
+        raise ValueError("the tokens of `inputs` must differ: among equal ones, which depends on which cannot be seen.")
+    return Subject(module, inputs)
 
 
 def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Finding]:
     """Every common law on a few examples: with and without a past, at the ends of the sequence and between."""
     time, inputs = subject.time, subject.inputs
     found = laws.form(subject, inputs)
+    if not all(finding.holds for finding in found):  # what changes its form cannot be iterated
+        return found
     for past in (0, time // 2):
         cache = subject.warm(past)
         found += laws.identity(subject, inputs, cache)
@@ -123,41 +135,19 @@ def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Findi
             found += laws.causality(subject, inputs, cache, point)
         found += laws.invalid_steps(subject, inputs, cache, np.arange(time) % 3 != 1)
     cache = subject.warm(time // 2)
+    found += laws.unmasked(subject, inputs, cache, tolerance)
     for chunk_size in _CHUNK_SIZES:
         found += laws.chunk_sizes(subject, inputs, cache, chunk_size, tolerance)
     found += laws.gradients(subject, inputs, cache, max(time - 2, 1), gradient)
     for scale in _EXTREMES if not subject.last_only else (1.0,):
         found += laws.extremes(subject, inputs, cache, scale)
+    if subject.last_only:
+        found += laws.forward(subject, inputs, subject.warm(2), tolerance)
     return found
 
 
-def _subject(module: Any, inputs: Any) -> Subject:
-    return Subject(module, inputs)
-
-
-def _expect_kind(module: Any, kind: type) -> None:
-    if not isinstance(module, kind):
-        raise TypeError(f"expected an instance of `ssmkit.{kind.__name__}`, got {type(module).__name__}.")
-
-
-def _checked_inputs(inputs: Any) -> Any:
-    inputs = to_numpy(jax.tree.map(jnp.asarray, inputs))
-    shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
-    times = {shape[:1] for shape in shapes}
-    if len(times) != 1 or () in times or next(iter(times))[0] < 2:
-        raise ValueError(
-            "every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes "
-            f"{shapes}."
-        )
-    return inputs
-
-
-def _name(module: Any) -> str:
-    return type(module).__name__
-
-
-def _raise_if_broken(name: str, findings: list[Finding]) -> Report:
-    report = Report(name, tuple(findings))
+def _concluded(subject: Subject, findings: list[Finding]) -> Report:
+    report = Report(type(subject.module).__name__, tuple(findings))
     if report.broken:
         raise LawError(report)
     return report

@@ -16,8 +16,28 @@ def many_equal_steps(subject: Subject, inputs: Any, cache: Any, length: int, bou
     outputs, after = subject.many(inputs, cache, length)
     stepped, stepped_after = subject.steps(inputs, cache, np.arange(subject.time) < length)
     got, expected = subject.valid_outputs(outputs, length), subject.matching_steps(stepped, length)
-    law = "many tokens equal iterated steps"
-    return close(law, "outputs", got, expected, bound) + close(law, "cache", after, stepped_after, bound)
+    law, at = "many tokens equal iterated steps", f"with length={length},"
+    found = close(law, f"{at} outputs", got, expected, bound)
+    return found + close(law, f"{at} cache", after, stepped_after, bound)
+
+
+def unmasked(subject: Subject, inputs: Any, cache: Any, bound: float) -> list[Finding]:
+    """Law 1 without `length` and `valid`, for which a class may have code of its own."""
+    law, time = "many tokens equal iterated steps", subject.time
+    _, many, step = methods(subject.module)
+
+    def body(cache, token):
+        outputs, cache = step(token, cache)
+        return cache, outputs
+
+    run = jit(lambda inputs, cache: (many(inputs, cache), jax.lax.scan(body, cache, inputs)))
+    (outputs, after), (stepped_after, stepped) = to_numpy(run(inputs, cache))
+    expected, expected_after = subject.steps(inputs, cache, np.ones(time, bool))
+    found = close(law, "without valid, outputs", stepped, expected, bound)
+    found += close(law, "without valid, cache", stepped_after, expected_after, bound)
+    outputs, expected = subject.valid_outputs(outputs, time), subject.matching_steps(expected, time)
+    found += close(law, "without a length, outputs", outputs, expected, bound)
+    return found + close(law, "without a length, cache", after, expected_after, bound)
 
 
 def splits(subject: Subject, inputs: Any, cache: Any, split: int, bound: float) -> list[Finding]:
@@ -31,19 +51,19 @@ def splits(subject: Subject, inputs: Any, cache: Any, split: int, bound: float) 
         got = parts[rest > 0]
     else:
         got = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    outputs = close(law, f"outputs split at {split}", got, subject.valid_outputs(whole, subject.time), bound)
-    return outputs + close(law, f"cache split at {split}", after_both, after, bound)
+    outputs = close(law, f"split at {split}, outputs", got, subject.valid_outputs(whole, subject.time), bound)
+    return outputs + close(law, f"split at {split}, cache", after_both, after, bound)
 
 
 def padding(subject: Subject, inputs: Any, cache: Any, length: int) -> list[Finding]:
     """Law 3: tokens at or past `length` leave no trace, whatever they are, and cause nothing that is not finite."""
-    law = "tokens past the length leave no trace"
+    law, at = "tokens past the length leave no trace", f"with length={length},"
     valid = np.arange(subject.time) < length
     outputs, after = subject.many(inputs, cache, length)
     other, other_after = subject.many(mixed(inputs, rolled(inputs, 1), valid), cache, length)
     other, same = subject.valid_outputs(other, length), subject.valid_outputs(outputs, length)
-    found = identical(law, "cache", other_after, after) + identical(law, "outputs", other, same)
-    return found + finite(law, "outputs", outputs) + finite(law, "cache", after)
+    found = identical(law, f"{at} cache", other_after, after) + identical(law, f"{at} outputs", other, same)
+    return found + finite(law, f"{at} outputs", outputs) + finite(law, f"{at} cache", after)
 
 
 def identity(subject: Subject, inputs: Any, cache: Any) -> list[Finding]:
@@ -51,9 +71,9 @@ def identity(subject: Subject, inputs: Any, cache: Any) -> list[Finding]:
     law = "invalid tokens leave the cache as it was"
     outputs, after = subject.many(inputs, cache, 0)
     stepped, stepped_after = subject.steps(inputs, cache, np.zeros(subject.time, bool))
-    found = identical(law, "cache after length=0", after, cache)
-    found += identical(law, "cache after steps with valid=False", stepped_after, cache)
-    return found + finite(law, "outputs of length=0", outputs) + finite(law, "outputs of valid=False", stepped)
+    found = identical(law, "with length=0, cache", after, cache)
+    found += identical(law, "with valid=False, cache", stepped_after, cache)
+    return found + finite(law, "with length=0, outputs", outputs) + finite(law, "with valid=False, outputs", stepped)
 
 
 def invalid_steps(subject: Subject, inputs: Any, cache: Any, valid: np.ndarray) -> list[Finding]:
@@ -80,7 +100,10 @@ def form(subject: Subject, inputs: Any) -> list[Finding]:
         "a step with valid": lambda _, token, cache: step(token, cache, valid=True),
     }
     before = jax.eval_shape(init)
-    found = [Finding(law, "init", np.inf, 0.0, " has weak types") for a in jax.tree.leaves(before) if a.weak_type]
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(before):
+        where = " has a weak type: name its dtype" if leaf.weak_type else ""
+        found.append(Finding(law, f"init{jax.tree_util.keystr(path)}", np.inf if where else 0.0, 0.0, where))
     for name, run in runs.items():
         after = jax.eval_shape(run, inputs, token, before)[1]
         if jax.tree.structure(after) != jax.tree.structure(before):
@@ -104,8 +127,8 @@ def chunk_sizes(subject: Subject, inputs: Any, cache: Any, chunk_size: int, boun
     outputs, after = to_numpy(jit(lambda *arguments: many(*arguments))(inputs, cache))
     expected, expected_after = subject.many(inputs, cache, subject.time)
     law = "results do not depend on the chunk size"
-    found = close(law, f"outputs with chunk_size={chunk_size}", outputs, expected, bound)
-    return found + close(law, f"cache with chunk_size={chunk_size}", after, expected_after, bound)
+    found = close(law, f"with chunk_size={chunk_size}, outputs", outputs, expected, bound)
+    return found + close(law, f"with chunk_size={chunk_size}, cache", after, expected_after, bound)
 
 
 def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Finding]:
@@ -115,7 +138,7 @@ def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Fin
     changed = mixed(inputs, rolled(inputs, 1), np.arange(subject.time) < token)
     until = lambda outputs: jax.tree.map(lambda array: array[:token], outputs)  # noqa: E731
     (outputs, _), (other, _) = (subject.many(x, cache, subject.time) for x in (inputs, changed))
-    what = f"outputs before a change of token {token}"
+    what = f"before a change of token {token}, outputs"
     return identical("no output depends on later inputs", what, until(other), until(outputs))
 
 
@@ -128,12 +151,14 @@ def gradients(subject: Subject, inputs: Any, cache: Any, length: int, bound: flo
 
 def extremes(subject: Subject, inputs: Any, cache: Any, scale: float) -> list[Finding]:
     """Outputs, cache and gradients are finite at inputs that drive every gate to its limits, and at zero."""
-    law = "everything stays finite at extreme inputs"
+    law, at = "everything stays finite at extreme inputs", f"at {scale:g} times the inputs,"
     scaled = jax.tree.map(lambda a: a * a.dtype.type(scale) if np.issubdtype(a.dtype, np.inexact) else a, inputs)
-    found = finite(law, f"(outputs, cache) of {scale:g} times the inputs", subject.many(scaled, cache, subject.time))
-    for name, tree in subject.gradients["many"](scaled, cache, subject.time).items():
-        found += finite(law, f"d {name} at {scale:g} times the inputs", tree)
-    return found
+    outputs, after = subject.many(scaled, cache, subject.time)
+    stepped, stepped_after = subject.steps(scaled, cache, np.ones(subject.time, bool))
+    results = {"outputs": outputs, "cache": after, "stepped outputs": stepped, "stepped cache": stepped_after}
+    gradients = subject.gradients["many"](scaled, cache, subject.time)
+    results |= {f"d {name}": tree for name, tree in gradients.items()}
+    return [finding for name, tree in results.items() for finding in finite(law, f"{at} {name}", tree)]
 
 
 def forward(subject: Subject, tokens: Any, cache: Any, bound: float) -> list[Finding]:
@@ -146,4 +171,4 @@ def forward(subject: Subject, tokens: Any, cache: Any, bound: float) -> list[Fin
     found = close(law, "logits", outputs, expected, bound) + close(law, "cache", after, expected_after, bound)
     half = subject.time // 2
     changed, _ = to_numpy(run(mixed(tokens, rolled(tokens, 1), np.arange(subject.time) < half), cache))
-    return found + identical(law, f"logits before a change of token {half}", changed[:half], outputs[:half])
+    return found + identical(law, f"before a change of token {half}, logits", changed[:half], outputs[:half])

@@ -16,7 +16,7 @@ from ._subject import Subject, jit, to_numpy
 def coefficients_of(subject: Subject, inputs: Any) -> Coefficients:
     """The coefficients of every token, as NumPy arrays."""
     assert isinstance(subject.module, DiagonalChunkedRecurrence)
-    return to_numpy(jit(jax.vmap(subject.module.coefficients))(inputs))
+    return to_numpy(jit(jax.vmap(subject.module._checked))(inputs))
 
 
 def log_decay(coefficients: Coefficients) -> list[Finding]:
@@ -64,7 +64,7 @@ def _with_gradients(kernel):
 
 
 def _cotangents(array: np.ndarray) -> np.ndarray:
-    return np.cos(np.arange(array.size, dtype=array.real.dtype)).reshape(array.shape).astype(array.dtype)
+    return np.cos(np.arange(array.size)).reshape(array.shape).astype(array.dtype)
 
 
 def _wide_reference(coefficients, state):

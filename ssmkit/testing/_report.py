@@ -23,8 +23,9 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         if self.error == np.inf:
             return f"{self.law}: {self.what}{self.where or ' is not finite'}"
-        bound = "must be equal bit for bit" if self.bound == 0.0 else f"at most {self.bound:.0e}"
-        return f"{self.law}: {self.what}{self.where}, relative error {self.error:.1e}, {bound}"
+        bound = "must be equal bit for bit" if self.bound == 0.0 else f"at most {self.bound:g}"
+        error = f", relative error {self.error:.2e}" if self.error < 1e9 else ""  # to zero, none is relative
+        return f"{self.law}: {self.what}{self.where}{error}, {bound}"
 
 
 class Report(NamedTuple):
@@ -45,7 +46,7 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         laws = dict.fromkeys(finding.law for finding in self.findings)
         if self.broken:
-            lines = [f"{self.name} breaks {len(self.broken)} of {len(laws)} laws."]
+            lines = [f"{self.name} breaks {len(self.broken)} of {len(laws)} laws checked."]
             return "\n".join(lines + [f"  - {finding}" for finding in self.broken])
         lines = [f"{self.name} keeps {len(laws)} laws."]
         for law in laws:
@@ -79,10 +80,10 @@ def close(law: str, what: str, got: Any, expected: Any, bound: float) -> list[Fi
 
 
 def identical(law: str, what: str, got: Any, expected: Any) -> list[Finding]:
-    """A finding for every leaf of two trees that should be equal bit for bit."""
+    """A finding for every leaf of two trees that should be equal bit for bit, but for the sign of a zero."""
 
     def error(a, b):
-        same = np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        same = a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
         return 0.0 if same else max(relative_error(a, b), np.finfo(np.float64).tiny)
 
     return _leaves(law, what, got, expected, 0.0, error)
@@ -119,12 +120,14 @@ def _first(got: Any, expected: Any, bound: float) -> str:
         return f" has shape {got.shape} and not {expected.shape}"
     finite = expected[np.isfinite(expected)]
     typical = float(np.sqrt(np.mean(np.abs(finite) ** 2))) if finite.size else 0.0
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     with np.errstate(invalid="ignore"):
-        off = ~(np.abs(got - expected) <= bound * typical)
+        off = ~(np.abs(got - expected) <= bound * typical) if bound else ~same
     if not off.any():
         return ""
-    index = tuple(int(i) for i in np.argwhere(off)[0])
-    return f" first at {list(index)}, got {got[index]:.6g} and not {expected[index]:.6g}"
+    index = tuple(np.argwhere(off)[0].tolist())
+    but = "both times" if same[index] else f"and not {expected[index]:.6g}"
+    return f" first at {list(index)}, got {got[index]:.6g} {but}"
 
 
 def _widened(array: Any) -> np.ndarray:

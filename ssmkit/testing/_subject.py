@@ -149,8 +149,10 @@ def _zero_from(array: jax.Array, *, length: jax.Array) -> jax.Array:
 
 
 def _weighed(leaf: jax.Array) -> jax.Array:
-    """A sum in which every entry has a weight of its own."""
+    """A sum in which every entry has a weight of its own; integers, which have no gradient, count for nothing."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros((), jnp.float32)
     weights = jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
     if jnp.iscomplexobj(leaf):
         return jnp.sum(weights * leaf.real.astype(jnp.float32)) + jnp.sum(weights * leaf.imag.astype(jnp.float32))
-    return jnp.sum(weights * leaf.astype(jnp.float32)) if jnp.issubdtype(leaf.dtype, jnp.floating) else 0.0 * weights[0]
+    return jnp.sum(weights * leaf.astype(jnp.float32))

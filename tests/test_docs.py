@@ -1,0 +1,185 @@
+"""The documentation runs: every Python block of every page, as a reader would run it.
+
+The blocks of a page are one program, run in a fresh Python with the default settings, in a directory of its own. A
+`text` block right after a Python block is its exact output, the last line being `Class: message` if it raises; a Python
+block without one may print what it likes, and may not raise. Numbers with a decimal point may differ a little, and
+anything of the size of rounding counts as rounding.
+
+    python tests/test_docs.py [page.md ..]    writes what the blocks print into the `text` blocks that differ
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import pytest
+
+import ssmkit.cli
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
+SECONDS = 300  # for the busiest machine: no page takes more than 30 on a free one
+
+RUN = """
+import contextlib, io, json, sys, traceback
+results, names = [], {"__name__": "__main__"}
+for title, source in json.load(sys.stdin):
+    printed, error, trace = io.StringIO(), None, ""
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(compile(source, title, "exec"), names)
+        except Exception as raised:
+            error, trace = f"{type(raised).__name__}: {raised}", traceback.format_exc()
+    results.append((printed.getvalue(), error, trace))
+json.dump(results, sys.__stdout__)
+"""
+
+
+class Example(NamedTuple):
+    """A Python block, with the `text` block that follows, if one does."""
+
+    line: int
+    source: str
+    expected: str | None
+    span: tuple[int, int]  # of what is expected, in the page
+
+
+def python_blocks(page: str) -> list[Example]:
+    """The Python blocks of a page, in order."""
+    blocks, examples = list(BLOCK.finditer(page)), []
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] == "python":
+            told = after is not None and after[1] == "text" and not page[block.end() : after.start()].strip()
+            line = page.count("\n", 0, block.start(2)) + 1
+            expected, span = (after[2], after.span(2)) if told else (None, (0, 0))
+            examples.append(Example(line, block[2], expected, span))
+    return examples
+
+
+def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -> list[tuple[str, str | None, str]]:
+    """What every block prints, the error it raises, and where."""
+    # Lines are counted from the top of the page, so that a traceback points into it.
+    programs = [(f"{path.name}, the block at line {e.line}", "\n" * (e.line - 1) + e.source) for e in examples]
+    unwanted = ("JAX_", "XLA_", "SSMKIT_", "PYTEST_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    with tempfile.TemporaryDirectory() as directory:
+        # Stands for the reader's own checkpoint.
+        (pathlib.Path(directory) / "path" / "to").mkdir(parents=True)
+        os.symlink(ssmkit.default_model_path(), pathlib.Path(directory) / "path" / "to" / "mamba2")
+        done = subprocess.run(
+            [sys.executable, "-c", RUN],
+            input=json.dumps(programs),
+            capture_output=True,
+            text=True,
+            cwd=directory,
+            env=environment | {"MPLBACKEND": "agg"},
+            timeout=timeout,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    return [tuple(result) for result in json.loads(done.stdout)]
+
+
+def shown(printed: str, error: str | None) -> str:
+    """What a `text` block shows."""
+    lines = [line.rstrip() for line in (printed + (error or "")).strip().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def agree(got: str, expected: str) -> bool:
+    """Equal but for the last digits of numbers."""
+    if NUMBER.sub("#", got) != NUMBER.sub("#", expected):
+        return False
+    pairs = zip(map(float, NUMBER.findall(got)), map(float, NUMBER.findall(expected)), strict=True)
+    return all(math.isclose(a, b, rel_tol=0.05, abs_tol=2e-6) for a, b in pairs)
+
+
+def _name(page: pathlib.Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=_name)
+def test_every_python_block_runs_and_prints_what_the_page_says(page):
+    examples = python_blocks(page.read_text("utf-8"))
+    results = run(page, examples)
+    assert len(results) == len(examples) == page.read_text("utf-8").count("```python") > 0
+    for example, (printed, error, trace) in zip(examples, results, strict=True):
+        if example.expected is None:
+            assert error is None, trace
+        else:
+            got = shown(printed, error)
+            where = f"{page.name}:{example.line} prints\n{got}\nand not\n{example.expected}\n{trace}"
+            assert agree(got, example.expected), where
+
+
+def test_there_are_pages_with_python_blocks():
+    assert sum("```python" in page.read_text("utf-8") for page in PAGES) >= 6
+
+
+def shell_commands() -> list[tuple[str, tuple[str, ...]]]:
+    """Every command of every shell block: the page, and its words."""
+    found = []
+    for page in PAGES:
+        for block in BLOCK.finditer(page.read_text("utf-8")):
+            if block[1] in ("bash", "sh", "shell"):
+                for line in block[2].replace("\\\n", " ").splitlines():
+                    commands = re.split(r"&&|\|\||;|\|", line.partition("#")[0])
+                    found += [(_name(page), tuple(command.split())) for command in commands if command.strip()]
+    return found
+
+
+def test_the_commands_of_the_pages_exist(capsys):
+    """`ssmkit` commands by their help, which names every option that a page uses."""
+    seen = 0
+    for page, words in shell_commands():
+        if words[0] == "ssmkit":
+            assert ssmkit.cli.main([words[1], "--help"]) == 0, (page, words)
+            text = capsys.readouterr().out
+            for word in words[2:]:
+                assert not word.startswith("--") or re.search(rf"{word}\b", text), (page, words, word)
+            seen += 1
+    assert seen >= 3
+
+
+@pytest.mark.parametrize(
+    "page, words", [(p, w) for p, w in shell_commands() if w[:2] == ("python", "-m")], ids=lambda part: str(part)
+)
+def test_the_modules_that_the_pages_run_have_help(page, words):
+    done = subprocess.run(
+        [sys.executable, "-m", words[2], "--help"], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
+    )
+    missing = re.search(r"No module named '(torch|transformers)'", done.stderr)
+    if missing:
+        pytest.skip(f"{words[2]} needs {missing[1]}")
+    assert done.returncode == 0, done.stderr
+    for word in words[3:]:
+        assert not word.startswith("--") or word in done.stdout, word
+
+
+def _update(page: pathlib.Path) -> None:
+    text = page.read_text("utf-8")
+    examples, started = python_blocks(text), time.perf_counter()
+    results = run(page, examples)
+    for example, (printed, error, trace) in reversed(list(zip(examples, results, strict=True))):
+        if example.expected is None:
+            if error is not None:
+                print(trace, file=sys.stderr)
+        elif not agree(got := shown(printed, error), example.expected):
+            text = text[: example.span[0]] + got + text[example.span[1] :]
+    page.write_text(text, "utf-8")
+    print(f"{_name(page)}: {len(examples)} blocks, {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:] or [page for page in PAGES if "```python" in page.read_text("utf-8")]:
+        _update(pathlib.Path(argument).resolve())

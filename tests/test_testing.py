@@ -1,0 +1,320 @@
+"""`ssmkit.testing` catches what it promises: every class here is wrong in one way, and a sibling without it passes."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import ssmkit
+from ssmkit import testing
+from ssmkit.testing import LawError
+from ssmkit.testing._report import close, identical
+
+
+TIME, WIDTH, VOCAB = 7, 3, 5
+
+STEPS = "many tokens equal iterated steps"
+SPLITS = "a sequence may be split anywhere"
+PADDING = "tokens past the length leave no trace"
+IDENTITY = "invalid tokens leave the cache as it was"
+INVALID = "invalid steps between valid ones leave no trace"
+FORM = "the cache keeps its form"
+CHUNKS = "results do not depend on the chunk size"
+CAUSAL = "no output depends on later inputs"
+GRADIENTS = "gradients of many tokens equal those of iterated steps"
+FINITE = "everything stays finite at extreme inputs"
+LOG_DECAY = "log_decay is at most 0"
+REFERENCE = "many tokens equal the float64 reference"
+FORWARD = "forward gives the logits of every step"
+
+
+def valid_tokens(time: int, length) -> Array:
+    return jnp.arange(time, dtype=jnp.int32) < jnp.asarray(time if length is None else length, jnp.int32)
+
+
+# Mixers, by hand: a decaying sum and a count of tokens. Every mistake is one method of a subclass.
+
+
+class Smooth(ssmkit.AbstractMixer[Any]):
+    """`s_t = s_{t-1} / 2 + x_t`."""
+
+    scale: Array = eqx.field(default_factory=lambda: jnp.float32(1.0))
+
+    def init_cache(self):
+        return {"count": jnp.zeros((), jnp.int32), "sum": jnp.zeros(WIDTH, jnp.float32)}
+
+    def prefill(self, x, cache, *, length=None):
+        valid = valid_tokens(x.shape[0], length)
+
+        def body(cache, token):
+            y, cache = Smooth.step(self, token[0], cache, valid=token[1])
+            return cache, y
+
+        cache, y = jax.lax.scan(body, cache, (x, valid))
+        return y, cache
+
+    def step(self, x, cache, *, valid=None):
+        after = {"count": cache["count"] + 1, "sum": cache["sum"] / 2 + self.scale * x}
+        if valid is not None:
+            after = jax.tree.map(functools.partial(jnp.where, valid), after, cache)
+        return after["sum"], after
+
+
+class Mean(Smooth):
+    """The mean over all tokens of the sequence."""
+
+    def prefill(self, x, cache, *, length=None):
+        y, cache = super().prefill(x, cache, length=length)
+        return y - jnp.mean(x, axis=0, keepdims=True), cache
+
+
+class Next(Smooth):
+    """Every output is of the next token."""
+
+    def prefill(self, x, cache, *, length=None):
+        y, cache = super().prefill(x, cache, length=length)
+        return jnp.concatenate([y[1:], y[:1]]), cache
+
+
+class Peeking(Smooth):
+    """The coefficients of every token depend on the cache, of which many tokens see the first only."""
+
+    def prefill(self, x, cache, *, length=None):
+        return super().prefill(x * (1 + cache["sum"][None]), cache, length=length)
+
+    def step(self, x, cache, *, valid=None):
+        return super().step(x * (1 + cache["sum"]), cache, valid=valid)
+
+
+class IgnoresLength(Smooth):
+    def prefill(self, x, cache, *, length=None):
+        return super().prefill(x, cache)
+
+
+class IgnoresValid(Smooth):
+    def step(self, x, cache, *, valid=None):
+        return super().step(x, cache)
+
+
+class Drifting(Smooth):
+    """The outputs of a step are off by a factor."""
+
+    factor: float = eqx.field(static=True, default=2.0)
+
+    def step(self, x, cache, *, valid=None):
+        y, cache = super().step(x, cache, valid=valid)
+        return self.factor * y, cache
+
+
+class Unpadded(Smooth):
+    """Wrong only without a length, or without `valid`."""
+
+    wrong: str = eqx.field(static=True, default="length")
+
+    def prefill(self, x, cache, *, length=None):
+        y, cache = super().prefill(x, cache, length=length)
+        return (2 * y if length is None and self.wrong == "length" else y), cache
+
+    def step(self, x, cache, *, valid=None):
+        y, cache = super().step(x, cache, valid=valid)
+        return (2 * y if valid is None and self.wrong == "valid" else y), cache
+
+
+class Forgetful(Smooth):
+    """Many tokens start from nothing, whatever came before."""
+
+    def prefill(self, x, cache, *, length=None):
+        return super().prefill(x, self.init_cache(), length=length)
+
+
+class Severed(Smooth):
+    """Right in values, but without a gradient through many tokens."""
+
+    def prefill(self, x, cache, *, length=None):
+        return super().prefill(jax.lax.stop_gradient(x), cache, length=length)
+
+
+class Unnormalised(Smooth):
+    """Divides by a norm, which may be 0."""
+
+    def prefill(self, x, cache, *, length=None):
+        return super().prefill(x / jnp.linalg.norm(x, axis=1, keepdims=True), cache, length=length)
+
+    def step(self, x, cache, *, valid=None):
+        return super().step(x / jnp.linalg.norm(x), cache, valid=valid)
+
+
+class NotANumberInPadding(Smooth):
+    def prefill(self, x, cache, *, length=None):
+        y, cache = super().prefill(x, cache, length=length)
+        valid = valid_tokens(x.shape[0], length)
+        return jnp.where(valid[:, None], y, jnp.nan), cache
+
+
+class Reformed(Smooth):
+    """The cache after a step is of another form."""
+
+    change: Callable = eqx.field(static=True, default=lambda cache: cache)
+
+    def step(self, x, cache, *, valid=None):
+        y, cache = super().step(x, cache, valid=valid)
+        return y, self.change(cache)
+
+
+class WeakFromTheStart(Smooth):
+    def init_cache(self):
+        return super().init_cache() | {"count": jnp.asarray(0)}
+
+
+# Recurrences.
+
+
+class Decaying(ssmkit.DiagonalChunkedRecurrence[Array]):
+    """Two heads of one key and one value; what `log_decay` and `value` are is a function of the token."""
+
+    log_decay: Callable = eqx.field(static=True, default=jax.nn.log_sigmoid)
+    value: Callable = eqx.field(static=True, default=lambda x: x)
+    groups: int = eqx.field(static=True, default=1)
+    state_shape: tuple[int, int, int] = eqx.field(static=True, default=(2, 1, 1))
+
+    def coefficients(self, x):
+        ones = jnp.ones((self.groups, 1), jnp.float32)
+        return ssmkit.Coefficients(self.log_decay(x)[:, None], ones, self.value(x)[:, None], ones)
+
+
+class ReadsChunkSize(Decaying):
+    """Three tokens to a chunk are as the default; the outputs of other sizes are not."""
+
+    def coefficients(self, x):
+        coefficients = super().coefficients(x)
+        return eqx.tree_at(lambda c: c.read, coefficients, coefficients.read * ((self.chunk_size or 3) / 3))
+
+
+class NotCoefficients(Decaying):
+    def coefficients(self, x):
+        return x, x
+
+
+# Operators: what a recurrence is not is checked as it is.
+
+
+class Sum(ssmkit.AbstractSequenceOperator):
+    """Of any pair of inputs."""
+
+    late: bool = eqx.field(static=True, default=False)
+
+    def init_state(self):
+        return jnp.zeros((), jnp.float32)
+
+    def chunk_scan(self, inputs, state, *, length=None):
+        a, b = inputs
+        valid = valid_tokens(a.shape[0], length)
+
+        def body(state, token):
+            y, state = self.step(token[0], state, valid=token[1])
+            return state, y
+
+        state, y = jax.lax.scan(body, state, ((jnp.roll(a, -1) if self.late else a, b), valid))
+        return y, state
+
+    def step(self, inputs, state, *, valid=None):
+        a, b = inputs
+        after = 0.5 * state + a * b
+        after = after if valid is None else jnp.where(valid, after, state)
+        return after, after
+
+
+# Language models.
+
+
+class Model(ssmkit.AbstractLanguageModel[Any]):
+    """`Smooth` between an embedding and its transpose."""
+
+    embedding: Array
+    mixer: Smooth
+    vocab_size: int = eqx.field(static=True, default=VOCAB)
+
+    def init_cache(self):
+        return self.mixer.init_cache()
+
+    def prefill(self, tokens, cache, length=None):
+        y, cache = self.mixer.prefill(self.embedding[tokens], cache, length=length)
+        last = self.last(tokens.shape[0], length)
+        return self.embedding @ jax.lax.dynamic_index_in_dim(y, last, keepdims=False), cache
+
+    def last(self, time, length):
+        return time - 1 if length is None else jnp.maximum(length, 1) - 1
+
+    def step(self, token, cache, valid=None):
+        y, cache = self.mixer.step(self.embedding[token], cache, valid=valid)
+        return self.embedding @ y, cache
+
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        y, cache = self.mixer.prefill(self.embedding[tokens], cache)
+        return y @ self.embedding.T, cache
+
+
+class AnotherForward(Model):
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        logits, cache = super().forward(tokens, cache)
+        return jax.nn.log_softmax(logits), cache
+
+
+class LeakingForward(Model):
+    """By less than the tolerance."""
+
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        logits, cache = super().forward(tokens, cache)
+        return logits + 1e-6 * logits[-1:], cache
+
+
+class LogitsOfThePadding(Model):
+    def prefill(self, tokens, cache, length=None):
+        return super().prefill(tokens, cache)[0], super().prefill(tokens, cache, length)[1]
+
+
+class LogitsOneTokenEarly(Model):
+    def last(self, time, length):
+        return jnp.maximum(super().last(time, length) - 1, 0)
+
+
+# Every one of them, checked.
+
+
+def features() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(TIME, WIDTH)).astype(np.float32)
+
+
+def heads() -> np.ndarray:
+    """Token by token, from -1.5 to 1.5: 100 times as much is beyond what a sigmoid can tell from 0 and 1."""
+    return np.linspace(-1.5, 1.5, TIME * 2, dtype=np.float32).reshape(TIME, 2)
+
+
+def pairs() -> tuple[np.ndarray, np.ndarray]:
+    return features()[:, 0], features()[:, 1]
+
+
+def model(cls: type[Model]) -> Model:
+    rng = np.random.default_rng(1)
+    return cls(jnp.asarray(rng.normal(size=(VOCAB, WIDTH)), jnp.float32), Smooth())
+
+
+TOKENS = np.asarray([3, 1, 4, 1, 0, 2, 3], np.int32)
+MIXER = lambda mixer: testing.check_mixer(mixer, features())  # noqa: E731
+RECURRENCE = lambda recurrence: testing.check_recurrence(recurrence, heads())  # noqa: E731
+OPERATOR = lambda operator: testing.check_operator(operator, pairs())  # noqa: E731
+MODEL = lambda cls: testing.check_model(model(cls), TOKENS)  # noqa: E731
+
+
+class Mistake(NamedTuple):
+    id: str
+    check: Callable[[], testing.Report]
+    broken: set[str]
+    says: str  # a regular expression
