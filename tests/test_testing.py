@@ -1,9 +1,10 @@
 """`ssmkit.testing` catches what it promises: every class here is wrong in one way, and a sibling without it passes."""
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -48,7 +49,7 @@ class Smooth(ssmkit.AbstractMixer[Any]):
     scale: Array = eqx.field(default_factory=lambda: jnp.float32(1.0))
 
     def init_cache(self):
-        return {"count": jnp.zeros((), jnp.int32), "sum": jnp.zeros(WIDTH, jnp.float32)}
+        return {"count": jnp.zeros((), int), "sum": jnp.zeros(WIDTH, jnp.float32)}
 
     def prefill(self, x, cache, *, length=None):
         valid = valid_tokens(x.shape[0], length)
@@ -104,13 +105,14 @@ class IgnoresValid(Smooth):
 
 
 class Drifting(Smooth):
-    """The outputs of a step are off by a factor."""
+    """The outputs of a step are off by a factor, after so many tokens."""
 
     factor: float = eqx.field(static=True, default=2.0)
+    after: int = eqx.field(static=True, default=0)
 
     def step(self, x, cache, *, valid=None):
         y, cache = super().step(x, cache, valid=valid)
-        return self.factor * y, cache
+        return jnp.where(cache["count"] > self.after, self.factor * y, y), cache
 
 
 class Unpadded(Smooth):
@@ -135,20 +137,26 @@ class Forgetful(Smooth):
 
 
 class Severed(Smooth):
-    """Right in values, but without a gradient through many tokens."""
+    """Right in values, but without a share of the gradient through many tokens."""
+
+    share: float = eqx.field(static=True, default=1.0)
 
     def prefill(self, x, cache, *, length=None):
-        return super().prefill(jax.lax.stop_gradient(x), cache, length=length)
+        kept = x - jax.lax.stop_gradient(x)  # zero
+        return super().prefill(x - self.share * kept, cache, length=length)
 
 
 class Unnormalised(Smooth):
-    """Divides by a norm, which may be 0."""
+    """Divides by a norm, which may be 0; many tokens have an epsilon, if so asked."""
+
+    epsilon: float = eqx.field(static=True, default=0.0)
 
     def prefill(self, x, cache, *, length=None):
-        return super().prefill(x / jnp.linalg.norm(x, axis=1, keepdims=True), cache, length=length)
+        norm = jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True) + self.epsilon)
+        return super().prefill(x / norm, cache, length=length)
 
     def step(self, x, cache, *, valid=None):
-        return super().step(x / jnp.linalg.norm(x), cache, valid=valid)
+        return super().step(x / jnp.sqrt(jnp.sum(x**2)), cache, valid=valid)
 
 
 class NotANumberInPadding(Smooth):
@@ -171,6 +179,11 @@ class Reformed(Smooth):
 class WeakFromTheStart(Smooth):
     def init_cache(self):
         return super().init_cache() | {"count": jnp.asarray(0)}
+
+
+def counting(count: Callable) -> Reformed:
+    """The count is changed by every step."""
+    return Reformed(change=lambda cache: cache | {"count": count(cache["count"])})
 
 
 # Recurrences.
@@ -307,14 +320,364 @@ def model(cls: type[Model]) -> Model:
 
 
 TOKENS = np.asarray([3, 1, 4, 1, 0, 2, 3], np.int32)
-MIXER = lambda mixer: testing.check_mixer(mixer, features())  # noqa: E731
-RECURRENCE = lambda recurrence: testing.check_recurrence(recurrence, heads())  # noqa: E731
-OPERATOR = lambda operator: testing.check_operator(operator, pairs())  # noqa: E731
-MODEL = lambda cls: testing.check_model(model(cls), TOKENS)  # noqa: E731
 
 
-class Mistake(NamedTuple):
-    id: str
-    check: Callable[[], testing.Report]
-    broken: set[str]
-    says: str  # a regular expression
+def check(module, **bounds) -> testing.Report:
+    """By the function for its kind."""
+    if isinstance(module, ssmkit.AbstractMixer):
+        return testing.check_mixer(module, features(), **bounds)
+    if isinstance(module, ssmkit.AbstractLanguageModel):
+        return testing.check_model(module, TOKENS, **bounds)
+    if isinstance(module, ssmkit.DiagonalChunkedRecurrence):
+        return testing.check_recurrence(module, heads(), **bounds)
+    return testing.check_operator(module, pairs(), **bounds)
+
+
+ALL = {FORM, IDENTITY, STEPS, SPLITS, PADDING, CAUSAL, INVALID, GRADIENTS, FINITE}
+RIGHT = {
+    "mixer": (Smooth, ALL),
+    "recurrence": (Decaying, ALL | {LOG_DECAY, CHUNKS, REFERENCE}),
+    "operator": (Sum, ALL),
+    "model": (lambda: model(Model), ALL - {CAUSAL} | {FORWARD}),
+}
+# The module, the laws that it breaks, and what is said of one of them, `#` for a number.
+WRONG = {
+    "the future averaged": (
+        Mean,
+        {STEPS, PADDING, CAUSAL, GRADIENTS},
+        f"{CAUSAL}: before a change of token 1, outputs first at [0, 0], got # and not #, relative error 7.29e-02, "
+        "must be equal bit for bit",
+    ),
+    "the next token": (
+        Next,
+        {STEPS, SPLITS, CAUSAL, GRADIENTS},
+        f"{CAUSAL}: before a change of token 1, outputs first at [0, 0], got 1.36687 and not 0.167765, relative error "
+        "2.36e+00, must be equal bit for bit",
+    ),
+    "coefficients that depend on the state": (
+        Peeking,
+        {STEPS, SPLITS, GRADIENTS},
+        f"{SPLITS}: split at 1, outputs first at [1, 0], got # and not #, relative error 2.98e-01, at most 1e-05",
+    ),
+    "length ignored": (
+        IgnoresLength,
+        {IDENTITY, STEPS, SPLITS, PADDING, GRADIENTS},
+        f"{PADDING}: with length=1, cache['sum'] first at [0], got # and not #, relative error #, "
+        "must be equal bit for bit",
+    ),
+    "valid ignored": (
+        IgnoresValid,
+        {IDENTITY, STEPS, INVALID, GRADIENTS},
+        f"{IDENTITY}: with valid=False, cache['count'] first at [], got 7 and not 0, must be equal bit for bit",
+    ),
+    "wrong without a length": (
+        Unpadded,
+        {STEPS},
+        f"{STEPS}: without a length, outputs first at [0, 0], got # and not #, relative error 1.00e+00, at most 1e-05",
+    ),
+    "wrong without valid": (
+        lambda: Unpadded(wrong="valid"),
+        {STEPS},
+        f"{STEPS}: without valid, outputs first at [0, 0], got # and not #, relative error 1.00e+00, at most 1e-05",
+    ),
+    "the past forgotten": (
+        Forgetful,
+        {IDENTITY, STEPS, SPLITS, GRADIENTS},
+        f"{IDENTITY}: with length=0, cache['count'] first at [], got 0 and not 3, relative error 1.00e+00",
+    ),
+    "a step that drifts": (
+        Drifting,
+        {STEPS, GRADIENTS},
+        f"{STEPS}: with length=1, outputs first at [0, 0], got # and not #, relative error 5.00e-01, at most 1e-05",
+    ),
+    "no gradient": (
+        Severed,
+        {GRADIENTS},
+        f"{GRADIENTS}: d inputs first at [0, 0], got 0 and not #, relative error 1.00e+00, at most 5e-05",
+    ),
+    "zero divided by zero": (
+        Unnormalised,
+        {FINITE},
+        f"{FINITE}: at 0 times the inputs, outputs is nan first at [0, 0]",
+    ),
+    "zero divided by zero in steps": (
+        lambda: Unnormalised(epsilon=1e-12),
+        {FINITE},
+        f"{FINITE}: at 0 times the inputs, stepped outputs is nan first at [0, 0]",
+    ),
+    "not a number in outputs of padding": (
+        NotANumberInPadding,
+        {IDENTITY, PADDING},
+        f"{PADDING}: with length=1, outputs is nan first at [1, 0]",
+    ),
+    "another dtype": (
+        lambda: counting(lambda count: count.astype(jnp.float32)),
+        {FORM},
+        f"{FORM}: cache['count'] after a step is ('float32', (), False) and not ('int64', (), False) (dtype, shape, "
+        "weak type)",
+    ),
+    "another shape": (
+        lambda: counting(lambda count: count[None]),
+        {FORM},
+        f"{FORM}: cache['count'] after a step is ('int64', (1,), False) and not ('int64', (), False) (dtype, shape, "
+        "weak type)",
+    ),
+    "a weak type": (
+        lambda: counting(lambda count: jnp.asarray(0)),
+        {FORM},
+        f"{FORM}: cache['count'] after a step is ('int64', (), True) and not ('int64', (), False) (dtype, shape, "
+        "weak type)",
+    ),
+    "a weak type from the start": (
+        WeakFromTheStart,
+        {FORM},
+        f"{FORM}: init['count'] has a weak type: name its dtype",
+    ),
+    "another structure": (
+        lambda: Reformed(change=lambda cache: tuple(cache.values())),
+        {FORM},
+        f"{FORM}: cache after a step has the structure PyTreeDef((*, *)) and not PyTreeDef({{'count': *, 'sum': *}})",
+    ),
+    "the decay and not its logarithm": (
+        lambda: Decaying(log_decay=jax.nn.sigmoid),
+        {LOG_DECAY},
+        f"{LOG_DECAY}: log_decay is 0.182426 at [0, 0, 0]: it lies in [0, 1], so this is the decay itself: return its "
+        "logarithm",
+    ),
+    "a positive log_decay": (
+        lambda: Decaying(log_decay=lambda x: x + 1),
+        {LOG_DECAY},
+        f"{LOG_DECAY}: log_decay is 0.0769231 at [2, 1, 0]\n",
+    ),
+    "a log_decay that is not a number": (
+        lambda: Decaying(log_decay=lambda x: -jnp.sqrt(-x)),
+        {LOG_DECAY},
+        f"{LOG_DECAY}: log_decay is nan at [3, 1, 0]\n",
+    ),
+    "no gradient at decay 0": (
+        lambda: Decaying(log_decay=lambda x: jnp.log(jax.nn.sigmoid(x))),
+        {FINITE},
+        f"{FINITE}: at 100 times the inputs, d inputs is nan first at [0, 0]",
+    ),
+    "an overflow": (
+        lambda: Decaying(value=jnp.exp),
+        {FINITE},
+        f"{FINITE}: at 100 times the inputs, outputs is inf first at [5, 1, 0]",
+    ),
+    "a chunk size that matters": (
+        ReadsChunkSize,
+        {CHUNKS},
+        f"{CHUNKS}: with chunk_size=1, outputs first at [0, 0, 0], got # and not #, relative error 6.67e-01, at most "
+        "1e-05",
+    ),
+    "an operator that is late": (
+        lambda: Sum(late=True),
+        {STEPS, PADDING, CAUSAL, GRADIENTS},
+        f"{STEPS}: with length=1, outputs first at [0], got # and not #, relative error #, at most 1e-05",
+    ),
+    "another forward": (
+        lambda: model(AnotherForward),
+        {FORWARD},
+        f"{FORWARD}: logits first at [0, 0], got # and not #, relative error 2.27e+00, at most 1e-05",
+    ),
+    "a forward that sees the future": (
+        lambda: model(LeakingForward),
+        {FORWARD},
+        f"{FORWARD}: before a change of token 3, logits first at [0, 0], got # and not #, relative error #, must be "
+        "equal bit for bit",
+    ),
+    "logits of the padding": (
+        lambda: model(LogitsOfThePadding),
+        {STEPS, SPLITS, PADDING, GRADIENTS},
+        f"{PADDING}: with length=1, outputs first at [0, 0], got # and not #, relative error #, must be equal",
+    ),
+    "logits of the token before": (
+        lambda: model(LogitsOneTokenEarly),
+        {STEPS, SPLITS, GRADIENTS},
+        f"{STEPS}: with length=2, outputs first at [0, 0], got # and not #, relative error #, at most 1e-05",
+    ),
+}
+NUMBER = r"-?\d+(\.\d+)?(e[+-]\d+)?"
+
+
+@pytest.mark.parametrize("make, laws", RIGHT.values(), ids=RIGHT)
+def test_what_is_right_passes(make, laws):
+    report = check(make())
+    assert not report.broken
+    assert {finding.law for finding in report.findings} == laws
+    first, *lines = str(report).splitlines()
+    assert first == f"{report.name} keeps {len(laws)} laws."
+    assert {
+        re.fullmatch(rf"  - (.*): \d+ comparisons, worst relative error {NUMBER}", line)[1] for line in lines
+    } == laws
+
+
+@pytest.mark.parametrize("make, laws, says", WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_said(make, laws, says):
+    with pytest.raises(LawError) as caught:
+        check(make())
+    report = caught.value.report
+    assert {finding.law for finding in report.broken} == laws
+    checked = {finding.law for finding in report.findings}
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{report.name} breaks {len(laws)} of {len(checked)} laws checked."
+    assert len(lines) == len(laws)
+    assert re.search(re.escape("  - " + says).replace(r"\#", NUMBER), str(caught.value) + "\n"), str(caught.value)
+
+
+def test_where_and_by_how_much():
+    """Sums `(1, 0, 0), (0.5, 2, 0)`; the second is doubled by the step: `|(0.5, 2)| / |(1, 1, 4)|` is off."""
+    with pytest.raises(LawError) as caught:
+        testing.check_mixer(Drifting(after=1), np.asarray([[1, 0, 0], [0, 2, 0]], np.float32), gradient=1.0)
+    assert str(caught.value) == (
+        "Drifting breaks 1 of 9 laws checked.\n"
+        f"  - {STEPS}: with length=2, outputs first at [1, 0], got 0.5 and not 1, relative error 4.86e-01, "
+        "at most 1e-05"
+    )
+    (finding,) = caught.value.report.broken
+    assert finding.error == pytest.approx((4.25 / 18) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "make, bounds, law",
+    [
+        (lambda error: Drifting(factor=1 / (1 - error)), dict(tolerance=1e-3, gradient=1.0), STEPS),
+        (lambda error: Severed(share=error), dict(tolerance=1e-3, gradient=1e-3), GRADIENTS),
+    ],
+    ids=["tolerance", "gradient"],
+)
+def test_the_bounds_are_where_they_are_said_to_be(make, bounds, law):
+    assert not check(make(0.999e-3), **bounds).broken
+    with pytest.raises(LawError, match=r"relative error 1.00e-03, at most 0.001$") as caught:
+        check(make(1.001e-3), **bounds)
+    assert {finding.law for finding in caught.value.report.broken} == {law}
+
+
+def test_a_scan_unlike_the_reference_is_said(monkeypatch):
+    """No subclass can make it so; a kernel could."""
+    right = ssmkit.kernels.reference
+
+    def wrong(coefficients, state):
+        outputs, final = right(coefficients, state)
+        return 2 * outputs, final
+
+    monkeypatch.setattr(ssmkit.kernels, "reference", wrong)
+    with pytest.raises(LawError, match=rf"{REFERENCE}: outputs first at \[0, 0, 0\], got .*, relative error 5.00e-01"):
+        check(Decaying())
+
+
+# What is caught before any law.
+
+
+@pytest.mark.parametrize("name", ["init_state", "chunk_scan", "step"])
+def test_what_is_final_cannot_be_overridden(name):
+    with pytest.raises(TypeError) as caught:
+        type("Own", (Decaying,), {name: getattr(Decaying, name)})
+    assert str(caught.value) == (
+        f"Own.{name} overrides `DiagonalChunkedRecurrence.{name}`, which is final: what is computed over many tokens "
+        "and over one must agree. Write `coefficients`."
+    )
+
+
+@pytest.mark.parametrize(
+    "module, error, says",
+    [
+        (
+            Decaying(groups=3),
+            ValueError,
+            "Decaying.coefficients: axis 0 (groups) of `write` must divide the 2 heads of `value`, got 3 in shape "
+            "(3, 1).",
+        ),
+        (NotCoefficients(), TypeError, "NotCoefficients.coefficients must return `ssmkit.Coefficients`, got tuple."),
+    ],
+    ids=["groups", "something else"],
+)
+def test_mistaken_coefficients_name_their_class(module, error, says):
+    with pytest.raises(error) as caught:
+        check(module)
+    assert str(caught.value) == says
+
+
+KINDS = {
+    testing.check_operator: ("AbstractSequenceOperator", Smooth),
+    testing.check_recurrence: ("DiagonalChunkedRecurrence", Sum),
+    testing.check_mixer: ("AbstractMixer", Sum),
+    testing.check_model: ("AbstractLanguageModel", Smooth),
+}
+
+
+@pytest.mark.parametrize("function, expected, make", [(f, *rest) for f, rest in KINDS.items()], ids=lambda f: None)
+def test_another_kind(function, expected, make):
+    """The type checker, which speaks first here, says it in its own words."""
+    with pytest.raises(TypeError) as caught:
+        inspect.unwrap(function)(make(), features())
+    assert str(caught.value) == f"expected an instance of `ssmkit.{expected}`, got {make.__name__}."
+
+
+@pytest.mark.parametrize(
+    "inputs, shapes",
+    [
+        ((np.ones(1), np.ones(1)), "[(1,), (1,)]"),
+        ((np.ones(3), np.ones(4)), "[(3,), (4,)]"),
+        ((np.ones(3), 1.0), "[(3,), ()]"),
+        ((), "[]"),
+    ],
+    ids=["too short", "unequal", "a scalar", "nothing"],
+)
+def test_inputs_without_time(inputs, shapes):
+    with pytest.raises(ValueError) as caught:
+        testing.check_operator(Sum(), inputs)
+    assert str(caught.value) == (
+        f"every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes {shapes}."
+    )
+
+
+def test_equal_tokens_show_nothing():
+    """A mean over equal tokens is no leak to be seen."""
+    with pytest.raises(ValueError) as caught:
+        testing.check_mixer(Mean(), np.ones((TIME, WIDTH), np.float32))
+    assert str(caught.value) == (
+        "the tokens of `inputs` must differ: among equal ones, which depends on which cannot be seen."
+    )
+
+
+# Comparisons.
+
+
+def said(compare, got, expected, *bound) -> str:
+    (finding,) = compare("law", "array", np.asarray(got), np.asarray(expected), *bound)
+    return "" if finding.holds else str(finding)
+
+
+@pytest.mark.parametrize(
+    "got, expected, says",
+    [
+        ([0.0, 1.0], [-0.0, 1.0], ""),
+        ([np.nan, 1.0], [np.nan, 1.0], ""),
+        ([np.nan, 1.0], [np.nan, 2.0], "law: array first at [1], got 1 and not 2"),
+        (
+            [1.0, 2.0],
+            [1.0, 4.0],
+            "law: array first at [1], got 2 and not 4, relative error #, must be equal bit for bit",
+        ),
+        ([1.0], [1.0, 2.0], "law: array has shape (1,) and not (2,)"),
+    ],
+    ids=["the sign of a zero", "the same nan", "beside a nan", "unequal", "another shape"],
+)
+def test_bit_for_bit(got, expected, says):
+    assert re.fullmatch(re.escape(says).replace(r"\#", NUMBER), said(identical, got, expected))
+
+
+@pytest.mark.parametrize(
+    "got, expected, says",
+    [
+        ([3.0, 4.001], [3.0, 4.0], ""),
+        ([3.0, 4.1], [3.0, 4.0], "law: array first at [1], got 4.1 and not 4, relative error 2.00e-02, at most 0.001"),
+        ([0.0, 1.0], [0.0, 0.0], "law: array first at [1], got 1 and not 0, at most 0.001"),
+        ([1.0, np.nan], [1.0, 2.0], "law: array first at [1], got nan and not 2"),
+        ([1.0, np.nan], [1.0, np.nan], "law: array first at [1], got nan both times"),
+    ],
+    ids=["close", "not close", "not zero", "not a number", "neither a number"],
+)
+def test_close(got, expected, says):
+    assert said(close, got, expected, 1e-3) == says

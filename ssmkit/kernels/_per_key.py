@@ -8,8 +8,11 @@ neighbouring blocks of equal length meet, every source lies left of the seam and
     exp(a_{j+1} + .. + a_i) = exp(source to seam) * exp(seam to target)
 
 has two exponents at most 0. These sums are built along with the blocks, each from the terms it is made of: nothing is
-subtracted, so any decay is exact to rounding, -inf included. With `time` tokens there are log2(time) seams.
+subtracted, so any decay is exact to rounding, -inf included. The last block, the chunk itself, has the sums that decay
+its reads from the state before it and its writes until its end.
 """
+
+from typing import NamedTuple
 
 import einops
 import jax.numpy as jnp
@@ -17,7 +20,32 @@ from jaxtyping import Array, Inexact
 
 from ._chunk import Chunk, per_head
 from ._family import Family
-from ._segment import suffix_sums
+
+
+class _Blocks(NamedTuple):
+    """Sums of log-decays within every block of one length, for each head and key."""
+
+    prefix: Inexact[Array, "heads blocks length key"]  # from the block's start to a token, inclusive
+    suffix: Inexact[Array, "heads blocks length key"]  # from after a token to the block's end
+
+
+def _levels(chunk: Chunk) -> list[_Blocks]:
+    """Blocks of length 1, 2, 4 and so on, up to one that holds the chunk; identity steps fill it up."""
+    time = chunk.log_decay.shape[0]
+    padding = (1 << max(time - 1, 0).bit_length()) - time
+    tokens = jnp.pad(einops.rearrange(chunk.log_decay, "t h k -> h t 1 k"), [(0, 0), (0, padding), (0, 0), (0, 0)])
+    levels = [_Blocks(tokens, jnp.zeros_like(tokens))]
+    while levels[-1].prefix.shape[1] > 1:
+        (prefix_left, prefix_right), (suffix_left, suffix_right) = (_pairs(array) for array in levels[-1])
+        total_left, total_right = prefix_left[:, :, -1:], prefix_right[:, :, -1:]
+        prefix = jnp.concatenate([prefix_left, total_left + prefix_right], axis=2)
+        suffix = jnp.concatenate([suffix_left + total_right, suffix_right], axis=2)
+        levels.append(_Blocks(prefix, suffix))
+    return levels
+
+
+def _pairs(array: Inexact[Array, "heads blocks length x"]) -> Inexact[Array, "2 heads pairs length x"]:
+    return einops.rearrange(array, "h (b two) i x -> two h b i x", two=2)
 
 
 def _per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "heads rows key"]:
@@ -27,28 +55,22 @@ def _per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact
 def _scores(chunk: Chunk) -> Inexact[Array, "heads reads writes"]:
     """The lower triangle of scores, decayed."""
     time, queries, rank = chunk.log_decay.shape[0], chunk.reads_per_token, chunk.rank
-    padded = 1 << max(time - 1, 0).bit_length()
+    levels = _levels(chunk)
+    padded = levels[0].prefix.shape[1]
 
-    def blocks(array: Array, rows: int) -> Array:
+    def tokens(array: Array, rows: int) -> Array:
         array = jnp.pad(array, [(0, 0), (0, (padded - time) * rows), (0, 0)])
         return jnp.reshape(array, (array.shape[0], padded, rows, -1))
 
-    read, write = blocks(_per_head(chunk.read, chunk), queries), blocks(_per_head(chunk.write, chunk), rank)
-    prefix = blocks(einops.rearrange(chunk.log_decay, "t h k -> h t k"), 1)  # block start to target, inclusive
-    suffix = jnp.zeros_like(prefix)  # after source to block end
+    read, write = tokens(_per_head(chunk.read, chunk), queries), tokens(_per_head(chunk.write, chunk), rank)
     scores = jnp.einsum("hbik,hbjk->hbij", read, write)
-    while prefix.shape[1] > 1:
-        pairs = lambda array: einops.rearrange(array, "h (b two) i k -> two h b i k", two=2)  # noqa: E731
-        (_, target), (source, _), (left, right) = pairs(read), pairs(write), pairs(scores)
-        (prefix_left, prefix_right), (suffix_left, suffix_right) = pairs(prefix), pairs(suffix)
-        target = target * jnp.exp(einops.repeat(prefix_right, "h b i k -> h b (i q) k", q=queries))
-        source = source * jnp.exp(einops.repeat(suffix_left, "h b j k -> h b (j r) k", r=rank))
+    for prefix, suffix in levels[:-1]:
+        (_, target), (source, _), (left, right) = _pairs(read), _pairs(write), _pairs(scores)
+        target = target * jnp.exp(einops.repeat(_pairs(prefix)[1], "h b i k -> h b (i q) k", q=queries))
+        source = source * jnp.exp(einops.repeat(_pairs(suffix)[0], "h b j k -> h b (j r) k", r=rank))
         across = jnp.einsum("hbik,hbjk->hbij", target, source)
         upper = jnp.concatenate([left, jnp.zeros_like(across)], axis=-1)
         scores = jnp.concatenate([upper, jnp.concatenate([across, right], axis=-1)], axis=-2)
-        total_left, total_right = prefix_left[:, :, -1:], prefix_right[:, :, -1:]
-        prefix = jnp.concatenate([prefix_left, total_left + prefix_right], axis=2)
-        suffix = jnp.concatenate([suffix_left + total_right, suffix_right], axis=2)
         read, write = (einops.rearrange(array, "h (b two) i k -> h b (two i) k", two=2) for array in (read, write))
     return scores[:, 0, : time * queries, : time * rank]
 
@@ -58,16 +80,16 @@ def _within(chunk: Chunk) -> Array:
 
 
 def _carried(chunk: Chunk, state: Inexact[Array, "heads key value"]) -> Array:
-    decay = jnp.exp(jnp.cumsum(chunk.log_decay, axis=0))
-    read = _per_head(chunk.read, chunk) * einops.repeat(decay, "t h k -> h (t q) k", q=chunk.reads_per_token)
+    decay = jnp.exp(_levels(chunk)[-1].prefix[:, 0, : chunk.log_decay.shape[0]])
+    read = _per_head(chunk.read, chunk) * einops.repeat(decay, "h t k -> h (t q) k", q=chunk.reads_per_token)
     return jnp.einsum("hik,hkv->ihv", read, state)
 
 
 def _summary(chunk: Chunk) -> tuple[Array, Array]:
-    log_decay = einops.rearrange(chunk.log_decay, "t h k -> h k t")
-    until_end = einops.repeat(jnp.exp(suffix_sums(log_decay)), "h k t -> h (t r) k", r=chunk.rank)
-    increment = jnp.einsum("hjk,jhv->hkv", _per_head(chunk.write, chunk) * until_end, chunk.value)
-    return jnp.exp(jnp.sum(log_decay, axis=-1))[..., None], increment
+    prefix, suffix = _levels(chunk)[-1]
+    until_end = jnp.exp(suffix[:, 0, : chunk.log_decay.shape[0]])
+    write = _per_head(chunk.write, chunk) * einops.repeat(until_end, "h t k -> h (t r) k", r=chunk.rank)
+    return jnp.exp(prefix[:, 0, -1])[..., None], jnp.einsum("hjk,jhv->hkv", write, chunk.value)
 
 
 DECAY_PER_KEY = Family(

@@ -112,7 +112,8 @@ def _subject(module: Any, kind: type, inputs: Any) -> Subject:
     times = {shape[:1] for shape in shapes}
     if len(times) != 1 or () in times or next(iter(times))[0] < 2:
         raise ValueError(
-            f"every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes {shapes}."
+            "every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes "
+            f"{shapes}."
         )
     if all((leaf == leaf[:1]).all() for leaf in leaves):
         raise ValueError("the tokens of `inputs` must differ: among equal ones, which depends on which cannot be seen.")
