@@ -118,7 +118,9 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         self.g_proj = linear(heads * value_dim, width, orthogonal(0.1), keys[6])
         self.shift = ssmkit.Shift((width,))
         decay, bonus = initial_decay(heads, key_dim, before), initial_bonus(heads, key_dim, before)
-        self.recurrence = RWKV6Recurrence(decay, bonus, (heads, key_dim, value_dim), chunk_size=chunk_size)
+        self.recurrence = RWKV6Recurrence(
+            time_decay=decay, bonus=bonus, state_shape=(heads, key_dim, value_dim), chunk_size=chunk_size
+        )
         norm = ssmkit.LayerNorm(heads * value_dim, groups=heads, eps=norm_eps)
         scale = ((1 + layer_idx) / num_hidden_layers) ** 0.7
         self.norm = eqx.tree_at(lambda norm: norm.weight, norm, replace_fn=lambda weight: weight * scale)

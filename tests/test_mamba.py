@@ -52,7 +52,6 @@ def test_the_recurrence_is_the_selective_scan():
         return y[..., None], state[..., None]
 
     errors = against.errors(recurrence, oracle, inputs, draw(channels, size, 1))
-    print(max(errors.items(), key=lambda item: item[1]))
     assert {name: error for name, error in errors.items() if not error <= against.BOUND} == {}
 
 

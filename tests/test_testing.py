@@ -383,7 +383,8 @@ WRONG = {
     "the past forgotten": (
         Forgetful,
         {IDENTITY, STEPS, SPLITS, GRADIENTS},
-        f"{IDENTITY}: with length=0, cache['count'] first at [], got 0 and not 3, relative error 1.00e+00",
+        f"{IDENTITY}: with length=0, cache['count'] first at [], got 0 and not 3, relative error 1.00e+00, must be "
+        "equal bit for bit",
     ),
     "a step that drifts": (
         Drifting,
@@ -447,12 +448,12 @@ WRONG = {
     "a positive log_decay": (
         lambda: Decaying(log_decay=lambda x: x + 1),
         {LOG_DECAY},
-        f"{LOG_DECAY}: log_decay is 0.0769231 at [2, 1, 0]\n",
+        f"{LOG_DECAY}: log_decay is 0.192308 at [1, 1, 0]",
     ),
     "a log_decay that is not a number": (
         lambda: Decaying(log_decay=lambda x: -jnp.sqrt(-x)),
         {LOG_DECAY},
-        f"{LOG_DECAY}: log_decay is nan at [3, 1, 0]\n",
+        f"{LOG_DECAY}: log_decay is nan at [3, 1, 0]",
     ),
     "no gradient at decay 0": (
         lambda: Decaying(log_decay=lambda x: jnp.log(jax.nn.sigmoid(x))),
@@ -489,7 +490,8 @@ WRONG = {
     "logits of the padding": (
         lambda: model(LogitsOfThePadding),
         {STEPS, SPLITS, PADDING, GRADIENTS},
-        f"{PADDING}: with length=1, outputs first at [0, 0], got # and not #, relative error #, must be equal",
+        f"{PADDING}: with length=1, outputs first at [0, 0], got # and not #, relative error #, must be "
+        "equal bit for bit",
     ),
     "logits of the token before": (
         lambda: model(LogitsOneTokenEarly),
@@ -498,6 +500,10 @@ WRONG = {
     ),
 }
 NUMBER = r"-?\d+(\.\d+)?(e[+-]\d+)?"
+
+
+def matches(says: str, line: str) -> bool:
+    return re.fullmatch(re.escape(says).replace(r"\#", NUMBER), line) is not None
 
 
 @pytest.mark.parametrize("make, laws", RIGHT.values(), ids=RIGHT)
@@ -522,7 +528,7 @@ def test_what_is_wrong_is_said(make, laws, says):
     first, *lines = str(caught.value).splitlines()
     assert first == f"{report.name} breaks {len(laws)} of {len(checked)} laws checked."
     assert len(lines) == len(laws)
-    assert re.search(re.escape("  - " + says).replace(r"\#", NUMBER), str(caught.value) + "\n"), str(caught.value)
+    assert any(matches(f"  - {says}", line) for line in lines), str(caught.value)
 
 
 def test_where_and_by_how_much():
@@ -598,15 +604,15 @@ def test_mistaken_coefficients_name_their_class(module, error, says):
     assert str(caught.value) == says
 
 
-KINDS = {
-    testing.check_operator: ("AbstractSequenceOperator", Smooth),
-    testing.check_recurrence: ("DiagonalChunkedRecurrence", Sum),
-    testing.check_mixer: ("AbstractMixer", Sum),
-    testing.check_model: ("AbstractLanguageModel", Smooth),
-}
+KINDS = [
+    (testing.check_operator, "AbstractSequenceOperator", Smooth),
+    (testing.check_recurrence, "DiagonalChunkedRecurrence", Sum),
+    (testing.check_mixer, "AbstractMixer", Sum),
+    (testing.check_model, "AbstractLanguageModel", Smooth),
+]
 
 
-@pytest.mark.parametrize("function, expected, make", [(f, *rest) for f, rest in KINDS.items()], ids=lambda f: None)
+@pytest.mark.parametrize("function, expected, make", KINDS, ids=[kind for _, kind, _ in KINDS])
 def test_another_kind(function, expected, make):
     """The type checker, which speaks first here, says it in its own words."""
     with pytest.raises(TypeError) as caught:
@@ -665,7 +671,7 @@ def said(compare, got, expected, *bound) -> str:
     ids=["the sign of a zero", "the same nan", "beside a nan", "unequal", "another shape"],
 )
 def test_bit_for_bit(got, expected, says):
-    assert re.fullmatch(re.escape(says).replace(r"\#", NUMBER), said(identical, got, expected))
+    assert matches(says, said(identical, got, expected))
 
 
 @pytest.mark.parametrize(
