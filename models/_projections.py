@@ -1,11 +1,11 @@
-"""What the linear-attention models share: how projections are initialised, and how channels are split into heads."""
+"""What several models share: how projections are initialised, and how channels are split into heads."""
 
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
@@ -30,8 +30,12 @@ def projection(
     - `initializer`: one of `jax.nn.initializers`; it draws in float32.
     """
     linear = ssmkit.Linear(in_features, out_features, use_bias=use_bias, dtype=dtype, key=key)
-    weight = initializer(key, linear.weight.shape, jnp.float32).astype(dtype)
-    return eqx.tree_at(lambda layer: layer.weight, linear, weight)
+    return with_weight(linear, initializer(key, linear.weight.shape, jnp.float32))
+
+
+def with_weight(linear: ssmkit.Linear, weight: Float[Array, "out in"]) -> ssmkit.Linear:
+    """The same layer with another weight, in the dtype of the old one."""
+    return eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))
 
 
 def state_shape(name: str, width: int, num_heads: int, expand_k: float, expand_v: float) -> tuple[int, int, int]:

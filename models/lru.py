@@ -9,7 +9,8 @@ from jaxtyping import Array, Complex, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from .s5 import between, with_weight
+from ._complex import between
+from ._projections import with_weight
 
 
 class LRURecurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):

@@ -1,13 +1,17 @@
 """The mLSTM of xLSTM (arXiv 2405.04517), in the layout of xLSTM-7B (arXiv 2503.13427)."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
+
+from ._projections import projection
+
+
+# Standard deviation sqrt(2 / (5 d)) for d inputs: the authors' `small_init`.
+_SMALL = jax.nn.initializers.variance_scaling(0.4, "fan_in", "normal", in_axis=1, out_axis=0)
 
 
 class MLSTMInputs(eqx.Module):
@@ -117,16 +121,16 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
                 )
         qk, v = sizes.values()
         keys = jax.random.split(key, 7)
-        self.q = _linear(width, qk, dtype, keys[0])
-        self.k = _linear(width, qk, dtype, keys[1])
-        self.v = _linear(width, v, dtype, keys[2])
-        self.ogate_preact = _linear(width, v, dtype, keys[3])
+        self.q = projection(width, qk, _SMALL, dtype=dtype, key=keys[0])
+        self.k = projection(width, qk, _SMALL, dtype=dtype, key=keys[1])
+        self.v = projection(width, v, _SMALL, dtype=dtype, key=keys[2])
+        self.ogate_preact = projection(width, v, _SMALL, dtype=dtype, key=keys[3])
         self.igate_preact = _constant(width, jnp.full((num_heads,), -10.0, dtype), keys[4])
         self.fgate_preact = _constant(width, jnp.linspace(3.0, 6.0, num_heads, dtype=dtype), keys[5])
         self.stabiliser = ssmkit.Stabiliser(num_heads)
         self.recurrence = MLSTMRecurrence(state_shape=(num_heads, qk // num_heads, v // num_heads + 1))
         self.multihead_norm = ssmkit.LayerNorm(v, groups=num_heads, use_bias=False, eps=norm_eps)
-        self.out_proj = _linear(v, width, dtype, keys[6])
+        self.out_proj = projection(v, width, _SMALL, dtype=dtype, key=keys[6])
         self.gate_soft_cap = gate_soft_cap
         self.eps = eps
 
@@ -154,13 +158,6 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
         h = y[..., :-1] / (jnp.maximum(jnp.abs(y[..., -1:]), floor) + self.eps)
         h = self.multihead_norm(jnp.reshape(h, (*x.shape[:-1], -1)))
         return self.out_proj(jax.nn.sigmoid(self.ogate_preact(x)) * h), MLSTMCache(log_scale=log_scale, state=state)
-
-
-def _linear(inputs: int, outputs: int, dtype: DTypeLike, key: PRNGKeyArray) -> ssmkit.Linear:
-    r"""Normal initialisation with standard deviation $\sqrt{2 / (5 d)}$ for $d$ inputs (`small_init`)."""
-    weight = jax.random.normal(key, (outputs, inputs), dtype) * math.sqrt(2.0 / (5.0 * inputs))
-    linear = ssmkit.Linear(inputs, outputs, dtype=dtype, key=key)
-    return eqx.tree_at(lambda layer: layer.weight, linear, weight)
 
 
 def _constant(inputs: int, bias: Float[Array, " out"], key: PRNGKeyArray) -> ssmkit.Linear:

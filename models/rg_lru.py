@@ -10,6 +10,11 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
+from ._projections import projection
+
+
+_FAN_IN = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+
 
 class RGLRUInputs(eqx.Module):
     """What the recurrence sees of one token, gates before their sigmoids; a leading `time` axis for many."""
@@ -125,15 +130,15 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
                 f"`num_attention_heads` must divide the {channels} channels of `lru_width`, got {num_attention_heads}."
             )
         x_key, y_key, conv_key, input_key, recurrence_key, lambda_key, out_key = jax.random.split(key, 7)
-        self.linear_x = _linear(width, channels, dtype, x_key)
-        self.linear_y = _linear(width, channels, dtype, y_key)
+        self.linear_x = projection(width, channels, _FAN_IN, use_bias=True, dtype=dtype, key=x_key)
+        self.linear_y = projection(width, channels, _FAN_IN, use_bias=True, dtype=dtype, key=y_key)
         conv = ssmkit.CausalConv1d(channels, conv1d_width, dtype=dtype, key=conv_key)
         taps = jax.random.normal(conv_key, conv.weight.shape, dtype) * math.sqrt(0.01 / conv1d_width)
         self.conv = eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, jnp.zeros((channels,), dtype)))
         self.input_gate = BlockDiagonalLinear(channels, num_attention_heads, dtype=dtype, key=input_key)
         self.recurrence_gate = BlockDiagonalLinear(channels, num_attention_heads, dtype=dtype, key=recurrence_key)
         self.recurrence = RGLRURecurrence(channels, key=lambda_key)
-        self.linear_out = _linear(channels, width, dtype, out_key)
+        self.linear_out = projection(channels, width, _FAN_IN, use_bias=True, dtype=dtype, key=out_key)
 
     def init_cache(self) -> RGLRUCache:
         """An empty window and a zero state, float32."""
@@ -148,10 +153,3 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         h, state = advance(self.recurrence, inputs, cache.state)
         y = self.linear_out(h[..., 0] * jax.nn.gelu(self.linear_y(x)))
         return y, RGLRUCache(window=window, state=state)
-
-
-def _linear(inputs: int, outputs: int, dtype: DTypeLike, key: PRNGKeyArray) -> ssmkit.Linear:
-    """Normal initialisation with variance 1 over the inputs, the bias zero."""
-    linear = ssmkit.Linear(inputs, outputs, use_bias=True, dtype=dtype, key=key)
-    weight = jax.random.normal(key, (outputs, inputs), dtype) / math.sqrt(inputs)
-    return eqx.tree_at(lambda layer: layer.weight, linear, weight)

@@ -10,6 +10,9 @@ from jaxtyping import Array, Complex, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
+from ._complex import between
+from ._projections import with_weight
+
 
 class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):
     r"""$x_t = e^{\Lambda \Delta} x_{t-1} + \Lambda^{-1} (e^{\Lambda \Delta} - 1) w_t$: zero-order hold, section 3.2.
@@ -112,8 +115,10 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         B = basis.conj().T @ normal(B_key, (state_size, width), jnp.float32).astype(basis.dtype)
         C = jax.lax.complex(*jnp.split(normal(C_key, (state_size, 2 * width), jnp.float32), 2, axis=1)).T @ basis
         modes = eigenvalues.size
-        self.B = with_weight(ssmkit.Linear(width, 2 * modes, dtype=dtype, key=linear_key), B.real, B.imag, axis=0)
-        self.C = with_weight(ssmkit.Linear(2 * modes, width, dtype=dtype, key=linear_key), C.real, C.imag, axis=1)
+        linear = ssmkit.Linear(width, 2 * modes, dtype=dtype, key=linear_key)
+        self.B = with_weight(linear, jnp.concatenate([B.real, B.imag], axis=0))
+        linear = ssmkit.Linear(2 * modes, width, dtype=dtype, key=linear_key)
+        self.C = with_weight(linear, jnp.concatenate([C.real, C.imag], axis=1))
         self.recurrence = S5Recurrence(eigenvalues, dt_min=dt_min, dt_max=dt_max, key=step_key)
         self.D = jax.random.normal(D_key, (width,), jnp.float32)
         self.gate = ssmkit.Linear(width, width, use_bias=True, dtype=dtype, key=gate_key)
@@ -130,37 +135,6 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         y, cache = between(self.B, self.recurrence, self.C, x, cache, advance)
         y = jax.nn.gelu((2.0 if self.conj_sym else 1.0) * y + jnp.broadcast_to(self.D, x.shape) * x.astype(y.dtype))
         return y * jax.nn.sigmoid(self.gate(y)), cache
-
-
-def between(
-    B: ssmkit.Linear,
-    recurrence: ssmkit.AbstractSequenceOperator,
-    C: ssmkit.Linear,
-    u: Float[Array, "*time width"],
-    state: Complex[Array, "heads 1 1"],
-    advance: ssmkit.Advance,
-) -> tuple[Float[Array, "*time width"], Complex[Array, "heads 1 1"]]:
-    r"""$\operatorname{Re}(C x)$ where $x$ are the complex states of a recurrence driven by $B u$.
-
-    **Arguments:**
-
-    - `B`: from `width` to the real and then the imaginary parts of the recurrence's inputs, `2 * heads`.
-    - `recurrence`: from complex `(*time, heads)` to complex `(*time, heads, 1)`.
-    - `C`: from `2 * heads` to `width`; its columns are the real and then the imaginary parts of $C$.
-    - `u`: shape `(*time, width)`.
-    - `state`: of the recurrence.
-    - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
-    """
-    x, state = advance(recurrence, jax.lax.complex(*jnp.split(B(u), 2, axis=-1)), state)
-    x = x[..., 0]
-    return C(jnp.concatenate([jnp.real(x), -jnp.imag(x)], axis=-1)), state
-
-
-def with_weight(linear: ssmkit.Linear, *parts: Float[Array, "_ _"], axis: int = 0) -> ssmkit.Linear:
-    """The same layer with another weight, in parts along `axis`; its dtype is kept."""
-    return eqx.tree_at(
-        lambda layer: layer.weight, linear, jnp.concatenate(parts, axis=axis).astype(linear.weight.dtype)
-    )
 
 
 def _hippo(size: int, pair: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,8 +49,9 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        before = cls.__mro__[: cls.__mro__.index(DiagonalChunkedRecurrence)]
         for name in ("init_state", "chunk_scan", "step"):
-            if name in vars(cls):
+            if any(name in vars(base) for base in before):
                 raise TypeError(
                     f"{cls.__name__}.{name} overrides `DiagonalChunkedRecurrence.{name}`, which is final: what is "
                     "computed over many tokens and over one must agree. Write `coefficients`."

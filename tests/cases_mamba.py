@@ -35,7 +35,6 @@ FALCON = {"mixer_rms_eps": 1e-6, "expand": 16, "intermediate_size": 9, "tie_word
 
 OPERATORS = [Case("mamba-recurrence", lambda key: MambaRecurrence(mamba_config(), key=key), inputs)]
 MIXERS = [
-    _case(MambaMixer, normal(WIDTH), "mamba-mixer"),
     _case(MambaMixer, normal(WIDTH), "mamba-mixer-biases-kernel3", use_bias=True, conv_kernel=3, time_step_rank=None),
     _case(
         MambaMixer,
@@ -46,7 +45,6 @@ MIXERS = [
         conv_kernel=1,
     ),
     _case(MambaMixer, normal(WIDTH), "mamba-mixer-falcon", **FALCON),
-    _case(MambaMixer, normal(WIDTH), "mamba-mixer-bf16", jnp.bfloat16, use_bias=True),
 ]
 LANGUAGE_MODELS = [
     _case(Mamba, random_tokens, "mamba", num_hidden_layers=2),

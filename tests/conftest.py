@@ -3,7 +3,7 @@
 import os
 
 
-os.environ["SSMKIT_TYPECHECK"] = "1"  # read when ssmkit is imported
+os.environ.setdefault("SSMKIT_TYPECHECK", "1")  # read when ssmkit is imported
 
 import hypothesis
 import jax

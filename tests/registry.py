@@ -58,9 +58,9 @@ def _conv(kernel_size: int, **options) -> Case:
     return Case(name, lambda key: ssmkit.CausalConv1d(3, kernel_size, key=key, **options), normal(3))
 
 
-def _mamba2_mixer(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
+def _mamba2_mixer(name: str, **changes) -> Case:
     config = mamba2_config(**changes)
-    return Case(name, lambda key: Mamba2Mixer(config, key=key, dtype=dtype), normal(WIDTH), bound)
+    return Case(name, lambda key: Mamba2Mixer(config, key=key), normal(WIDTH))
 
 
 def _toy_mixer(key) -> ToyMixer:
@@ -96,12 +96,9 @@ OPERATORS = [
     _conv(4),
     _conv(4, use_bias=False, dtype=jnp.bfloat16),
 ]
-MIXERS = [
-    _mamba2_mixer("mamba2-mixer"),
+MIXERS = [  # more of them are inside the language models below
     _mamba2_mixer("mamba2-mixer-groups2-biases", n_groups=2, use_bias=True),
     _mamba2_mixer("mamba2-mixer-no-conv-bias-kernel1", use_conv_bias=False, conv_kernel=1),
-    _mamba2_mixer("mamba2-mixer-limits-D_has_hdim", time_step_limit=LIMITS, D_has_hdim=True),
-    _mamba2_mixer("mamba2-mixer-bf16", dtype=jnp.bfloat16, bound=BF16_BOUND, n_groups=2, use_bias=True),
     Case("toy-mixer", _toy_mixer, normal(WIDTH)),
     Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, 5, use_bias=True, key=key), normal(WIDTH)),
     Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), normal(WIDTH)),

@@ -8,6 +8,7 @@ anything of the size of rounding counts as rounding.
     python tests/test_docs.py [page.md ..]    writes what the blocks print into the `text` blocks that differ
 """
 
+import inspect
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import pytest
 
 import ssmkit.cli
+import ssmkit.models
 
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,7 +59,7 @@ class Example(NamedTuple):
 def python_blocks(page: str) -> list[Example]:
     """The Python blocks of a page, in order."""
     blocks, examples = list(BLOCK.finditer(page)), []
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip(blocks, [*blocks, None][1:], strict=True):
         if block[1] == "python":
             told = after is not None and after[1] == "text" and not page[block.end() : after.start()].strip()
             line = page.count("\n", 0, block.start(2)) + 1
@@ -70,8 +72,8 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
     """What every block prints, the error it raises, and where."""
     # Lines are counted from the top of the page, so that a traceback points into it.
     programs = [(f"{path.name}, the block at line {e.line}", "\n" * (e.line - 1) + e.source) for e in examples]
-    unwanted = ("JAX_", "XLA_", "SSMKIT_", "PYTEST_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    settings = re.compile("(JAX|XLA|SSMKIT|PYTEST)_(?!PLATFORMS)")
+    environment = {name: value for name, value in os.environ.items() if not settings.match(name)}
     with tempfile.TemporaryDirectory() as directory:
         # Stands for the reader's own checkpoint.
         (pathlib.Path(directory) / "path" / "to").mkdir(parents=True)
@@ -108,18 +110,57 @@ def _name(page: pathlib.Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=_name)
-def test_every_python_block_runs_and_prints_what_the_page_says(page):
-    examples = python_blocks(page.read_text("utf-8"))
-    results = run(page, examples)
-    assert len(results) == len(examples) == page.read_text("utf-8").count("```python") > 0
+def problems(path: pathlib.Path, page: str) -> list[str]:
+    """What is wrong with the Python blocks of a page."""
+    examples = python_blocks(page)
+    results = run(path, examples)
+    if not len(results) == len(examples) == page.count("```python") > 0:
+        return [f"{path.name} has {page.count('```python')} Python blocks, and {len(results)} ran"]
+    found = []
     for example, (printed, error, trace) in zip(examples, results, strict=True):
         if example.expected is None:
-            assert error is None, trace
-        else:
-            got = shown(printed, error)
-            where = f"{page.name}:{example.line} prints\n{got}\nand not\n{example.expected}\n{trace}"
-            assert agree(got, example.expected), where
+            found += [] if error is None else [trace]
+        elif not agree(got := shown(printed, error), example.expected):
+            found.append(f"{path.name}:{example.line} prints\n{got}\nand not\n{example.expected}\n{trace}")
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=_name)
+def test_every_python_block_runs_and_prints_what_the_page_says(page):
+    found = problems(page, page.read_text("utf-8"))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "page, wrong",
+    [
+        ("```python\nx = 1.0\n```\n```python\nprint(x / 3)\n```\n\n```text\n0.3333333\n```\n", None),
+        ("```python\n1 / 0\n```\n\n```text\nZeroDivisionError: division by zero\n```\n", None),
+        (
+            "```python\n1 / 0\n```\n\nA remark.\n\n```text\nZeroDivisionError: division by zero\n```\n",
+            "the block at line 2",
+        ),
+        ("```python\n1 / 0\n```\n\n```text\nZeroDivisionError: no\n```\n", "division by zero"),
+        ("```python\nx = 1\n```\n\n```text\nZeroDivisionError: no\n```\n", "and not"),
+        ("```python\nprint(0.5)\n```\n\n```text\n0.6\n```\n", "prints\n0.5"),
+        ("No block at all.", "0 Python blocks"),
+        ("```python\nprint(1)\n", "and 0 ran"),
+    ],
+)
+def test_what_a_page_gets_wrong_is_noticed(page, wrong):
+    found = problems(ROOT / "page.md", page)
+    assert (wrong is None and not found) or (wrong is not None and wrong in "".join(found)), found
+
+
+def test_the_reference_has_every_public_name():
+    """But for submodules, families of kernels, type aliases, and what a mixer's cache is made of."""
+    reference = (ROOT / "docs" / "api.md").read_text("utf-8")
+    listed = set(re.findall(r"^::: (\S+)$", reference, re.MULTILINE))
+    for module in (ssmkit, ssmkit.testing, ssmkit.kernels, ssmkit.models):
+        for name, value in vars(module).items():
+            public = inspect.isclass(value) or inspect.isfunction(value)
+            if public and not name.startswith("_") and not name.endswith("Cache"):
+                assert f"{module.__name__}.{name}" in listed, name
 
 
 def test_there_are_pages_with_python_blocks():
