@@ -27,11 +27,6 @@ from ssmkit import kernels, models
 from ._environment import environment
 
 
-FAMILIES = {
-    id(kernels.SCALAR_DECAY): "K1, one decay per head",
-    id(kernels.DECAY_PER_KEY): "K2, one decay per key",
-    id(kernels.ELEMENTWISE): "K3, elementwise",
-}
 _ERROR = 1e-4  # of the recurrence in chunks against token by token, in float32
 
 
@@ -88,7 +83,7 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
     return {
         "file": f"models/{source.name}",
         "lines": len(source.read_text().splitlines()),
-        "family": FAMILIES[id(kernels.family_of(form))],
+        "family": kernels.family_of(form).name,
         "prefill_tokens_per_s": tokens / median["prefill"],
         "step_tokens_per_s": tokens / median["steps"],
         "chunks_over_scan": median["scan"] / median["chunks"],

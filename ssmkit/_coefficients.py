@@ -94,10 +94,10 @@ def _check_array(name: str, array: Array, axes: str, *, ndims: tuple[int, ...] =
     if not isinstance(array, jax.Array):
         raise ValueError(f"`{name}` must be a JAX array with axes {axes}, got {type(array).__name__}.")
     if array.ndim not in ndims:
-        raise ValueError(
-            f"`{name}` must have the axes {axes} of one token, got shape {array.shape}. "
-            "The framework adds the time and batch axes itself."
-        )
+        remedy = "The framework adds the time and batch axes itself."
+        if name == "log_decay" and array.ndim == 1:
+            remedy = "Append `[:, None]` for one decay per head."
+        raise ValueError(f"`{name}` must have the axes {axes} of one token, got shape {array.shape}. {remedy}")
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise ValueError(f"`{name}` must be floating point or complex, got {array.dtype}.")
 

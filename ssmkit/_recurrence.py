@@ -104,9 +104,20 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
             coefficients = self.coefficients(inputs)
         except ValueError as error:
             raise ValueError(f"{name}.coefficients: {error}") from error
+        except TypeError as error:
+            shapes = jax.tree.map(jnp.shape, inputs)
+            error.add_note(f"In {name}.coefficients, whose inputs are those of one token, of shapes {shapes}.")
+            raise
         if not isinstance(coefficients, Coefficients):
             raise TypeError(
                 f"{name}.coefficients must return `ssmkit.Coefficients`, got {type(coefficients).__name__}."
+            )
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(coefficients)]
+        complexes = [jnp.issubdtype(dtype, jnp.complexfloating) for dtype in (*dtypes, self.state_dtype)]
+        if any(complexes) and not complexes[-1]:
+            raise ValueError(
+                f"{name}: the coefficients are complex, so `state_dtype` must be complex64, got "
+                f"{jnp.dtype(self.state_dtype)}."
             )
         fields = zip(("heads", "key", "value"), ("value", "write", "value"), (0, -1, -1), self.state_shape, strict=True)
         for axis_name, field, last, expected in fields:

@@ -7,6 +7,7 @@ os.environ.setdefault("SSMKIT_TYPECHECK", "1")  # read when ssmkit is imported
 
 import hypothesis
 import jax
+import pytest
 
 
 jax.config.update("jax_enable_x64", True)  # for float64 references; the package itself asks for float32 by name
@@ -17,3 +18,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=15)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=300)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_executables():
+    """No module uses another's, and all together they would take several GiB."""
+    yield
+    jax.clear_caches()

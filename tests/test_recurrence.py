@@ -67,7 +67,7 @@ MISTAKES = {
     "log_decay without its second axis": (
         {"log_decay": (HEADS,)},
         "Mistaken.coefficients: `log_decay` must have the axes (heads, 1 or key) of one token, got shape (4,). "
-        "The framework adds the time and batch axes itself.",
+        "Append `[:, None]` for one decay per head.",
     ),
     "write with a time axis": (
         {"write": (TIME, GROUPS, KEY)},

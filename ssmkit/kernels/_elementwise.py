@@ -69,6 +69,7 @@ def _summary(chunk: Chunk) -> tuple[Array, Array]:
 
 
 ELEMENTWISE = Family(
+    name="K3, elementwise",
     within=_within,
     carried=_carried,
     summary=_summary,

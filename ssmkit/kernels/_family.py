@@ -19,6 +19,7 @@ class Family(NamedTuple):
     functions read after the update and need not know of a bonus; `in_order` does all at once, bonus included.
     """
 
+    name: str
     within: Callable[[Chunk], Array]
     carried: Callable[[Chunk, Array], Array]
     summary: Callable[[Chunk], tuple[Array, Array]]

@@ -57,4 +57,6 @@ def _leave(state: Array, shape: tuple[int, ...]) -> Inexact[Array, "heads key va
     return einops.rearrange(state, "g k m v -> (g m) k v")
 
 
-SCALAR_DECAY = Family(within=_within, carried=_carried, summary=_summary, enter=_enter, leave=_leave)
+SCALAR_DECAY = Family(
+    name="K1, one decay per head", within=_within, carried=_carried, summary=_summary, enter=_enter, leave=_leave
+)

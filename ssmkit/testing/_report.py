@@ -50,8 +50,10 @@ class Report(NamedTuple):
             return "\n".join(lines + [f"  - {finding}" for finding in self.broken])
         lines = [f"{self.name} keeps {len(laws)} laws."]
         for law in laws:
-            errors = [finding.error for finding in self.findings if finding.law == law]
-            lines.append(f"  - {law}: {len(errors)} comparisons, worst relative error {max(errors):.1e}")
+            found = [finding for finding in self.findings if finding.law == law]
+            worst = max(finding.error for finding in found)
+            error = "exact" if worst == 0.0 else f"worst relative error {worst:.1e}"
+            lines.append(f"  - {law}: {error}, {len(found)} compared")
         return "\n".join(lines)
 
 
