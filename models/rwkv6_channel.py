@@ -42,7 +42,8 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
         **Arguments:**
 
         - `width`: of the residual stream.
-        - `intermediate_size`: of the layer between; 3.5 times `width`, rounded up to a multiple of 32, when `None`.
+        - `intermediate_size`: of the layer between; 3.5 times `width`, rounded up to a multiple of 32 as in
+            flash-linear-attention, when `None`.
         - `layer_idx`, `num_hidden_layers`: as `RWKV6Mixer`.
         - `dtype`: of the projections.
         - `key`: for the initialisation.
@@ -54,8 +55,8 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
             raise ValueError(f"RWKV6ChannelMixer: `intermediate_size` must be at least 1, got {hidden}.")
         _, after = depth("RWKV6ChannelMixer", layer_idx, num_hidden_layers)
         zeros = jax.nn.initializers.zeros
-        self.mu_k = lerp_weights(width, after**3)
-        self.mu_r = lerp_weights(width, after**3)
+        self.mu_k = lerp_weights(width, after)
+        self.mu_r = lerp_weights(width, after)
         self.shift = ssmkit.Shift((width,))
         self.k_proj = projection(width, hidden, jax.nn.initializers.orthogonal(1.0), dtype=dtype, key=key)
         self.r_proj = projection(width, width, zeros, dtype=dtype, key=key)

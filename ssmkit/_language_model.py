@@ -180,7 +180,18 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         - `tie_word_embeddings`: the head is the embedding.
         - `dtype`: of the embedding and the head.
         - `key`: for the initialisation.
+
+        **Raises:** `ValueError` or `TypeError` naming the argument that does not fit.
         """
+        if vocab_size < 1:
+            raise ValueError(f"`vocab_size` must be at least 1, got {vocab_size}.")
+        if not isinstance(mixers, Sequence):
+            raise TypeError(f"`mixers` must be a list of mixers, got {type(mixers).__name__}.")
+        for i, mixer in enumerate(mixers):
+            if not isinstance(mixer, AbstractMixer):
+                raise TypeError(f"`mixers[{i}]` must be an `ssmkit.AbstractMixer`, got {type(mixer).__name__}.")
+        if isinstance(norm, RMSNorm | LayerNorm):
+            raise TypeError("`norm` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got a norm.")
         embedding_key, head_key = jax.random.split(key)
         self.vocab_size = vocab_size
         self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)

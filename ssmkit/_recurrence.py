@@ -57,6 +57,14 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
                     "computed over many tokens and over one must agree. Write `coefficients`."
                 )
 
+    def __check_init__(self):
+        dtype = jnp.dtype(self.state_dtype)
+        if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"{type(self).__name__}: `state_dtype` must be float32 or complex64 (or wider), got {dtype}: a state "
+                "adds up many small numbers."
+            )
+
     @abc.abstractmethod
     def coefficients(self, inputs: Input, /) -> Coefficients:
         """What one token does to the state. It sees one token only, hence is causal by construction.
@@ -131,6 +139,12 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         return coefficients
 
     def _check_state(self, state: State) -> None:
+        if not isinstance(state, jax.Array) or not jnp.issubdtype(state.dtype, jnp.inexact):
+            got = getattr(state, "dtype", type(state).__name__)
+            raise ValueError(
+                f"{type(self).__name__}: `state` must be a floating-point or complex JAX array, got {got}. Start from "
+                "`init_state()`."
+            )
         if tuple(state.shape) != tuple(self.state_shape):
             raise ValueError(
                 f"{type(self).__name__}: `state` must have shape (heads, key, value) = {self.state_shape}, got "

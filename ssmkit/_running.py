@@ -78,8 +78,9 @@ def _relative(kept: Array, written: Array) -> StabilisedGates:
 class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]):
     r"""$p_t = p_{t-1} + \delta_t \bmod 1$, in turns: the angle of a data-dependent rotation (Mamba-3).
 
-    In turns, unlike in radians, leaving out the whole ones is exact, so precision does not fade with the length of the
-    sequence. The state is $p$ in $[-1/2, 1/2]$, float32.
+    In turns, unlike in radians, leaving out the whole ones is exact, so a phase never loses digits to its size. What
+    remains is the rounding of each addition, 3e-8 turns at most: after 32000 steps of the same size a phase is off by
+    up to 3e-4 turns. The state is $p$ in $[-1/2, 1/2]$, float32.
 
     **Arguments:**
 

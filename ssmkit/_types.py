@@ -33,14 +33,17 @@ State: TypeAlias = Inexact[Array, "heads key value"]
 
 
 def check_length(length: Length, time: int) -> Int[Array, ""]:
-    """`length` as an int32 scalar.
+    """`length` as an int32 scalar in `[0, time]`.
 
-    **Raises:** `ValueError` when it is not an integer, or is known (not traced) and outside `[0, time]`.
+    **Raises:** `ValueError` when it is not an integer, or is known (not traced) and outside `[0, time]`. A traced one
+    that is outside is clipped.
     """
     array = jnp.asarray(length)
     if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"`length` must be one integer, got {array.dtype} of shape {array.shape}.")
-    if not isinstance(array, Tracer) and not 0 <= int(array) <= time:
+    if isinstance(array, Tracer):
+        return jnp.clip(array.astype(jnp.int32), 0, time)
+    if not 0 <= int(array) <= time:
         raise ValueError(f"`length` must lie in [0, {time}], the time axis of the inputs, got {int(array)}.")
     return array.astype(jnp.int32)
 

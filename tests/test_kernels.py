@@ -266,10 +266,10 @@ def test_narrow_operands_are_widened_before_they_are_multiplied(sequence, kernel
     assert max(map(relative_error, (outputs, final), expected)) <= BOUND
 
 
-@pytest.mark.parametrize("chunk", [0, -1])
+@pytest.mark.parametrize("chunk", [0, -1, 2.5])
 def test_chunk_size_below_one(sequence, chunk):
     coefficients, state, _ = sequence
-    with pytest.raises(ValueError, match=rf"`chunk_size` must be at least 1, got {chunk}\."):
+    with pytest.raises(ValueError, match=rf"`chunk_size` must be an integer, at least 1, got {chunk}\."):
         kernels.chunk_scan(coefficients, state, chunk_size=chunk)
 
 

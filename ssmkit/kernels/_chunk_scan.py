@@ -67,8 +67,8 @@ def chunk_scan_of(
     **Returns:** and **Raises:** as `chunk_scan`.
     """
     for size in (chunk_size, most):
-        if size is not None and size < 1:
-            raise ValueError(f"`chunk_size` must be at least 1, got {size}.")
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(f"`chunk_size` must be an integer, at least 1, got {size}.")
     schedule = backend_schedule() if schedule is None else schedule
     form = jax.eval_shape(coefficients, inputs)
     time, groups = form.write.shape[:2]
@@ -76,20 +76,29 @@ def chunk_scan_of(
     size = min(backend_chunk_size(family), most or time) if chunk_size is None else chunk_size
     size = max(min(size, time), 1)
 
+    padding = -time % size
+    masked = time > 0 and (length is not None or padding > 0)
+    stop = time if length is None else length
+    # What stands in for tokens that are not valid: coefficients, and their gradients, may be anything at zeros.
+    stand_in = jax.tree.map(lambda a: a[jnp.maximum(stop, 1) - 1], inputs) if masked else None
+
     def prepare(inputs_and_valid):
         inputs, valid = inputs_and_valid
-        made = coefficients(inputs)
-        return from_coefficients(in_dtype(made if valid is None else jax.vmap(Coefficients.where)(made, valid), dtype))
+        if valid is None:
+            return from_coefficients(in_dtype(coefficients(inputs), dtype))
+        made = coefficients(jax.vmap(lambda token, v: _select(v, token, stand_in))(inputs, valid))
+        return from_coefficients(in_dtype(jax.vmap(Coefficients.where)(made, valid), dtype))
 
-    # Filled up with copies of the last token, which is as harmless as any valid one, in gradients too.
-    padding = -time % size
-    valid = None
-    if length is not None or padding:
-        valid = jnp.arange(time + padding, dtype=jnp.int32) < (time if length is None else length)
-        inputs = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], padding, axis=0)]), inputs)
+    valid = jnp.arange(time + padding, dtype=jnp.int32) < stop if masked else None
+    if padding:
+        inputs = jax.tree.map(lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
     chunks = jax.tree.map(lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:])), (inputs, valid))
     outputs, final = schedule(family, prepare, chunks, family.enter(state.astype(dtype), groups))
     return _by_token(outputs, form), family.leave(final, state.shape).astype(state.dtype)
+
+
+def _select(valid: Array, token: PyTree, stand_in: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(valid, a, b), token, stand_in)
 
 
 def family_of(form: Coefficients) -> Family:

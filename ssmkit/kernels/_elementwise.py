@@ -3,7 +3,8 @@ r"""Family K3: states that are no matrices, `value` or `key` being 1 (Mamba-1, S
 There is no matrix product to gain, so where chunks come in order so do their tokens: nothing is computed twice. Chunks
 side by side each need an associative scan over their tokens' affine maps $S \mapsto d S + b$, with the product
 $(d_1, b_1) \cdot (d_2, b_2) = (d_1 d_2, d_2 b_1 + b_2)$. Either way decays are only ever multiplied, so any decay is
-safe; and between chunks only the state is kept, so memory does not grow with `time * key`.
+safe; and for the backward pass only the state between chunks is kept. In order, nothing of size `time * key` exists;
+side by side, the states of all tokens do while the scan runs.
 
 States are laid out `(element, heads)` here, the elements being keys or values: heads are many, and neighbours in memory
 are computed together. Axes of size 1 are left out, as XLA's CPU backend of jax 0.10 walks arrays with them five times

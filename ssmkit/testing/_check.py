@@ -115,6 +115,8 @@ def _subject(module: Any, kind: type, inputs: Any) -> Subject:
             "every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes "
             f"{shapes}."
         )
+    if not all(np.isfinite(leaf).all() for leaf in leaves if np.issubdtype(leaf.dtype, np.inexact)):
+        raise ValueError("`inputs` must be finite: what they hold besides would be laid at the class's door.")
     if all((leaf == leaf[:1]).all() for leaf in leaves):
         raise ValueError("the tokens of `inputs` must differ: among equal ones, which depends on which cannot be seen.")
     return Subject(module, inputs)
