@@ -80,7 +80,8 @@ def chunk_scan_of(
     masked = time > 0 and (length is not None or padding > 0)
     stop = time if length is None else length
     # What stands in for tokens that are not valid: coefficients, and their gradients, may be anything at zeros.
-    stand_in = jax.tree.map(lambda a: a[jnp.maximum(stop, 1) - 1], inputs) if masked else None
+    last = lambda array: jax.lax.stop_gradient(array[jnp.maximum(stop, 1) - 1])  # noqa: E731
+    stand_in = jax.tree.map(last, inputs) if masked else None
 
     def prepare(inputs_and_valid):
         inputs, valid = inputs_and_valid
