@@ -16,7 +16,7 @@ from ._report import Finding, LawError, Report
 from ._subject import Subject, to_numpy
 
 
-_EXTREMES = (0.0, 100.0, -1000.0)
+_EXTREMES = (0.0, 100.0, 1000.0)
 _CHUNK_SIZE = 3  # no usual one, and no divisor of a usual number of tokens
 
 
@@ -27,7 +27,7 @@ def check_operator(
 
     Many tokens equal iterated steps, in values and gradients; any split of the sequence; padding is the identity; the
     state keeps its form; chunk sizes do not matter; no output depends on later inputs; and everything stays finite
-    where the inputs are zero, 100 times or -1000 times as large.
+    where the inputs are zero, 100 times or 1000 times as large.
 
     **Arguments:**
 
