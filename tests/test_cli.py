@@ -291,7 +291,7 @@ def test_training_without_its_extra(run, train_words, monkeypatch, package):
     [
         ("[model]\nhidden_siz = 8\nnum_hidden_layers = 1", "unknown key hidden_siz (known: hidden_size, "),
         ("[model]\nhidden_size = 8", "missing key num_hidden_layers"),
-        ("[model]\nhidden_size = 'x'\nnum_hidden_layers = 1", "hidden_size"),
+        ("[model]\nhidden_size = 'x'\nnum_hidden_layers = 1", "Mamba2Config"),
         (
             "[model]\nhidden_size = 8\nnum_hidden_layers = 0\nhead_dim = 4",
             "`num_hidden_layers` must be an integer, at least 1",
