@@ -1,20 +1,61 @@
-"""What a measurement was made with."""
+"""What a measurement was made with: hardware and versions, and nothing that says when or where."""
 
 import importlib.metadata
 import os
 import pathlib
 import platform
+from typing import Any
 
 
-def environment(*packages: str) -> dict[str, object]:
-    """Hardware, and the versions of Python and of these packages."""
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "equinox",
+    "numpy",
+    "torch",
+    "transformers",
+    "flax",
+    "mamba2-jax",
+    "llama-cpp-python",
+    "mamba-ssm",
+    "triton",
+)
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    """Hardware, and the versions of Python and of these packages, those that are installed."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
+        **{package: version for package in packages if (version := _version(package)) is not None},
     }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device() -> dict[str, str]:
+    """The accelerator that JAX computes on, or the CPU."""
+    import jax
+
+    first = jax.devices()[0]
+    return {"platform": first.platform, "kind": first.device_kind}
+
+
+def on_cpu() -> bool:
+    """Whether JAX computes on the CPU."""
+    return device()["platform"] == "cpu"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:

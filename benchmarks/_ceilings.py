@@ -1,0 +1,122 @@
+"""What the machine reaches at best: matrix-vector products, matrix products, and reading memory.
+
+Each is measured in several forms, and the best counts. Matrices for products with a vector have the size of the model
+together, so that no cache holds them; they are multiplied in one dispatch, as a model's are. Other libraries' times
+lie between, so that a busy minute is busy for all.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._environment import device, on_cpu
+from ._timing import Run, Times
+
+
+# Of the data sheet: dense bfloat16 FLOP/s and bytes/s of memory, by the name that JAX gives the device.
+SHEETS = {
+    "NVIDIA H200": (989e12, 4.8e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 2.04e12),
+    "NVIDIA A100-SXM4-40GB": (312e12, 1.56e12),
+}
+_SHAPES = {  # of matrix products: rows, inner, columns
+    "cpu": [(2048, 768, 3352), (2048, 2048, 2048), (4096, 4096, 4096)],
+    "gpu": [(2048, 2560, 10576), (8192, 8192, 8192)],
+}
+
+
+def probes(nbytes: int, width: int, most: int | None = None) -> tuple[dict, Callable[[dict], dict[str, float]]]:
+    """The measurements as runs, and what turns their times into rates.
+
+    **Arguments:**
+
+    - `nbytes`: of all matrices for products with a vector together.
+    - `width`: their columns.
+    - `most`: the largest side of a matrix product, for tests.
+
+    **Returns:** runs by name, each a tuple that starts with `"ceiling"`; and a function from their `Times` to the best
+    bytes per second of `matvec` and `read` and FLOPs per second of `matmul`.
+    """
+    runs: dict[tuple, Run] = {}
+    work: dict[tuple, float] = {}
+
+    def add(kind: str, form: str, amount: float, call: Callable[[], Any]) -> None:
+        name = ("ceiling", kind, form)
+        runs[name], work[name] = Run(lambda given: call()), amount
+
+    for dtype in ("float32",) if on_cpu() else ("float32", "bfloat16"):
+        _vectors(add, nbytes, width, dtype)
+        _products(add, dtype, most)
+    return runs, functools.partial(_rates, work)
+
+
+def _rates(work: dict[tuple, float], times: dict[Any, Times]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for name, amount in work.items():
+        best[name[1]] = max(best.get(name[1], 0.0), amount / times[name].median)
+    sheet = SHEETS.get(device()["kind"])
+    return best if sheet is None else best | {"sheet_matmul": sheet[0], "sheet_matvec": sheet[1]}
+
+
+def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
+    """Many matrices by a vector each, and the sum of their elements."""
+    suffix = "" if dtype == "float32" else f"_{dtype}"
+    rows = 50288 if nbytes > 50288 * width * 4 else max(nbytes // (8 * width), 1)
+    element = jnp.dtype(dtype).itemsize
+    count = max(round(nbytes / (rows * width * element)), 1)
+    weight = np.random.default_rng(1).standard_normal((rows, width), np.float32)
+    weights = [jnp.asarray(weight + i, dtype) for i in range(count)]
+    vector = jnp.ones(width, dtype)
+    total = float(count * rows * width * element)
+    wide = jnp.float32
+
+    @jax.jit
+    def einsum(weights: Any, vector: jax.Array) -> Any:
+        return [jnp.einsum("ed,d->e", weight, vector, preferred_element_type=wide) for weight in weights]
+
+    @jax.jit
+    def fused(weights: Any, vector: jax.Array) -> Any:
+        return [jnp.sum(weight.astype(wide) * vector.astype(wide), axis=1) for weight in weights]
+
+    @jax.jit
+    def read(weights: Any) -> Any:
+        return [jnp.sum(weight, dtype=wide) for weight in weights]
+
+    add(f"matvec{suffix}", "jax einsum", total, lambda: jax.block_until_ready(einsum(weights, vector)))
+    add(f"matvec{suffix}", "jax sum", total, lambda: jax.block_until_ready(fused(weights, vector)))
+    add(f"read{suffix}", "jax sum", total, lambda: jax.block_until_ready(read(weights)))
+    if torch := _torch():
+        theirs = [torch.from_numpy(weight + np.float32(i)) for i in range(count)]
+        ones = torch.ones(width)
+        add("matvec", "torch mv", total, lambda: [torch.mv(weight, ones) for weight in theirs])
+        add("read", "torch sum", total, lambda: [weight.sum() for weight in theirs])
+
+
+def _products(add: Callable, dtype: str, most: int | None) -> None:
+    """One matrix by another."""
+    suffix = "" if dtype == "float32" else f"_{dtype}"
+    product = jax.jit(lambda a, b: a @ b)
+    for shape in _SHAPES["cpu" if on_cpu() else "gpu"]:
+        rows, inner, columns = (min(side, most or side) for side in shape)
+        a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+        flops = 2.0 * rows * inner * columns
+        call = functools.partial(product, a, b)
+        add(f"matmul{suffix}", f"jax {shape}", flops, lambda call=call: call().block_until_ready())
+        if torch := _torch():
+            ours = torch.ones(rows, inner), torch.ones(inner, columns)
+            add("matmul", f"torch {shape}", flops, lambda ours=ours, torch=torch: torch.mm(*ours))
+
+
+def _torch() -> Any:
+    """PyTorch, where it is installed and computes where JAX does."""
+    if not on_cpu() or importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    return torch

@@ -1,0 +1,138 @@
+"""What every command starts from: a checkpoint, its subjects loaded, and a bar that moves."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _ceilings
+from ._checkpoint import checkpoint
+from ._environment import PACKAGES, device, environment
+from ._geometry import GEOMETRIES, Geometry
+from .peers import SUBJECTS, Subject, chosen, load, reasons
+from .peers.ours import Model
+
+
+_MOST_CEILING_BYTES = 2 << 30  # in three copies at most
+
+Tick = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all commands are told."""
+
+    geometry: str = "130m"
+    subjects: list[str] | None = None
+    repeats: int = 5
+    checkpoints: Path | None = None
+    torch_threads: int | None = None
+    ceilings: bool = True
+
+
+@dataclasses.dataclass
+class Session:
+    """Subjects that are loaded, and why others are not."""
+
+    settings: Settings
+    geometry: Geometry
+    directory: Path
+    subjects: dict[str, Subject]
+    skipped: dict[str, str]
+    reference: Model
+    tick: Tick
+
+    def prompts(self, batch: int, time: int) -> np.ndarray:
+        """Random ids, the same in every run."""
+        return np.random.default_rng(0).integers(0, self.geometry.vocab_size, (batch, time)).astype(np.int32)
+
+    def report(self, command: str, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """The content of a result file."""
+        return report(command, self.settings, rows, skipped=self.skipped, **more)
+
+
+def report(command: str, settings: Settings, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The content of a result file: what was measured, with what, and every time."""
+    return {
+        "command": command,
+        "geometry": settings.geometry,
+        "repeats": settings.repeats,
+        "device": device(),
+        "environment": environment(*PACKAGES) | _torch_threads(),
+        **more,
+        "rows": rows,
+    }
+
+
+@contextlib.contextmanager
+def session(command: str, settings: Settings) -> Iterator[Session]:
+    """Load the subjects of a command.
+
+    **Raises:** `SystemExit` for a subject or a geometry that does not exist, or when no subject can be measured.
+    """
+    if settings.geometry not in GEOMETRIES:
+        raise SystemExit(f"no geometry is called {settings.geometry}: there are {', '.join(GEOMETRIES)}")
+    names = chosen(command, settings.subjects)
+    skipped = reasons(names)
+    names = [name for name in names if name not in skipped]
+    if not names:
+        raise SystemExit(f"nothing to measure: {skipped}")
+    if settings.torch_threads is not None:
+        import torch
+
+        torch.set_num_threads(settings.torch_threads)
+    with checkpoint(settings.geometry, settings.checkpoints) as directory, _bar(command) as tick:
+        subjects = {}
+        with quiet():
+            for name in names:
+                tick(f"loading {name}")
+                subjects[name] = load(name, directory)
+        ours: Any = subjects.get("ssmkit") or Model(directory)
+        yield Session(settings, GEOMETRIES[settings.geometry], directory, subjects, skipped, ours, tick)
+
+
+def limits(session: Session) -> tuple[dict, Callable[[dict], dict[str, float]]]:
+    """The ceilings as runs to put among the subjects, and what turns their times into rates."""
+    if not session.settings.ceilings:
+        return {}, lambda times: {}
+    nbytes = min(session.geometry.weight_bytes(), _MOST_CEILING_BYTES)
+    most = 256 if session.settings.geometry == "tiny" else None
+    return _ceilings.probes(nbytes, session.geometry.hidden_size, most)
+
+
+def label(name: str) -> str:
+    """Of a subject, in tables."""
+    return SUBJECTS[name].label
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries that speak while they load say nothing."""
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _bar(command: str) -> Iterator[Tick]:
+    """A line on standard error that says what runs; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(command, total=None)
+        yield lambda note: progress.update(task, description=f"{command}: {note}")
+
+
+def _torch_threads() -> dict[str, int]:
+    torch = sys.modules.get("torch")
+    return {} if torch is None else {"torch_threads": torch.get_num_threads()}

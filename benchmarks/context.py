@@ -1,0 +1,67 @@
+"""What a token costs, in time and memory, after more and more tokens: for a state of constant size, always the same."""
+
+from typing import Any
+
+import numpy as np
+
+from ._check import check_tokens
+from ._memory import device_bytes, peak_bytes, reset_peak
+from ._session import Session, label
+from ._timing import Run, alternate
+from .peers.ours import Model
+
+
+_PART = 4096  # tokens consumed per call on the way to a context
+_CHECKED = 1024  # contexts up to here are read again by the reference
+
+
+def measure(session: Session, contexts: list[int], tokens: int) -> dict[str, Any]:
+    """All figures; of ssmkit and its variants only.
+
+    **Raises:** `SystemExit` when what is generated is not what a forward pass over the whole context says.
+    """
+    contexts = sorted({max(context, 1) for context in contexts})
+    prompt = session.prompts(1, contexts[-1])
+    rows = []
+    for name, subject in session.subjects.items():
+        if not isinstance(subject, Model):
+            raise SystemExit(f"{name} cannot go on from a cache here: `context` measures ssmkit")
+        runs, peaks = {}, {}
+        state, done = None, 0
+        for context in contexts:
+            while done < context:
+                part = prompt[:, done : min(done + _PART, context)]
+                session.tick(f"{name}: {done} of {context} tokens consumed")
+                state = subject.begin(part, tokens) if state is None else subject.extend(state, part)
+                done += part.shape[1]
+            runs[str(context)] = Run(lambda given, state=state, subject=subject: subject.decode(state, tokens))
+            if context <= _CHECKED:
+                check_tokens(session.reference, prompt[:, :context], {name: runs[str(context)].call(None)})
+        times = alternate(runs, session.settings.repeats, lambda note, name=name: session.tick(f"{name}: {note}"))
+        for context in contexts:
+            reset_peak()
+            runs[str(context)].call(None)
+            peaks[context] = device_bytes().get("bytes_in_use") or peak_bytes()
+        for context in contexts:
+            found = times[str(context)]
+            rows.append(
+                {
+                    "subject": name,
+                    "label": label(name),
+                    "context": context,
+                    "ms_per_token": 1e3 * found.median / tokens,
+                    "fastest_ms_per_token": 1e3 * found.fastest / tokens,
+                    "peak_bytes": peaks[context],
+                    "cache_bytes": session.geometry.state_bytes,
+                    "seconds": found.seconds,
+                }
+            )
+    return session.report("context", rows, tokens=tokens, spread=spread(rows))
+
+
+def spread(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every subject, how much the slowest context costs above the median one."""
+    by_subject: dict[str, list[float]] = {}
+    for row in rows:
+        by_subject.setdefault(row["subject"], []).append(row["ms_per_token"])
+    return {name: max(found) / float(np.median(found)) - 1 for name, found in by_subject.items()}

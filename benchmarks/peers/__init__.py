@@ -1,0 +1,170 @@
+"""What is measured: ssmkit in its variants, and other software, each behind the same few methods.
+
+A subject reads the float32 checkpoint of a geometry in HF's layout, and turns batches of token ids, NumPy arrays
+`(batch, time)`, into logits and greedy tokens. To add one, write a module with a class that has `Subject`'s methods and
+a line in `SUBJECTS`.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .._environment import device
+
+
+class Subject(Protocol):
+    """One loaded model. Every method returns when its result is in host memory."""
+
+    def prefill(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits after the last token of each row, `(batch, vocab)`, from nothing."""
+        ...
+
+    def begin(self, prompt: np.ndarray, new: int) -> Any:
+        """Consume prompts, and make ready for `new` tokens: what `decode` is given. Not timed."""
+        ...
+
+    def decode(self, start: Any, new: int) -> np.ndarray:
+        """The next `new` greedy tokens of each row, `(batch, new)`."""
+        ...
+
+
+def _needs(*packages: str) -> Callable[[], str | None]:
+    """Says which package is missing, if one is."""
+
+    def missing() -> str | None:
+        absent = [package for package in packages if importlib.util.find_spec(package) is None]
+        return f"not installed ({', '.join(absent)})" if absent else None
+
+    return missing
+
+
+def _quantises() -> str | None:
+    import ssmkit
+
+    known = "quantize" in inspect.signature(ssmkit.from_pretrained).parameters
+    return None if known else "ssmkit.from_pretrained has no `quantize`"
+
+
+def _cuda() -> str | None:
+    if missing := _needs("mamba_ssm", "torch")():
+        return missing
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How a subject is made, and what is asked of it."""
+
+    label: str
+    """In tables."""
+    module: str
+    """Of this package; its class `Model` is the subject."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of `Model` after the checkpoint's folder."""
+    storage: str = "float32"
+    """Of its weight matrices: a key of `STORAGE`."""
+    tolerance: float | None = None
+    """How far its logits may be from the float32 reference, of the largest; `None`: its greedy tokens are the same."""
+    available: Callable[[], str | None] = lambda: None
+    """Why it cannot be measured here, if it cannot."""
+    platforms: tuple[str, ...] = ("cpu", "gpu")
+    """Of JAX; where it is measured unless asked for by name."""
+    commands: tuple[str, ...] = ("prefill", "decode")
+    """That measure it."""
+    most_batch: int = 1 << 30
+    """Larger batches on a CPU take too long to wait for."""
+    patience: int = 1
+    """On a CPU, it decodes this many times fewer tokens than others; its time per token is constant too."""
+
+
+_HF = _needs("torch", "transformers")
+_M2J = _needs("mamba2_jax")
+_LLAMA = _needs("llama_cpp", "gguf")
+_NARROW = 0.05
+
+SUBJECTS: dict[str, Entry] = {
+    "ssmkit": Entry("ssmkit", "ours", {"weights": "float32"}, commands=("prefill", "decode", "uncached", "context")),
+    "ssmkit-model": Entry(
+        "ssmkit, `model.prefill`", "ours", {"weights": "float32", "engine": False}, commands=("prefill",)
+    ),
+    "ssmkit-bfloat16": Entry(
+        "ssmkit, bfloat16 weights", "ours", {"weights": "bfloat16"}, "bfloat16", _NARROW, _quantises
+    ),
+    "ssmkit-int8": Entry("ssmkit, int8 weights", "ours", {"weights": "int8"}, "int8", _NARROW, _quantises),
+    "hf": Entry(
+        "HF transformers, bare loop",
+        "hf",
+        available=_HF,
+        platforms=("cpu",),
+        commands=("prefill", "decode", "uncached"),
+    ),
+    "hf-generate": Entry(
+        "HF transformers, `generate`, prompt included",
+        "hf",
+        {"bare": False},
+        available=_HF,
+        platforms=("cpu",),
+        commands=("decode",),
+    ),
+    "hf-bfloat16": Entry(
+        "HF transformers, bfloat16", "hf", {"weights": "bfloat16"}, "bfloat16", _NARROW, _HF, platforms=("gpu",)
+    ),
+    "mamba2-jax": Entry(
+        "mamba2-jax, jitted step", "mamba2jax", available=_M2J, platforms=("cpu",), most_batch=1, patience=8
+    ),
+    "mamba2-jax-loop": Entry(
+        "mamba2-jax, `fori_loop`",
+        "mamba2jax",
+        {"device_loop": True},
+        available=_M2J,
+        platforms=("cpu",),
+        commands=("decode",),
+        most_batch=1,
+        patience=8,
+    ),
+    "mamba2-jax-bfloat16": Entry(
+        "mamba2-jax, bfloat16, `fori_loop`",
+        "mamba2jax",
+        {"device_loop": True, "weights": "bfloat16"},
+        "bfloat16",
+        _NARROW,
+        _M2J,
+        platforms=("gpu",),
+    ),
+    "llama.cpp": Entry("llama.cpp, F32", "llamacpp", {"weights": "float32"}, "float32", 1e-3, _LLAMA, ("cpu",)),
+    "llama.cpp-q8": Entry("llama.cpp, Q8_0", "llamacpp", {"weights": "q8_0"}, "q8_0", _NARROW, _LLAMA, ("cpu",)),
+    "mamba_ssm": Entry("mamba_ssm, Triton, bfloat16", "mambassm", {}, "bfloat16", _NARROW, _cuda, ("gpu",)),
+}
+
+
+def reasons(names: list[str]) -> dict[str, str]:
+    """Why some of these cannot be measured here."""
+    return {name: reason for name in names if (reason := SUBJECTS[name].available()) is not None}
+
+
+def chosen(command: str, wanted: list[str] | None) -> list[str]:
+    """The subjects of a command: those asked for, or those of this platform.
+
+    **Raises:** `SystemExit` for a name that is none.
+    """
+    if wanted is None:
+        platform = "cpu" if device()["platform"] == "cpu" else "gpu"
+        return [name for name, entry in SUBJECTS.items() if command in entry.commands and platform in entry.platforms]
+    unknown = [name for name in wanted if name not in SUBJECTS]
+    if unknown:
+        raise SystemExit(f"no subject is called {', '.join(unknown)}: there are {', '.join(SUBJECTS)}")
+    return wanted
+
+
+def load(name: str, directory: Path) -> Subject:
+    """The subject, its weights read."""
+    entry = SUBJECTS[name]
+    return importlib.import_module(f"{__name__}.{entry.module}").Model(directory, **entry.options)

@@ -1,0 +1,56 @@
+"""HF transformers: PyTorch operations, no compiled kernels of its own on a CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from .._environment import on_cpu
+
+
+transformers.logging.set_verbosity_error()  # that optional kernels are missing
+transformers.logging.disable_progress_bar()
+
+
+class Model:
+    """The barest loop that there is: a cached step and an argmax. Without `bare`, `generate`, from the prompt on."""
+
+    def __init__(self, directory: Path, *, weights: str = "float32", bare: bool = True):
+        self._device = "cpu" if on_cpu() or not torch.cuda.is_available() else "cuda"
+        model = transformers.Mamba2ForCausalLM.from_pretrained(directory, dtype=getattr(torch, weights))
+        self._model: Any = model.eval().to(self._device)
+        self._bare = bare
+
+    @torch.inference_mode()
+    def prefill(self, tokens: np.ndarray) -> np.ndarray:
+        """As `Subject.prefill`: the head sees the last position only."""
+        hidden = self._model.backbone(self._ids(tokens), use_cache=True).last_hidden_state[:, -1]
+        return self._model.lm_head(hidden.to(self._model.lm_head.weight.dtype)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def begin(self, prompt: np.ndarray, new: int) -> Any:
+        """As `Subject.begin`."""
+        inputs = self._ids(prompt)
+        if not self._bare:
+            return inputs
+        result = self._model(inputs, use_cache=True)
+        return result.logits[:, -1], result.cache_params
+
+    @torch.inference_mode()
+    def decode(self, start: Any, new: int) -> np.ndarray:
+        """As `Subject.decode`."""
+        if not self._bare:
+            settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+            whole = self._model.generate(start, attention_mask=torch.ones_like(start), **settings)
+            return whole[:, start.shape[1] :].cpu().numpy()
+        (logits, cache), chosen = start, []
+        for _ in range(new):
+            token = logits.argmax(-1, keepdim=True)
+            chosen.append(token)
+            logits = self._model(token, cache_params=cache, use_cache=True).logits[:, -1]
+        return torch.cat(chosen, dim=1).cpu().numpy()
+
+    def _ids(self, tokens: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)

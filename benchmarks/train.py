@@ -1,0 +1,117 @@
+"""A training step, forwards and backwards, against mamba2-jax: tokens per second and memory, each in its own process.
+
+The loss and the norm of its gradient must agree. Processes take turns, `rounds` times.
+"""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ._checkpoint import checkpoint
+from ._geometry import GEOMETRIES
+from ._session import Settings, report
+from ._worker import run
+from .peers import SUBJECTS, reasons
+
+
+_AGREE = 1e-4  # relative, of loss and gradient norm
+
+
+def measure(settings: Settings, batch: int = 4, length: int = 1024, rounds: int = 2) -> dict[str, Any]:
+    """All figures.
+
+    **Raises:** `SystemExit` when losses or gradients differ.
+    """
+    names = settings.subjects or list(STEPS)
+    if unknown := set(names) - set(STEPS):
+        raise SystemExit(f"cannot train {', '.join(sorted(unknown))}: there are {', '.join(STEPS)}")
+    skipped = reasons(names)
+    names = [name for name in names if name not in skipped]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with checkpoint(settings.geometry, settings.checkpoints) as directory:
+        for _ in range(rounds):
+            for name in names:
+                task = {"subject": name, "geometry": settings.geometry, "directory": directory}
+                results[name].append(run("train", **task, batch=batch, length=length, repeats=settings.repeats))
+                _check(results)
+    rows = [_row(name, found, batch * length) for name, found in results.items()]
+    more = {"batch": batch, "length": length, "parameters": GEOMETRIES[settings.geometry].parameters}
+    return report("train", settings, rows, skipped=skipped, **more)
+
+
+def _row(name: str, found: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
+    seconds = [taken for result in found for taken in result["seconds"]]
+    return {
+        "subject": name,
+        "label": SUBJECTS[name].label.partition(",")[0],
+        "tokens_per_s": tokens / statistics.median(seconds),
+        "fastest_tokens_per_s": tokens / min(seconds),
+        "peak_bytes": max(result["peak_bytes"] for result in found),
+        "program_bytes": found[0]["program_bytes"],
+        "loss": found[0]["loss"],
+        "gradient_norm": found[0]["gradient_norm"],
+        "seconds": seconds,
+    }
+
+
+def _check(results: dict[str, list[dict[str, Any]]]) -> None:
+    first = next(iter(results.values()))[0]
+    for name, found in results.items():
+        for result in found:
+            for what in ("loss", "gradient_norm"):
+                if not abs(result[what] - first[what]) <= _AGREE * abs(first[what]):
+                    raise SystemExit(
+                        f"{name}: the {what.replace('_', ' ')} is {result[what]:.7g}, and not {first[what]:.7g}: no "
+                        "speed is reported for a wrong result."
+                    )
+
+
+def _ours(directory: Path, batch: int, length: int) -> tuple[Any, Any]:
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    import ssmkit
+
+    model = ssmkit.from_pretrained(directory, dtype="float32")
+    parameters, rest = eqx.partition(model, eqx.is_inexact_array)
+
+    def loss(parameters: Any, tokens: jax.Array) -> jax.Array:
+        model = eqx.combine(parameters, rest)
+        each = jax.vmap(lambda row: ssmkit.cross_entropy(model(row)[:-1], row[1:]))(tokens)
+        return jnp.mean(each)
+
+    return _step(loss, parameters, batch, length)
+
+
+def _mamba2_jax(directory: Path, batch: int, length: int) -> tuple[Any, Any]:
+    import jax
+    from flax import nnx
+
+    from .peers.mamba2jax import load
+
+    graph, weights = load(directory)
+
+    def loss(weights: Any, tokens: jax.Array) -> jax.Array:
+        return nnx.merge(graph, weights)(tokens, labels=tokens)["loss"]
+
+    return _step(loss, weights, batch, length)
+
+
+def _step(loss: Callable, parameters: Any, batch: int, length: int) -> tuple[Any, Any]:
+    """The compiled step, loss and norm of the gradient (for which every entry is computed), and its parameters."""
+    import jax
+    import jax.numpy as jnp
+
+    def step(parameters: Any, tokens: jax.Array) -> Any:
+        value, gradient = jax.value_and_grad(loss)(parameters, tokens)
+        squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient))
+        return value, jnp.sqrt(squares)
+
+    shape = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    compiled = jax.jit(step).lower(parameters, shape).compile()
+    return compiled, parameters
+
+
+STEPS: dict[str, Callable[[Path, int, int], tuple[Any, Any]]] = {"ssmkit": _ours, "mamba2-jax": _mamba2_jax}

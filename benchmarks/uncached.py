@@ -1,0 +1,89 @@
+"""Cached against uncached generation, the paper's protocol: how much the cache is worth at a total length.
+
+Without a cache, every token costs a forward pass over the whole prefix (padded to a multiple of `PAD`; logits after its
+last token only). That cost is measured at some lengths, and taken to be linear between them; generating up to a total
+length is its sum over all prefixes. With a cache, it is the prompt's cost and that of every step, whose mean is
+measured over `tokens` steps: it does not depend on the position, as `context` shows. That both generate the same tokens
+is checked over the first few.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ._check import check_tokens
+from ._session import Session, label
+from ._timing import Run, alternate
+
+
+PROMPT = 16
+PAD = 64
+_CHECKED = 4
+
+
+def measure(session: Session, totals: list[int], tokens: int) -> dict[str, Any]:
+    """All figures.
+
+    **Raises:** `SystemExit` when a subject generates other tokens without a cache than with it.
+    """
+    lengths = sorted({padded(PROMPT), *map(padded, totals)})
+    prompts = session.prompts(1, max(lengths))
+    rows = []
+    for name, subject in session.subjects.items():
+        session.tick(f"{name}: the same tokens with and without a cache")
+        _check(session, name)
+        runs: dict[Any, Run] = {
+            n: Run(lambda given, n=n, subject=subject: subject.prefill(prompts[:, :n])) for n in lengths
+        }
+        short = prompts[:, :PROMPT]
+        runs["prompt"] = Run(lambda given, subject=subject: subject.prefill(short))
+        runs["decode"] = Run(
+            lambda start, subject=subject: subject.decode(start, tokens),
+            lambda subject=subject: subject.begin(short, tokens),
+        )
+        times = alternate(
+            {str(key): run for key, run in runs.items()},
+            session.settings.repeats,
+            lambda note, name=name: session.tick(f"{name}: {note}"),
+        )
+        costs = [times[str(n)].median for n in lengths]
+        step = times["decode"].median / tokens
+        for total in totals:
+            uncached = sum(np.interp(padded(n), lengths, costs) for n in range(PROMPT, total))
+            cached = times["prompt"].median + (total - PROMPT) * step
+            rows.append(
+                {
+                    "subject": name,
+                    "label": label(name),
+                    "total": total,
+                    "cached_s": cached,
+                    "uncached_s": float(uncached),
+                    "ratio": float(uncached) / cached,
+                    "cached_tokens_per_s": (total - PROMPT) / cached,
+                    "uncached_tokens_per_s": (total - PROMPT) / float(uncached),
+                    "forward_ms": {str(n): 1e3 * cost for n, cost in zip(lengths, costs, strict=True)},
+                    "seconds": {key: value.seconds for key, value in times.items()},
+                }
+            )
+    return session.report("uncached", rows, prompt=PROMPT, pad=PAD)
+
+
+def padded(length: int) -> int:
+    """A prefix is computed as if it were so long."""
+    return -(-length // PAD) * PAD
+
+
+def _check(session: Session, name: str) -> None:
+    subject = session.subjects[name]
+    prompt = session.prompts(1, PROMPT)
+    cached = subject.decode(subject.begin(prompt, _CHECKED), _CHECKED)
+    check_tokens(session.reference, prompt, {name: cached})
+    sequence = prompt
+    for i in range(_CHECKED):
+        token = subject.prefill(sequence)[:, : session.geometry.vocab_size].argmax(-1)
+        if token[0] != cached[0, i]:
+            raise SystemExit(
+                f"{name} generates {token[0]} without a cache and {cached[0, i]} with it, as token {i}: no speed is "
+                "reported for different work."
+            )
+        sequence = np.concatenate([sequence, token[:, None]], axis=1).astype(prompt.dtype)
