@@ -48,3 +48,8 @@ from .checkpoint import (
     from_pretrained as from_pretrained,
     save_pretrained as save_pretrained,
 )
+from .export import (
+    ExportedModel as ExportedModel,
+    load_exported as load_exported,
+    save_exported as save_exported,
+)

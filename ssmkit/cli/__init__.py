@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ._convert import convert
+from ._export import export
 from ._generate import generate
 from ._inspect import inspect
 from ._score import score
@@ -17,7 +18,7 @@ from ._train import train
 
 # Plain text: help and messages read the same on a terminal, in a pipe and in a log.
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-for _command in (generate, score, inspect, convert, train):
+for _command in (generate, score, inspect, convert, export, train):
     app.command()(_command)
 
 # The root of the errors that typer raises about arguments; its home depends on the version of typer.
@@ -44,7 +45,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """State-space models: generate, score, inspect, convert, train.
+    """State-space models: generate, score, inspect, convert, export, train.
 
     Results go to standard output, everything else to standard error.
     """

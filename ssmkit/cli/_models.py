@@ -43,10 +43,13 @@ def enable_compilation_cache() -> None:
 
 
 def load_model(source: str | None, dtype: str | None) -> Any:
-    """The model of `--model`, or the embedded one."""
+    """The model of `--model`, or the embedded one; an exported model has a dtype of its own."""
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
+    from ..export import is_exported, load_exported
 
+    if source is not None and is_exported(source):
+        return load_exported(source)
     return from_pretrained(default_model_path() if source is None else source, dtype=dtype)
 
 

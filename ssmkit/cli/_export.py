@@ -1,0 +1,49 @@
+"""`ssmkit export`."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._convert import _TOKENIZER_FILES
+from ._models import beside, load_model
+from ._options import DType, ModelOption
+
+
+class Platform(enum.StrEnum):
+    """What programs can be exported for."""
+
+    cpu = enum.auto()
+    cuda = enum.auto()
+    rocm = enum.auto()
+    tpu = enum.auto()
+
+
+def export(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    model: ModelOption = None,
+    platform: Annotated[
+        list[Platform] | None,
+        typer.Option(
+            help="Where it shall run; need not be at hand. Can be given more than once.", show_default="as this process"
+        ),
+    ] = None,
+    weights: Annotated[bool, typer.Option(help="Write the weights too.")] = True,
+    dtype: Annotated[DType | None, typer.Option(help="Of the weights.", show_default="as they are stored")] = None,
+) -> None:
+    """Write a model as StableHLO.
+
+    Any process with JAX runs it, without the model's Python code; its tokenizer comes along. `--model DIR` of other
+    commands takes it like a checkpoint.
+    """
+    from .. import default_model_path
+    from ..export import save_exported
+
+    loaded = load_model(model, dtype)
+    source = default_model_path() if model is None else model
+    files = filter(None, (beside(source, name) for name in _TOKENIZER_FILES))
+    platforms = [str(name) for name in platform] if platform else None
+    save_exported(loaded, target, platforms=platforms, weights=weights, beside=files)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: {', '.join(path.name for path in sorted(target.iterdir()) if path.is_dir())}, {size:,} bytes")

@@ -1,0 +1,202 @@
+"""Artefacts to models."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..checkpoint import CheckpointError, StoredTensor, open_tensors
+from ._audit import foreign_operations
+from ._manifest import MANIFEST, WEIGHTS, File, Layout, Manifest, Spec, read_manifest
+from ._model import ExportedModel, Programs
+from ._programs import BATCH, results, signature
+from ._save import require_flatbuffers
+
+
+_BLOCK = 1 << 20
+
+
+def is_exported(source: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder that holds an exported model."""
+    return (pathlib.Path(source) / MANIFEST).is_file()
+
+
+def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None) -> ExportedModel:
+    """Load an artefact that `save_exported` wrote, for the platform of this process.
+
+    Every file is checked before anything is compiled: programs must be what the manifest says and consist of StableHLO
+    alone, weights must have the right names, dtypes and shapes.
+
+    **Arguments:**
+
+    - `directory`: the artefact.
+    - `weights`: where the weights are if not in the artefact, or other ones of the same geometry: a file, or a folder
+        with one, as another artefact has it or as the checkpoint formats of the model have it.
+
+    **Returns:** a model for inference.
+
+    **Raises:** `CheckpointError` listing everything that is wrong.
+    """
+    from jax import export
+
+    require_flatbuffers()
+    folder = pathlib.Path(directory)
+    manifest = read_manifest(folder)
+    platform = export.default_export_platform()
+    if platform not in manifest.programs:
+        raise CheckpointError(
+            f"`{folder}` holds programs for {', '.join(sorted(manifest.programs)) or 'no platform'}, and this process "
+            f"runs on {platform}. Export the model for it too."
+        )
+    programs = _read_programs(folder, manifest, platform)
+    arrays = _read_weights(manifest, folder / WEIGHTS if weights is None else pathlib.Path(weights))
+    return ExportedModel(
+        vocab_size=manifest.vocab_size, weights=arrays, programs=Programs(manifest, platform, programs)
+    )
+
+
+def _read_programs(folder: pathlib.Path, manifest: Manifest, platform: str) -> dict[str, Any]:
+    """Every program, checked."""
+    methods = [f"{method}_{length}" for length in manifest.segments for method in ("prefill", "forward")]
+    names = ["init", *(name + end for name in ("step", *methods) for end in ("", BATCH))]
+    files = manifest.programs[platform]
+    problems = [f"`{name}`: missing in `{MANIFEST}`" for name in names if name not in files]
+    programs: dict[str, Any] = {}
+    for name in names:
+        if name in files:
+            try:
+                programs[name] = _read_program(folder, files[name], name, manifest, platform)
+            except CheckpointError as error:
+                problems.append(f"`{files[name].path}`: {error}")
+    if problems:
+        raise CheckpointError(f"The programs of `{folder}` cannot be used. Export the model again.", problems)
+    return programs
+
+
+def _read_program(folder: pathlib.Path, file: File, name: str, manifest: Manifest, platform: str) -> Any:
+    """One program; the message of an error is its reason alone."""
+    from jax import export
+
+    try:
+        content = (folder / file.path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(error.strerror or str(error)) from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise CheckpointError("damaged: its SHA-256 is not what the manifest says")
+    try:
+        exported = export.deserialize(bytearray(content))
+    except Exception as error:  # a hostile file may fail anywhere in it, in any way
+        raise CheckpointError(f"not readable by this JAX ({type(error).__name__}: {error})") from error
+    low, high = export.minimum_supported_calling_convention_version, export.maximum_supported_calling_convention_version
+    if not low <= exported.calling_convention_version <= high:
+        version = exported.calling_convention_version
+        raise CheckpointError(f"of calling convention {version}, and this JAX supports {low} to {high}")
+    if exported.platforms != (platform,) or exported.nr_devices != 1:
+        raise CheckpointError(f"for {exported.platforms} on {exported.nr_devices} devices, expected one {platform}")
+    if exported.ordered_effects or exported.unordered_effects or exported.disabled_safety_checks:
+        raise CheckpointError("has side effects, or safety checks switched off")
+    method, many = name.removesuffix(BATCH), name.endswith(BATCH)
+    (batch,) = export.symbolic_shape("batch") if many else (None,)
+    arguments = signature(method, manifest.weights, manifest.cache, batch), {}
+    outcome = results(method, manifest.vocab_size, manifest.logits, manifest.cache, batch)
+    for what, tree, avals, expected in (
+        ("arguments", exported.in_tree, exported.in_avals, arguments),
+        ("results", exported.out_tree, exported.out_avals, outcome),
+    ):
+        if tree != jax.tree.structure(expected) or not _fit(avals, jax.tree.leaves(expected)):
+            raise CheckpointError(f"its {what} are not what the manifest says")
+    try:
+        module = exported.mlir_module()
+    except Exception as error:  # of the parser
+        raise CheckpointError(f"its StableHLO is not readable by this JAX ({error})") from error
+    foreign = foreign_operations(module)
+    if foreign:
+        raise CheckpointError(f"is more than StableHLO: {', '.join(foreign)}")
+    return exported
+
+
+def _fit(avals: Any, expected: list[jax.ShapeDtypeStruct]) -> bool:
+    """Dtypes and shapes are equal; where `expected` has a symbolic size, any symbolic size is."""
+    from jax import export
+
+    def fits(aval: Any, struct: Any) -> bool:
+        sizes = list(zip(aval.shape, struct.shape, strict=True)) if len(aval.shape) == len(struct.shape) else [(0, 1)]
+        both = lambda a, b: export.is_symbolic_dim(a) if export.is_symbolic_dim(b) else a == b  # noqa: E731
+        return aval.dtype == struct.dtype and all(both(a, b) for a, b in sizes)
+
+    return len(avals) == len(expected) and all(map(fits, avals, expected))
+
+
+def _read_weights(manifest: Manifest, source: pathlib.Path) -> dict[str, jax.Array]:
+    """The weights, from whichever layout the source has."""
+    own = Layout(files=(WEIGHTS,), tensors={name: (name,) for name in manifest.weights}, shapes={}, copies={})
+    layouts = {"exported": own, **manifest.layouts}
+    if not source.exists():
+        raise CheckpointError(
+            f"There are no weights at `{source}`. Pass `weights=` with a checkpoint, or put them there."
+        )
+    if not manifest.weights:
+        return {}
+    attempts = []
+    for name, layout in layouts.items():
+        files = [source / file for file in layout.files] if source.is_dir() else [source]
+        for file in filter(pathlib.Path.is_file, files):
+            found, problems = _match(manifest.weights, layout, open_tensors(file))
+            if not problems:
+                return {weight: _load(weight, tensor, manifest.weights[weight]) for weight, tensor in found.items()}
+            attempts.append(
+                (len(problems), f"The weights in `{file}` do not fit the programs ({name} format).", problems)
+            )
+    if not attempts:
+        expected = dict.fromkeys(file for layout in layouts.values() for file in layout.files)
+        raise CheckpointError(f"`{source}` holds no weights: expected one of {', '.join(expected)}.")
+    _, summary, problems = min(attempts)
+    raise CheckpointError(summary, problems)
+
+
+def _match(
+    weights: Mapping[str, Spec], layout: Layout, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """The tensor of every weight, and what does not fit."""
+    left, found, problems = dict(tensors), {}, []
+    for weight, spec in weights.items():
+        names = [name for name in layout.tensors.get(weight, (weight,)) if name in left]
+        shape = layout.shapes.get(weight, spec.shape)
+        if not names:
+            problems.append(f"`{layout.tensors.get(weight, (weight,))[0]}`: missing, expected shape {shape}")
+            continue
+        tensor = found[weight] = left.pop(names[0])
+        floats = jnp.issubdtype(tensor.dtype, jnp.floating) and jnp.issubdtype(spec.numpy_dtype, jnp.floating)
+        if tensor.shape != shape or tensor.size != spec.size:
+            problems.append(f"`{names[0]}`: got shape {tensor.shape}, expected {shape}")
+        elif tensor.dtype != spec.numpy_dtype and not floats:
+            problems.append(f"`{names[0]}`: got dtype {tensor.dtype}, expected {spec.dtype}")
+    for name, weight in layout.copies.items():
+        if name in left and weight in found and not _same(left.pop(name), found[weight]):
+            problems.append(f"`{name}`: differs from `{layout.tensors[weight][0]}`, and the programs use that one only")
+    problems += [f"`{name}`: unexpected, got shape {tensor.shape}" for name, tensor in left.items()]
+    return found, problems
+
+
+def _same(a: StoredTensor, b: StoredTensor) -> bool:
+    return a == b or (a.dtype == b.dtype and a.shape == b.shape and a.read().tobytes() == b.read().tobytes())
+
+
+def _load(name: str, tensor: StoredTensor, spec: Spec) -> jax.Array:
+    """One array on the default device, in the programs' dtype.
+
+    **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast.
+    """
+    if jax.dtypes.canonicalize_dtype(spec.numpy_dtype) != spec.numpy_dtype:
+        raise CheckpointError(f"`{name}` is {spec.dtype}: enable 64-bit arrays in JAX.")
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        values = tensor.read().astype(spec.numpy_dtype, copy=False)
+    flat = values.reshape(-1)
+    if not all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK)):
+        raise CheckpointError(f"`{name}` holds NaN or infinity (stored as {tensor.dtype}, read as {spec.dtype}).")
+    return jnp.array(values.reshape(spec.shape)).block_until_ready()

@@ -1,0 +1,245 @@
+"""The JSON file of an artefact: everything that a reader must know, as data."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ..checkpoint import CheckpointError
+from ..checkpoint._tensors import read_json
+
+
+MANIFEST = "exported.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = "ssmkit exported model"
+VERSION = 1
+
+_DTYPE = re.compile(r"(bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float8_e4m3fn|float8_e5m2)")
+
+
+class Spec(NamedTuple):
+    """The dtype and shape of an array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: Any) -> "Spec":
+        """Of anything that has both."""
+        return cls(np.dtype(array.dtype).name, tuple(array.shape))
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """The dtype itself."""
+        return np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+class File(NamedTuple):
+    """A file of the artefact, and the SHA-256 of its content."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str, content: bytes) -> "File":
+        """Of a file with this content."""
+        return cls(path, hashlib.sha256(content).hexdigest())
+
+
+class Layout(NamedTuple):
+    """How some checkpoint format stores the weights."""
+
+    files: tuple[str, ...]
+    """In order of preference."""
+    tensors: Mapping[str, tuple[str, ...]]
+    """From a weight to the names that its tensor may have."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of tensors that are stored in another shape than the weight's."""
+    copies: Mapping[str, str]
+    """Tensors that may be there as well, and of which weight they are a copy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `exported.json` says."""
+
+    versions: Mapping[str, str]
+    """Of the software that made the artefact, for a report."""
+    vocab_size: int
+    eos_token_id: int | None
+    segments: tuple[int, ...]
+    """Tokens that `prefill_*` and `forward_*` take at a time, increasing."""
+    weights: Mapping[str, Spec]
+    cache: Mapping[str, Spec]
+    """Of one sequence; programs called `*_batch` have a leading batch axis on every array of it."""
+    logits: str
+    """The dtype of the logits."""
+    programs: Mapping[str, Mapping[str, File]]
+    """By platform and name."""
+    layouts: Mapping[str, Layout]
+    """By the name of a checkpoint format."""
+
+    def to_json(self) -> str:
+        """The file's content."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps({"format": FORMAT, "version": VERSION, **_plain(fields)}, indent=1, sort_keys=True) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """With dictionaries where there are named tuples."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def read_manifest(folder: pathlib.Path) -> Manifest:
+    """The manifest of an artefact, every part of it checked.
+
+    **Arguments:**
+
+    - `folder`: the artefact.
+
+    **Returns:** the manifest.
+
+    **Raises:** `CheckpointError` when there is none, it is of another version, or anything in it is malformed.
+    """
+    path = folder / MANIFEST
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"`{path}` describes no exported model: got format {content.get('format')!r}.")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"`{path}` has version {content.get('version')!r} of the format, and this ssmkit reads version {VERSION}. "
+            "Export the model again, or use the ssmkit that made the artefact."
+        )
+    reader = _Reader(content)
+    manifest = Manifest(
+        versions=reader.mapping("versions", _text),
+        vocab_size=reader.value("vocab_size", _positive),
+        eos_token_id=reader.value("eos_token_id", lambda value: None if value is None else _natural(value)),
+        segments=reader.value("segments", _segments),
+        weights=reader.mapping("weights", _spec),
+        cache=reader.mapping("cache", _spec),
+        logits=reader.value("logits", _dtype),
+        programs=reader.mapping("programs", lambda value: _mapping(value, _file)),
+        layouts=reader.mapping("layouts", _layout),
+    )
+    if reader.problems:
+        raise CheckpointError(f"`{path}` is damaged, or was not written by ssmkit.", reader.problems)
+    return manifest
+
+
+class _Reader:
+    """Reads entries and notes every problem; what it returns then is not looked at."""
+
+    def __init__(self, content: Mapping[str, Any]):
+        """Of a file's content."""
+        self.content = content
+        self.problems: list[str] = []
+
+    def value(self, name: str, parse: Any) -> Any:
+        """One entry, checked by `parse`, which raises `ValueError` saying what was expected."""
+        if name not in self.content:
+            self.problems.append(f"`{name}`: missing")
+            return None
+        try:
+            return parse(self.content[name])
+        except ValueError as error:
+            self.problems.append(f"`{name}`: expected {error}")
+
+    def mapping(self, name: str, parse: Any) -> Any:
+        """One entry that is an object, each value of it checked by `parse`."""
+        return self.value(name, lambda value: _mapping(value, parse))
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _mapping(value: Any, parse: Any) -> dict[str, Any]:
+    _expect(isinstance(value, dict), f"an object, got {type(value).__name__}")
+    found = {}
+    for name, entry in value.items():
+        try:
+            found[name] = parse(entry)
+        except ValueError as error:
+            raise ValueError(f"of `{name}` {error}") from None
+    return found
+
+
+def _natural(value: Any) -> int:
+    _expect(type(value) is int and 0 <= value < 2**63, f"an integer of at least 0, got {value!r}")
+    return value
+
+
+def _positive(value: Any) -> int:
+    _expect(_natural(value) > 0, "an integer of at least 1, got 0")
+    return value
+
+
+def _text(value: Any) -> str:
+    _expect(isinstance(value, str), f"a string, got {value!r}")
+    return value
+
+
+def _sequence(value: Any, parse: Any) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), f"a list, got {value!r}")
+    return tuple(map(parse, value))
+
+
+def _segments(value: Any) -> tuple[int, ...]:
+    segments = _sequence(value, _positive)
+    _expect(len(segments) > 0 and list(segments) == sorted(set(segments)), f"increasing lengths, got {value!r}")
+    return segments
+
+
+def _dtype(value: Any) -> str:
+    _expect(isinstance(value, str) and _DTYPE.fullmatch(value) is not None, f"a dtype, got {value!r}")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return _sequence(value, _natural)
+
+
+def _object(value: Any, *names: str) -> list[Any]:
+    """The values of an object that has exactly these keys."""
+    _expect(isinstance(value, dict) and value.keys() == set(names), f"an object with {', '.join(names)}")
+    return [value[name] for name in names]
+
+
+def _spec(value: Any) -> Spec:
+    dtype, shape = _object(value, "dtype", "shape")
+    return Spec(_dtype(dtype), _shape(shape))
+
+
+def _file(value: Any) -> File:
+    path, sha256 = _object(value, "path", "sha256")
+    _expect(re.fullmatch(r"(\w+/)?\w[\w.]*", _text(path)) is not None, f"a file of this folder, got {path!r}")
+    _expect(re.fullmatch(r"[0-9a-f]{64}", _text(sha256)) is not None, f"a SHA-256, got {sha256!r}")
+    return File(path, sha256)
+
+
+def _layout(value: Any) -> Layout:
+    files, tensors, shapes, copies = _object(value, "files", "tensors", "shapes", "copies")
+    return Layout(
+        files=_sequence(files, _text),
+        tensors=_mapping(tensors, lambda names: _sequence(names, _text)),
+        shapes=_mapping(shapes, _shape),
+        copies=_mapping(copies, _text),
+    )

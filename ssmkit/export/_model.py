@@ -1,0 +1,179 @@
+"""An artefact as a language model: the generation engine, scoring and the command line run it like any other."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._language_model import AbstractLanguageModel
+from .._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
+from ._manifest import Manifest
+from ._programs import BATCH
+
+
+# What a turn over all weights costs, in tokens: decides between few long segments and little padding.
+_TURN = 16
+
+Cache = dict[str, Array]
+
+
+class Programs:
+    """The programs of an artefact for one platform. Two of the same files are equal: they share executables."""
+
+    def __init__(self, manifest: Manifest, platform: str, exported: Mapping[str, Any]):
+        """**Arguments:**
+
+        - `manifest`: of the artefact.
+        - `platform`: the programs' own.
+        - `exported`: a `jax.export.Exported` by name.
+        """
+        self.manifest = manifest
+        self.platform = platform
+        self._identity = platform, tuple(sorted((n, file.sha256) for n, file in manifest.programs[platform].items()))
+        self._calls = {
+            name: program.call if name == "init" else _mappable(program.call, exported[name + BATCH].call)
+            for name, program in exported.items()
+            if not name.endswith(BATCH)
+        }
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """A program as a function; under `jax.vmap` the one for many sequences runs in its place."""
+        return self._calls[name]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the files are the same."""
+        return isinstance(other, Programs) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        """Of the files."""
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        """For reading."""
+        return f"<programs for {self.platform}>"
+
+
+def _mappable(single: Callable[..., Any], many: Callable[..., Any]) -> Callable[..., Any]:
+    """`single`, which `jax.vmap` turns into `many`: exported programs know of no other way to be mapped."""
+    one, rows = jax.custom_batching.custom_vmap(single), jax.custom_batching.custom_vmap(many)
+
+    def along_first(size: int, is_mapped: Any, weights: Any, arguments: Any) -> Any:
+        if any(jax.tree.leaves(is_mapped[0])):
+            raise ValueError("the weights of an exported model cannot be mapped: map over tokens and caches alone.")
+
+        def spread(x: Any, mapped: bool) -> Any:
+            if not hasattr(x, "dtype"):  # a constant, which comes as a Python number: `valid` or `length`
+                x = jnp.asarray(x, bool if isinstance(x, bool) else jnp.int32)
+            return x if mapped else jnp.broadcast_to(x, (size, *x.shape))
+
+        return jax.tree.map(spread, tuple(arguments), tuple(is_mapped[1:]))
+
+    @one.def_vmap
+    def _(size, is_mapped, weights, *arguments):
+        out = rows(weights, *along_first(size, is_mapped, weights, arguments))
+        return out, jax.tree.map(lambda _: True, out)
+
+    @rows.def_vmap
+    def _(size, is_mapped, weights, *arguments):
+        """Rows of rows are rows."""
+        arguments = along_first(size, is_mapped, weights, arguments)
+        out = rows(weights, *jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), arguments))
+        out = jax.tree.map(lambda x: jnp.reshape(x, (size, -1, *x.shape[1:])), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return one
+
+
+class ExportedModel(AbstractLanguageModel[Cache]):
+    """A model whose methods are programs of an artefact; `ssmkit.load_exported` makes it. For inference only.
+
+    The cache is a dictionary of arrays.
+    """
+
+    vocab_size: int = eqx.field(static=True)
+    weights: dict[str, Array]
+    programs: Programs = eqx.field(static=True)
+
+    @property
+    def config(self) -> Manifest:
+        """What the artefact says about itself."""
+        return self.programs.manifest
+
+    def init_cache(self) -> Cache:
+        """The cache before the first token."""
+        return self.programs["init"](self.weights)
+
+    def prefill(self, tokens: Tokens, cache: Cache, length: Length | None = None) -> tuple[Logits, Cache]:
+        """As `AbstractLanguageModel.prefill`, in padded segments of one of the exported lengths."""
+        tokens = self._checked(tokens, cache, 1)
+        time = tokens.shape[0]
+        length = jnp.asarray(time, jnp.int32) if length is None else check_length(length, time)
+        turns = lambda segment: -(-time // segment)  # noqa: E731
+        segment = min(reversed(self.config.segments), key=lambda segment: turns(segment) * (segment + _TURN))
+        program, count = self.programs[f"prefill_{segment}"], turns(segment)
+        if count == 1:
+            return program(self.weights, jnp.pad(tokens, (0, segment - time)), cache, length)
+        pieces = jnp.reshape(jnp.pad(tokens, (0, count * segment - time)), (count, segment))
+
+        def turn(carry, inputs):
+            logits, cache = carry
+            tokens, start = inputs
+            valid = jnp.clip(length - start, 0, segment)
+            new, cache = program(self.weights, tokens, cache, valid)
+            return (jnp.where(valid > 0, new, logits), cache), None
+
+        start = jnp.arange(0, count * segment, segment, dtype=jnp.int32)
+        carry, _ = jax.lax.scan(turn, (jnp.zeros(self.vocab_size, self.config.logits), cache), (pieces, start))
+        return carry
+
+    def step(self, token: Token, cache: Cache, valid: Valid | None = None) -> tuple[Logits, Cache]:
+        """As `AbstractLanguageModel.step`."""
+        token = self._checked(token, cache, 0)
+        return self.programs["step"](self.weights, token, cache, jnp.asarray(True if valid is None else valid))
+
+    def forward(
+        self, tokens: Tokens, cache: Cache, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "time vocab"], Cache]:
+        """As `AbstractLanguageModel.forward`, in segments of the exported lengths and then token by token.
+
+        **Raises:** `ValueError` for dropout: an artefact has none.
+        """
+        if dropout != 0.0:
+            raise ValueError(f"`dropout` must be 0 for an exported model, which cannot be trained, got {dropout}.")
+        tokens, done, found = self._checked(tokens, cache, 1), 0, []
+
+        def scan(cache, pieces, program):
+            cache, logits = jax.lax.scan(lambda cache, piece: program(piece, cache)[::-1], cache, pieces)
+            found.append(jnp.reshape(logits, (-1, self.vocab_size)))
+            return cache
+
+        for segment in reversed(self.config.segments):
+            count = (tokens.shape[0] - done) // segment
+            if count:
+                run = self.programs[f"forward_{segment}"]
+                pieces = jnp.reshape(tokens[done : done + count * segment], (count, segment))
+                cache = scan(cache, pieces, lambda piece, cache, run=run: run(self.weights, piece, cache))
+                done += count * segment
+        if done < tokens.shape[0]:
+            cache = scan(cache, tokens[done:], self.step)
+        return jnp.concatenate(found), cache
+
+    def _checked(self, tokens: Any, cache: Any, ndim: int) -> Any:
+        """The ids as int32.
+
+        **Raises:** `ValueError` when they, or the cache, are not those of one sequence.
+        """
+        tokens = jnp.asarray(tokens)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != ndim or 0 in tokens.shape:
+            what = "`token` must be one integer id" if ndim == 0 else "`tokens` must be integer ids of shape (time,)"
+            raise ValueError(f"{what}, got {tokens.dtype} of shape {tokens.shape}. Batch with `jax.vmap`.")
+        expected = {name: (spec.dtype, spec.shape) for name, spec in self.config.cache.items()}
+        got = (
+            {n: (str(x.dtype), x.shape) for n, x in cache.items()} if isinstance(cache, dict) else type(cache).__name__
+        )
+        if got != expected:
+            raise ValueError(f"`cache` must be as `init_cache()` gives it, {expected}, got {got}.")
+        return tokens.astype(jnp.int32)

@@ -1,0 +1,172 @@
+"""A model's methods as functions of named arrays, exported: what an artefact consists of."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import kernels
+from .._language_model import AbstractLanguageModel
+from ..checkpoint import CheckpointError
+from ._manifest import Spec
+
+
+BATCH = "_batch"
+"""Ends the name of a program that takes any number of sequences."""
+
+
+class Parts(NamedTuple):
+    """A model taken apart into named arrays and what is constant in its programs."""
+
+    weights: Mapping[str, jax.Array]
+    cache: Mapping[str, Spec]
+    vocab_size: int
+    logits: str
+    join: Callable[[Mapping[str, Any]], AbstractLanguageModel]
+    """The model with these weights."""
+    enter: Callable[[Mapping[str, Any]], Any]
+    """The model's own cache of named arrays."""
+
+
+def take_apart(model: AbstractLanguageModel) -> Parts:
+    """Name the arrays of a model and of its cache by their paths.
+
+    **Arguments:**
+
+    - `model`: any language model.
+
+    **Raises:** `CheckpointError` for arrays that an artefact cannot hold.
+    """
+    arrays, constant = eqx.partition(model, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))
+    weights, weights_structure = _named(arrays)
+    wrong = [f"`{name}`: {leaf.dtype}" for name, leaf in weights.items() if not _storable(leaf)]
+    if wrong:
+        raise CheckpointError("The model has arrays that no weight file can hold.", wrong)
+    cache, cache_structure = _named(eqx.filter_eval_shape(model.init_cache))
+
+    def unnamed(structure: Any, names: Sequence[str], values: Mapping[str, Any]) -> Any:
+        return jax.tree.unflatten(structure, [values[name] for name in names])
+
+    # In the order of the tree: dictionaries come out of a traced function sorted by name.
+    weight_names, cache_names = tuple(weights), tuple(cache)
+    step = eqx.filter_eval_shape(lambda: model.step(jnp.zeros((), jnp.int32), model.init_cache()))
+    return Parts(
+        weights={name: jnp.asarray(leaf) for name, leaf in weights.items()},
+        cache={name: Spec.of(leaf) for name, leaf in cache.items()},
+        vocab_size=model.vocab_size,
+        logits=step[0].dtype.name,
+        join=lambda values: eqx.combine(unnamed(weights_structure, weight_names, values), constant),
+        enter=lambda values: unnamed(cache_structure, cache_names, values),
+    )
+
+
+def _named(tree: Any) -> tuple[dict[str, Any], Any]:
+    """The leaves of a tree by their paths, and its structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator=".") or "all": leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise CheckpointError("Two arrays of the model have the same path.")
+    return named, structure
+
+
+def _storable(leaf: Any) -> bool:
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) and not jnp.iscomplexobj(leaf)
+
+
+def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., Any]]:
+    """What is exported, by name: pure functions of dictionaries of arrays, for one sequence.
+
+    `init(weights) -> cache`, `step(weights, token, cache, valid) -> (logits, cache)`, and for every segment length
+    `prefill_<n>(weights, tokens, cache, length) -> (logits, cache)` and
+    `forward_<n>(weights, tokens, cache) -> (logits, cache)`; see `AbstractLanguageModel`.
+
+    **Arguments:**
+
+    - `parts`: the model.
+    - `segments`: how many tokens are taken at a time.
+    """
+
+    def init(weights):
+        return _named(parts.join(weights).init_cache())[0]
+
+    def step(weights, token, cache, valid):
+        logits, after = parts.join(weights).step(token, parts.enter(cache), valid=valid)
+        return logits, _named(after)[0]
+
+    def prefill(weights, tokens, cache, length):
+        logits, after = parts.join(weights).prefill(tokens, parts.enter(cache), length=length)
+        return logits, _named(after)[0]
+
+    def forward(weights, tokens, cache):
+        logits, after = parts.join(weights).forward(tokens, parts.enter(cache))
+        return logits, _named(after)[0]
+
+    sized = {f"{f.__name__}_{length}": f for length in segments for f in (prefill, forward)}
+    return {"init": init, "step": step, **sized}
+
+
+def signature(name: str, weights: Mapping[str, Spec], cache: Mapping[str, Spec], batch: Any = None) -> tuple[Any, ...]:
+    """The arguments of a program, as `jax.ShapeDtypeStruct`s.
+
+    **Arguments:**
+
+    - `name`: of the program, without `_batch`.
+    - `weights`, `cache`: of the model.
+    - `batch`: the size of the leading axis of everything but the weights; `None` for no such axis.
+    """
+    axes = () if batch is None else (batch,)
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct((*axes, *shape), dtype)  # noqa: E731
+    fixed = {key: jax.ShapeDtypeStruct(spec.shape, spec.numpy_dtype) for key, spec in weights.items()}
+    if name == "init":
+        return (fixed,)
+    method, _, length = name.partition("_")
+    tokens = array(np.int32, int(length)) if length else array(np.int32)
+    state = {key: array(spec.numpy_dtype, *spec.shape) for key, spec in cache.items()}
+    last = {"step": [array(np.bool_)], "prefill": [array(np.int32)], "forward": []}[method]
+    return (fixed, tokens, state, *last)
+
+
+def results(name: str, vocab_size: int, logits: str, cache: Mapping[str, Spec], batch: Any = None) -> Any:
+    """What a program returns, as `signature`."""
+    axes = () if batch is None else (batch,)
+    state = {key: jax.ShapeDtypeStruct((*axes, *spec.shape), spec.numpy_dtype) for key, spec in cache.items()}
+    if name == "init":
+        return state
+    method, _, length = name.partition("_")
+    time = (int(length),) if method == "forward" else ()
+    return jax.ShapeDtypeStruct((*axes, *time, vocab_size), Spec(logits, ()).numpy_dtype), state
+
+
+def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Iterator[tuple[str, Any]]:
+    """Every program of a model for one platform, each for one sequence and for any number of them.
+
+    **Arguments:**
+
+    - `parts`: the model.
+    - `segments`: as for `functions`.
+    - `platform`: `cpu`, `cuda`, `rocm` or `tpu`; need not be at hand.
+
+    **Returns:** pairs of a name and a `jax.export.Exported`.
+    """
+    from jax import export
+
+    weights = {name: Spec.of(leaf) for name, leaf in parts.weights.items()}
+    (batch,) = export.symbolic_shape("batch")
+    for name, function in functions(parts, segments).items():
+        with _schedule_for(platform):
+            yield name, export.export(jax.jit(function), platforms=[platform])(*signature(name, weights, parts.cache))
+        if name != "init":
+            rows = jax.vmap(function, in_axes=(None, *[0] * (len(signature(name, {}, {})) - 1)))
+            with _schedule_for(platform):
+                exported = export.export(jax.jit(rows), platforms=[platform])
+                yield name + BATCH, exported(*signature(name, weights, parts.cache, batch))
+
+
+def _schedule_for(platform: str) -> contextlib.AbstractContextManager[Any]:
+    """Kernels choose chunks as they would on that platform."""
+    target = getattr(kernels, "target", None)
+    return contextlib.nullcontext() if target is None else target(platform)

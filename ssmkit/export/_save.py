@@ -1,0 +1,176 @@
+"""Models to artefacts."""
+
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from .._language_model import AbstractLanguageModel
+from ..checkpoint import CheckpointError, architectures
+from ._audit import foreign_operations
+from ._manifest import MANIFEST, WEIGHTS, File, Layout, Manifest, Spec
+from ._programs import Parts, export_programs, take_apart
+
+
+SEGMENTS = (16, 128, 512)
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def save_exported(
+    model: AbstractLanguageModel,
+    directory: str | os.PathLike[str],
+    *,
+    platforms: Sequence[str] | None = None,
+    weights: bool = True,
+    segments: Sequence[int] = SEGMENTS,
+    beside: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Write a model as an artefact that needs no Python code of the model: StableHLO, weights and a manifest.
+
+    The folder is written beside its final place and then moved there; an artefact that is already there is replaced.
+
+    **Arguments:**
+
+    - `model`: any language model.
+    - `directory`: does not exist, is empty, or holds an artefact.
+    - `platforms`: out of `cpu`, `cuda`, `rocm` and `tpu`, whether at hand or not; `None` for this process's own.
+    - `weights`: whether the weights are written too.
+    - `segments`: how many tokens programs take at a time. Prompts of any length are cut up and padded to them.
+    - `beside`: files to copy into the artefact, such as a `tokenizer.json`.
+
+    **Raises:** `CheckpointError` when the folder holds something else, the model has arrays that cannot be stored or a
+    program that is more than StableHLO, or the package `flatbuffers` is missing.
+    """
+    from jax import export
+
+    platforms = [export.default_export_platform()] if platforms is None else list(dict.fromkeys(platforms))
+    segments = sorted(set(segments))
+    unknown = [platform for platform in platforms if platform not in PLATFORMS]
+    if unknown or not platforms:
+        raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, got {unknown or platforms}.")
+    if not segments or segments[0] < 1:
+        raise ValueError(f"`segments` must be lengths of at least 1, got {segments}.")
+    require_flatbuffers()
+    target = pathlib.Path(directory).absolute()
+    _check_replaceable(target)
+    parts = take_apart(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _write(scratch, model, parts, platforms, segments, weights, beside)
+        _move(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def require_flatbuffers() -> None:
+    """**Raises:** `CheckpointError` saying how to install the package that `jax.export` stores programs with."""
+    try:
+        import flatbuffers  # noqa: F401
+    except ModuleNotFoundError:
+        raise CheckpointError(
+            "Exported models are stored with the package flatbuffers: pip install flatbuffers."
+        ) from None
+
+
+def _check_replaceable(target: pathlib.Path) -> None:
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise CheckpointError(f"`{target}` is not empty and holds no exported model. Name another folder.")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"`{target}` is a file. Name a folder.")
+
+
+def _write(
+    folder: pathlib.Path,
+    model: Any,
+    parts: Parts,
+    platforms: Sequence[str],
+    segments: Sequence[int],
+    weights: bool,
+    beside: Iterable[str | os.PathLike[str]],
+) -> None:
+    programs: dict[str, dict[str, File]] = {}
+    for platform in platforms:
+        (folder / platform).mkdir()
+        programs[platform] = {}
+        for name, exported in export_programs(parts, segments, platform):
+            foreign = foreign_operations(exported.mlir_module())
+            if foreign:
+                raise CheckpointError(f"The model's `{name}` is more than StableHLO on {platform}.", foreign)
+            content, path = bytes(exported.serialize()), f"{platform}/{name}.bin"
+            (folder / path).write_bytes(content)
+            programs[platform][name] = File.of(path, content)
+    if weights:
+        arrays = {name: np.ascontiguousarray(np.asarray(leaf)) for name, leaf in parts.weights.items()}
+        safetensors.numpy.save_file(arrays, folder / WEIGHTS)
+    for path in map(pathlib.Path, beside):
+        shutil.copyfile(path, folder / path.name)
+    end = getattr(getattr(model, "config", None), "eos_token_id", None)
+    manifest = Manifest(
+        versions={name: _version(name) for name in ("ssmkit", "jax", "jaxlib")},
+        vocab_size=parts.vocab_size,
+        eos_token_id=end if isinstance(end, int) and end >= 0 else None,
+        segments=tuple(segments),
+        weights={name: Spec.of(leaf) for name, leaf in parts.weights.items()},
+        cache=parts.cache,
+        logits=parts.logits,
+        programs=programs,
+        layouts=_layouts(model, parts),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+    # Temporary folders, and what some libraries write, are private: the umask decides here.
+    folder.chmod((folder / platforms[0]).stat().st_mode)
+    mode = (folder / MANIFEST).stat().st_mode
+    for path in filter(pathlib.Path.is_file, folder.rglob("*")):
+        path.chmod(mode)
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _move(scratch: pathlib.Path, target: pathlib.Path) -> None:
+    """Put a finished folder in the place of the old one."""
+    if not target.exists():
+        os.rename(scratch, target)
+        return
+    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    os.rename(target, old)  # over the empty folder
+    try:
+        os.rename(scratch, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _layouts(model: Any, parts: Parts) -> dict[str, Layout]:
+    """How the checkpoint formats of the model's architecture, if it is registered, store its weights."""
+    dialects = [d for known in architectures() if type(model) is known.model for d in known.dialects]
+    found = {}
+    for dialect in dialects:
+        try:
+            names = {path: dialect.tensor_name(path) for path in parts.weights}
+        except CheckpointError:  # arrays that no checkpoint has, such as scales of quantised weights
+            continue
+        paths = {name: path for path, name in names.items()}
+        other = {name: [a for a, canonical in dialect.aliases.items() if canonical == name] for name in paths}
+        shapes = {path: dialect.file_shape(path, leaf.shape) for path, leaf in parts.weights.items()}
+        found[dialect.name] = Layout(
+            files=dialect.weight_files,
+            tensors={path: (name, *other[name]) for path, name in names.items()},
+            shapes={path: shape for path, shape in shapes.items() if shape != parts.weights[path].shape},
+            copies={n: paths[o] for n, o in dialect.copies.items() if n not in paths and o in paths},
+        )
+    return found
