@@ -1,0 +1,244 @@
+"""Programs for CPU, GPU and TPU, lowered on whatever machine this is: StableHLO, and nothing else.
+
+Nothing is compiled here, and no accelerator is asked for.
+"""
+
+import contextlib
+import functools
+import re
+from typing import Any
+from unittest import mock
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import WIDTH, Case, build, random_tokens, with_chunk_size
+from jax import export
+from registry import LANGUAGE_MODELS, MIXERS
+
+import ssmkit
+from ssmkit import _engine, _prompts
+from ssmkit.export import foreign_operations
+from ssmkit.models import GLAMixer, LRUMixer, RGLRUMixer
+
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+CAPACITY, TIME = 32, 10  # several chunks of the registry's models, the last one not full
+SAMPLERS = {
+    "greedy": ssmkit.Greedy(),
+    "sampler": ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2),
+}
+
+
+def as_on(platform: str) -> contextlib.AbstractContextManager[Any]:
+    """Kernels choose their chunks and schedule as they would there."""
+    if hasattr(ssmkit.kernels, "target"):
+        return ssmkit.kernels.target(platform)
+    return mock.patch.object(jax, "default_backend", lambda: platform)
+
+
+def lowered(function, *arguments, platform: str) -> str:
+    """The program that computes a function of pytrees on a platform; random keys go in and out as plain integers."""
+    arrays, constants = eqx.partition(arguments, eqx.is_array)
+    is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), arrays)
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+
+    def program(arrays):
+        arrays = jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, arrays, is_key)
+        return list(map(plain, jax.tree.leaves(function(*eqx.combine(arrays, constants)))))
+
+    with as_on(platform):
+        return export.export(jax.jit(program), platforms=[platform])(jax.tree.map(plain, arrays)).mlir_module()
+
+
+def families(key: jax.Array) -> ssmkit.LanguageModel:
+    """Mixers of the families of kernels that neither Mamba nor Mamba-2 is of."""
+    mixers = [
+        GLAMixer(WIDTH, num_heads=2, key=key),  # per key
+        RGLRUMixer(WIDTH, num_attention_heads=2, key=key),  # elementwise
+        LRUMixer(WIDTH, state_size=5, key=key),  # complex
+    ]
+    return ssmkit.LanguageModel(19, WIDTH, [with_chunk_size(mixer, 4) for mixer in mixers], key=key)
+
+
+@functools.cache
+def model_of(name: str) -> Any:
+    """A model of the registry, or the one above."""
+    cases = [*LANGUAGE_MODELS, Case("families", families, random_tokens)]
+    return build(next(case for case in cases if case.id == name))
+
+
+MODELS = ("mamba2-groups2-biases-limits-D_has_hdim-tied", "falcon-mamba", "families")
+
+
+def begin(model, sampler, prompts, stops, limit, keys):
+    return _engine.begin((model, sampler, prompts, stops, limit, keys), CAPACITY, None)
+
+
+def proceed(model, sampler, stops, limit, generation):
+    return _engine.proceed((model, sampler, stops, limit), CAPACITY, generation)
+
+
+def generations(model, sampler, batch: int, platform: str) -> dict[str, str]:
+    """The engine's two executables."""
+    prompts = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size)
+    stops, limit = _prompts.read_stop_tokens(3, model.vocab_size), jnp.asarray(5, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), batch)
+    generation = ssmkit.Generation(
+        tokens=jnp.zeros((batch, 1), jnp.int32),
+        lengths=jnp.zeros(batch, jnp.int32),
+        finished=jnp.zeros(batch, bool),
+        cache=_engine.empty_cache(model, batch),
+        logits=jnp.zeros((batch, model.vocab_size), jnp.float32),
+        keys=keys,
+        history=jnp.zeros((batch, model.vocab_size), bool) if sampler.needs_history else None,
+    )
+    return {
+        "begin": lowered(begin, model, sampler, prompts, stops, limit, keys, platform=platform),
+        "proceed": lowered(proceed, model, sampler, stops, limit, generation, platform=platform),
+    }
+
+
+def loops(module: str, carried: str) -> list[str]:
+    """The types of what each loop carries, of those loops that carry this one."""
+    found = re.findall(r"stablehlo\.while\(.*\) : (.*?)(?: attributes .*)?(?: loc\(.*)?$", module, re.MULTILINE)
+    return [types for types in found if carried in types]
+
+
+def hlo_type(array) -> str:
+    kind = {"float32": "f32", "complex64": "complex<f32>", "bfloat16": "bf16"}[array.dtype.name]
+    return f"tensor<{'x'.join([*map(str, array.shape), kind])}>"
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("batch, sampler", [(1, "greedy"), (2, "sampler")])
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_is_one_loop_of_standard_operations(name, batch, sampler, platform):
+    model = model_of(name)
+    for module in generations(model, SAMPLERS[sampler], batch, platform).values():
+        assert foreign_operations(module) == []
+        (types,) = loops(module, f"tensor<{batch}x{CAPACITY + 1}xi32>")
+        for leaf in jax.tree.leaves(_engine.empty_cache(model, batch)):
+            assert hlo_type(leaf) in types
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("batch, sampler", [(2, "greedy"), (1, "sampler")])
+def test_every_combination_for_the_flagship(batch, sampler, platform):
+    test_generation_is_one_loop_of_standard_operations(MODELS[0], batch, sampler, platform)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_prefill_and_step_are_standard_operations(name, platform):
+    model = model_of(name)
+    tokens, cache, length = jnp.zeros(TIME, jnp.int32), model.init_cache(), jnp.asarray(7, jnp.int32)
+    prefill = lambda model, tokens, cache, length: model.prefill(tokens, cache, length=length)  # noqa: E731
+    step = lambda model, token, cache, valid: model.step(token, cache, valid=valid)  # noqa: E731
+    assert foreign_operations(lowered(prefill, model, tokens, cache, length, platform=platform)) == []
+    module = lowered(step, model, tokens[0], cache, jnp.asarray(True), platform=platform)
+    assert foreign_operations(module) == []
+    assert "stablehlo.while" not in module
+
+
+def mixer_cases():
+    """One of every class, but those inside the models above."""
+    kinds = {case.id.partition("-mixer")[0]: case for case in reversed(MIXERS)}
+    seen = ("gla", "lru", "mamba", "mamba2", "rg-lru")
+    return [pytest.param(case, id=kind) for kind, case in kinds.items() if kind not in seen]
+
+
+@pytest.mark.parametrize("case", mixer_cases())
+def test_every_mixer_on_accelerators(case):
+    mixer = build(case)
+    x = case.sample(np.random.default_rng(0), TIME)
+    both = lambda mixer, x, cache: (mixer.prefill(x, cache), mixer.step(x[0], cache))  # noqa: E731
+    for platform in PLATFORMS[1:]:
+        assert foreign_operations(lowered(both, mixer, x, mixer.init_cache(), platform=platform)) == []
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_training_step_is_standard_operations(platform):
+    def descend(model, batch):
+        def loss(model):
+            logits = jax.vmap(model)(batch[:, :-1])
+            return jnp.mean(jax.vmap(ssmkit.cross_entropy)(logits, batch[:, 1:]))
+
+        value, gradient = eqx.filter_value_and_grad(loss)(model)
+        return value, eqx.apply_updates(model, jax.tree.map(lambda g: -0.1 * g, gradient))
+
+    module = lowered(descend, model_of(MODELS[0]), jnp.zeros((2, TIME + 1), jnp.int32), platform=platform)
+    assert foreign_operations(module) == []
+    assert "stablehlo.dot_general" in module
+
+
+def test_accelerators_get_a_schedule_of_their_own():
+    """All chunks at once: what is left in the loop over chunks is no matrix product."""
+    model, tokens = model_of(MODELS[0]), jnp.zeros(TIME, jnp.int32)
+    prefill = lambda model, tokens: model.prefill(tokens, model.init_cache())  # noqa: E731
+    modules = {platform: lowered(prefill, model, tokens, platform=platform) for platform in PLATFORMS}
+    programs = {platform: re.sub(r"loc\(.*|^#loc.*|@jit_\w+", "", m, flags=re.M) for platform, m in modules.items()}
+    assert programs["cpu"] != programs["cuda"]
+    chunks = -(-TIME // 4)
+    widest = {p: max(re.findall(rf"tensor<{chunks}x4x\d+x\d+xf32>", text), default="") for p, text in programs.items()}
+    assert widest["cuda"] and widest["tpu"]
+
+
+# The checks above can fail.
+
+
+def callback(x):
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def printing(x):
+    jax.debug.print("{}", x)
+    return x
+
+
+@pytest.mark.parametrize(
+    "function, platform, found",
+    [
+        (jnp.linalg.qr, "cpu", "lapack"),
+        (jnp.linalg.qr, "cuda", "cusolver"),
+        (jnp.linalg.qr, "tpu", "Qr"),
+        (jnp.linalg.eigh, "tpu", "Eigh"),
+        (callback, "cpu", "callback"),
+        (printing, "cpu", "callback"),
+    ],
+)
+def test_custom_calls_and_callbacks_are_found(function, platform, found):
+    traced = jax.jit(function).trace(jnp.eye(4, dtype=jnp.float32))
+    operations = foreign_operations(traced.lower(lowering_platforms=(platform,)).as_text())
+    assert any(found in operation for operation in operations), operations
+
+
+@pytest.mark.parametrize(
+    "line, found",
+    [
+        ("  %0 = stablehlo.add %1, %2 : tensor<f32>", []),
+        ("  %0:2 = stablehlo.custom_call @f(%1) {x = 1} : () -> ()", ["stablehlo.custom_call @f"]),
+        ('  %0 = "stablehlo.custom_call"(%1) <{call_target_name = "g"}> : () -> ()', ["stablehlo.custom_call @g"]),
+        ("  stablehlo.custom_call @shape_assertion(%1, %0) {api_version = 2 : i32} : () -> ()", []),
+        ('  %0 = "stablehlo.infeed"(%1) : () -> ()', ["stablehlo.infeed"]),
+        ("  %0 = triton.dot %1, %2 : tensor<f32>", ["triton.dot"]),
+        ('  "tpu.kernel"(%1) : () -> ()', ["tpu.kernel"]),
+    ],
+)
+def test_foreign_operations_of_a_line(line, found):
+    module = (
+        f"module @m {{\n  func.func public @main(%arg0: tensor<f32>) -> tensor<f32> {{\n{line}\n    return %0\n  }}\n}}"
+    )
+    assert foreign_operations(module) == found
+
+
+def test_a_second_loop_would_be_counted():
+    def twice(tokens):
+        body = lambda carry: (carry[0] + 1, carry[1].at[0, carry[0]].set(1))  # noqa: E731
+        carry = jax.lax.while_loop(lambda carry: carry[0] < 3, body, (jnp.asarray(0, jnp.int32), tokens))
+        return jax.lax.while_loop(lambda carry: carry[0] < 5, body, carry)
+
+    module = lowered(twice, jnp.zeros((1, CAPACITY + 1), jnp.int32), platform="tpu")
+    assert len(loops(module, f"tensor<1x{CAPACITY + 1}xi32>")) == 2
