@@ -27,7 +27,8 @@ def measure(session: Session, contexts: list[int], tokens: int) -> dict[str, Any
         if not isinstance(subject, Model):
             raise SystemExit(f"{name} cannot go on from a cache here: `context` measures ssmkit")
         runs, peaks = {}, {}
-        state, done = None, 0
+        state: Any = None
+        done = 0
         for context in contexts:
             while done < context:
                 part = prompt[:, done : min(done + _PART, context)]

@@ -1,6 +1,6 @@
 """Perplexity of a text by ssmkit and by HF transformers, from the same files: the two must agree.
 
-    python -m benchmarks.perplexity_parity [--model DIR] FILE
+    python -m benchmarks perplexity-parity [--model DIR] FILE
 
 The text is one sequence for both, whatever its length: each carries its own cache from segment to segment. That HF's
 cache is exact is checked first, against its forward pass without a cache. Without `--model`, the embedded model is
@@ -93,12 +93,12 @@ def _segments(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.perplexity_parity")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks perplexity-parity")
     parser.add_argument("--model", type=pathlib.Path, help="folder with config.json, weights and tokenizer.json")
     parser.add_argument("file", type=pathlib.Path, help="UTF-8 text")
     options = parser.parse_args(arguments)
     if options.model is None:
-        options.model = pathlib.Path(__file__).parents[1] / "models" / "shakespeare"
+        options.model = pathlib.Path(ssmkit.default_model_path())
     result = parity(options.model, options.file.read_bytes().decode("utf-8"))
     print(f"tokens predicted  {result['tokens']}")
     print(f"ssmkit            {result['ssmkit']:.6f}   in {result['ssmkit_seconds']:.1f} s")

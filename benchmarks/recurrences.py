@@ -1,6 +1,6 @@
 """Every published recurrence on one CPU: tokens per second of its mixer, and chunks against a plain scan over tokens.
 
-    python -m benchmarks.recurrences [--tokens 2048] [--width 512] [--repeats 5] [--only NAME ..] [--json FILE]
+    python -m benchmarks recurrences [--tokens 2048] [--width 512] [--repeats 5] [--only NAME ..] [--json FILE]
 
 A mixer with random weights consumes random features by `prefill`, and steps through as many one at a time, compiled
 into one loop. Its recurrence alone is then timed on the inputs that the mixer gave it: `chunk_scan` against
@@ -14,7 +14,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -145,15 +145,19 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks recurrences",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--json", type=pathlib.Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     results = {}
     for name, make in mixers(arguments.width).items():
         if not arguments.only or name in arguments.only:

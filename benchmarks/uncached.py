@@ -14,6 +14,7 @@ import numpy as np
 from ._check import check_tokens
 from ._session import Session, label
 from ._timing import Run, alternate
+from .peers import Subject
 
 
 PROMPT = 16
@@ -32,20 +33,9 @@ def measure(session: Session, totals: list[int], tokens: int) -> dict[str, Any]:
     for name, subject in session.subjects.items():
         session.tick(f"{name}: the same tokens with and without a cache")
         _check(session, name)
-        runs: dict[Any, Run] = {
-            n: Run(lambda given, n=n, subject=subject: subject.prefill(prompts[:, :n])) for n in lengths
-        }
-        short = prompts[:, :PROMPT]
-        runs["prompt"] = Run(lambda given, subject=subject: subject.prefill(short))
-        runs["decode"] = Run(
-            lambda start, subject=subject: subject.decode(start, tokens),
-            lambda subject=subject: subject.begin(short, tokens),
-        )
-        times = alternate(
-            {str(key): run for key, run in runs.items()},
-            session.settings.repeats,
-            lambda note, name=name: session.tick(f"{name}: {note}"),
-        )
+        runs = _runs(subject, prompts, lengths, tokens)
+        shown = lambda note, name=name: session.tick(f"{name}: {note}")  # noqa: E731
+        times = alternate(runs, session.settings.repeats, shown)
         costs = [times[str(n)].median for n in lengths]
         step = times["decode"].median / tokens
         for total in totals:
@@ -66,6 +56,15 @@ def measure(session: Session, totals: list[int], tokens: int) -> dict[str, Any]:
                 }
             )
     return session.report("uncached", rows, prompt=PROMPT, pad=PAD)
+
+
+def _runs(subject: Subject, prompts: np.ndarray, lengths: list[int], tokens: int) -> dict[str, Run]:
+    """A forward pass over each length, and the two parts of cached generation."""
+    short = prompts[:, :PROMPT]
+    runs = {str(n): Run(lambda given, n=n: subject.prefill(prompts[:, :n])) for n in lengths}
+    runs["prompt"] = Run(lambda given: subject.prefill(short))
+    runs["decode"] = Run(lambda start: subject.decode(start, tokens), lambda: subject.begin(short, tokens))
+    return runs
 
 
 def padded(length: int) -> int:

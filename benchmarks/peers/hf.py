@@ -19,8 +19,8 @@ class Model:
 
     def __init__(self, directory: Path, *, weights: str = "float32", bare: bool = True):
         self._device = "cpu" if on_cpu() or not torch.cuda.is_available() else "cuda"
-        model = transformers.Mamba2ForCausalLM.from_pretrained(directory, dtype=getattr(torch, weights))
-        self._model: Any = model.eval().to(self._device)
+        model: Any = transformers.Mamba2ForCausalLM.from_pretrained(directory, dtype=getattr(torch, weights))
+        self._model = model.eval().to(self._device)
         self._bare = bare
 
     @torch.inference_mode()

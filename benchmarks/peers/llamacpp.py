@@ -11,6 +11,7 @@ from .._environment import cores
 from ._gguf import convert
 
 
+_lib: Any = llama_cpp  # by its types, its pointers may be null
 _MOST_TOKENS = 512  # per call for a prompt, as llama.cpp's own programs do
 
 
@@ -19,23 +20,22 @@ class Model:
 
     def __init__(self, directory: Path, *, weights: str = "float32"):
         _quiet()
-        llama_cpp.llama_backend_init()
-        parameters = llama_cpp.llama_model_default_params()
+        _lib.llama_backend_init()
+        parameters = _lib.llama_model_default_params()
         # Its matrix products on AMX crash with Q8_0 weights (llama.cpp issue 20824); AVX-512 remains.
         parameters.use_extra_bufts = False
         path = str(convert(directory, weights)).encode()
-        self._model = llama_cpp.llama_model_load_from_file(path, parameters)
+        self._model = _lib.llama_model_load_from_file(path, parameters)
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path.decode()}")
-        self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._vocab = _lib.llama_vocab_n_tokens(_lib.llama_model_get_vocab(self._model))
         self._contexts: dict[int, Any] = {}
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
         """As `Subject.prefill`."""
         context = self._fresh(len(tokens))
-        for start in range(0, tokens.shape[1], _MOST_TOKENS):
-            logits = self._consume(context, tokens[:, start : start + _MOST_TOKENS], start)
-        return logits
+        starts = range(0, tokens.shape[1], _MOST_TOKENS)
+        return [self._consume(context, tokens[:, start : start + _MOST_TOKENS], start) for start in starts][-1]
 
     def begin(self, prompt: np.ndarray, new: int) -> Any:
         """As `Subject.begin`."""
@@ -54,17 +54,17 @@ class Model:
     def _fresh(self, sequences: int) -> Any:
         """A context that has seen nothing."""
         if sequences not in self._contexts:
-            parameters = llama_cpp.llama_context_default_params()
+            parameters = _lib.llama_context_default_params()
             parameters.n_seq_max = sequences
             parameters.n_ctx = 1 << 17
             parameters.n_batch = parameters.n_ubatch = _MOST_TOKENS
             parameters.n_threads = parameters.n_threads_batch = cores()
-            context = llama_cpp.llama_init_from_model(self._model, parameters)
+            context = _lib.llama_init_from_model(self._model, parameters)
             if not context:
                 raise RuntimeError(f"llama.cpp makes no context for {sequences} sequences")
             self._contexts[sequences] = context
         context = self._contexts[sequences]
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        _lib.llama_memory_clear(_lib.llama_get_memory(context), True)
         return context
 
     def _consume(self, context: Any, tokens: np.ndarray, position: int) -> np.ndarray:
@@ -74,19 +74,19 @@ class Model:
         together = max(_MOST_TOKENS // time, 1)  # sequences per call
         for first in range(0, rows, together):
             part = tokens[first : first + together]
-            batch = llama_cpp.llama_batch_init(part.size, 0, 1)
+            batch = _lib.llama_batch_init(part.size, 0, 1)
             batch.n_tokens = part.size
             for i, token in enumerate(part.ravel()):
                 row, column = divmod(i, time)
                 batch.token[i], batch.pos[i] = int(token), position + column
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, first + row
                 batch.logits[i] = column == time - 1
-            status = llama_cpp.llama_decode(context, batch)
-            llama_cpp.llama_batch_free(batch)
+            status = _lib.llama_decode(context, batch)
+            _lib.llama_batch_free(batch)
             if status != 0:
                 raise RuntimeError(f"llama.cpp's decode returned {status}")
             for row in range(len(part)):
-                found = llama_cpp.llama_get_logits_ith(context, row * time + time - 1)
+                found = _lib.llama_get_logits_ith(context, row * time + time - 1)
                 logits[first + row] = np.ctypeslib.as_array(found, (self._vocab,))
         return logits
 
@@ -97,4 +97,4 @@ def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 
 def _quiet() -> None:
-    llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
+    _lib.llama_log_set(_silence, ctypes.c_void_p(0))

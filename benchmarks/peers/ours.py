@@ -55,12 +55,13 @@ class Model:
 
     def last_logits(self, tokens: np.ndarray) -> np.ndarray:
         """After one sequence, by forward passes over parts of it: what prefill is checked against."""
+        logits: Any = None
         cache = self.model.init_cache()
         with self._precision():
             for start in range(0, len(tokens), _PART):
                 part = jnp.asarray(tokens[start : start + _PART], jnp.int32)
                 logits, cache = _continue(self.model, part, cache)
-        return np.asarray(logits)[-1]
+        return np.asarray(logits[-1])
 
     def _precision(self) -> Any:
         return jax.default_matmul_precision("float32") if self._exact else contextlib.nullcontext()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ._bench import bench
 from ._convert import convert
 from ._export import export
 from ._generate import generate
@@ -20,6 +21,7 @@ from ._train import train
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 for _command in (generate, score, inspect, convert, export, train):
     app.command()(_command)
+app.add_typer(bench, name="bench")
 
 # The root of the errors that typer raises about arguments; its home depends on the version of typer.
 _ArgumentError: type[Exception] = next(
@@ -45,7 +47,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """State-space models: generate, score, inspect, convert, export, train.
+    """State-space models: generate, score, inspect, convert, export, train, bench.
 
     Results go to standard output, everything else to standard error.
     """

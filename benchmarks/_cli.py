@@ -1,0 +1,299 @@
+"""The command line: a command per measurement. Nothing heavy is imported before one runs."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from ._session import Settings
+
+
+_DEFAULT_BATCHES = "1,4,16,64"
+_DEFAULT_TOTALS = "128,256,512,1024,2048,4096"
+_DEFAULT_CONTEXTS = "0,1024,4096,16384,65536"
+_LENGTHS = {"cpu": "128,512,2048", "gpu": "512,1024,2048,4096,8192,16384"}
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback()
+def _options() -> None:
+    """Measure ssmkit, beside other software and the limits of this machine.
+
+    A wrong result ends a measurement: no speed is reported for it.
+    """
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"must be integers with commas between them, got {text!r}") from None
+
+
+GeometryOption = Annotated[
+    str, typer.Option("--geometry", "-g", help="130m, 370m, 780m, 1.3b, 2.7b, 10m or tiny; random weights.")
+]
+SubjectsOption = Annotated[
+    str | None,
+    typer.Option("--subjects", "-s", metavar="NAME,..", help="What to measure.", show_default="all that are installed"),
+]
+RepeatsOption = Annotated[int, typer.Option("--repeats", "-r", min=1, help="Of each run; medians are reported.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep checkpoints here.", show_default="they go when the run ends"),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--torch-threads", metavar="N", help="Of PyTorch.", show_default="its own choice")
+]
+CeilingsOption = Annotated[bool, typer.Option(help="Measure the machine's limits in the same run.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", "-o", metavar="FILE", help="Write all figures there.")]
+
+
+@app.command()
+def decode(
+    geometry: GeometryOption = "130m",
+    batches: Annotated[str, typer.Option("--batches", "-b", metavar="N,..", help="Sequences.")] = _DEFAULT_BATCHES,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Per sequence; slow subjects do fewer.")] = 64,
+    subjects: SubjectsOption = None,
+    repeats: RepeatsOption = 5,
+    checkpoints: CheckpointsOption = None,
+    torch_threads: ThreadsOption = None,
+    ceilings: CeilingsOption = True,
+    output: JsonOption = None,
+) -> None:
+    """Time per decoded token, and the bandwidth that its weights and states reach."""
+    settings = _settings(geometry, subjects, repeats, checkpoints, torch_threads, ceilings)
+    _finish(_decode(settings, _integers(batches), tokens), output)
+
+
+@app.command()
+def prefill(
+    geometry: GeometryOption = "130m",
+    lengths: Annotated[
+        str | None, typer.Option("--lengths", "-l", metavar="N,..", help="Tokens.", show_default="by the device")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Sequences.")] = 1,
+    subjects: SubjectsOption = None,
+    repeats: RepeatsOption = 5,
+    checkpoints: CheckpointsOption = None,
+    torch_threads: ThreadsOption = None,
+    ceilings: CeilingsOption = True,
+    output: JsonOption = None,
+) -> None:
+    """Tokens of a prompt per second, and the share of the machine's rate of matrix products."""
+    settings = _settings(geometry, subjects, repeats, checkpoints, torch_threads, ceilings)
+    _finish(_prefill(settings, None if lengths is None else _integers(lengths), batch), output)
+
+
+@app.command()
+def uncached(
+    geometry: GeometryOption = "130m",
+    totals: Annotated[str, typer.Option("--totals", "-l", metavar="N,..", help="Prompt and new.")] = _DEFAULT_TOTALS,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Cached steps that are timed.")] = 32,
+    subjects: SubjectsOption = "ssmkit",
+    repeats: RepeatsOption = 3,
+    checkpoints: CheckpointsOption = None,
+    torch_threads: ThreadsOption = None,
+    output: JsonOption = None,
+) -> None:
+    """Generation with the cache against a forward pass over the whole prefix for every token."""
+    settings = _settings(geometry, subjects, repeats, checkpoints, torch_threads)
+    _finish(_uncached(settings, _integers(totals), tokens), output)
+
+
+@app.command()
+def context(
+    geometry: GeometryOption = "130m",
+    contexts: Annotated[str, typer.Option("--contexts", "-l", metavar="N,..", help="Tokens.")] = _DEFAULT_CONTEXTS,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Decoded and timed at each.")] = 32,
+    subjects: SubjectsOption = None,
+    repeats: RepeatsOption = 5,
+    checkpoints: CheckpointsOption = None,
+    output: JsonOption = None,
+) -> None:
+    """Time and memory per token after more and more tokens."""
+    settings = _settings(geometry, subjects, repeats, checkpoints)
+    _finish(_context(settings, _integers(contexts), tokens), output)
+
+
+@app.command()
+def startup(
+    geometry: GeometryOption = "130m",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is compiled for.")] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Generated.")] = 16,
+    subjects: SubjectsOption = None,
+    repeats: RepeatsOption = 3,
+    checkpoints: CheckpointsOption = None,
+    output: JsonOption = None,
+) -> None:
+    """Loading, compiling and the first token, with an empty and with a filled compilation cache."""
+    from . import startup as module
+
+    _finish(module.measure(_settings(geometry, subjects, repeats, checkpoints), prompt, tokens), output)
+
+
+@app.command()
+def train(
+    geometry: GeometryOption = "10m",
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Sequences.")] = 4,
+    length: Annotated[int, typer.Option("--length", "-l", min=2, help="Tokens of each.")] = 1024,
+    rounds: Annotated[int, typer.Option(min=1, help="Processes per subject.")] = 2,
+    subjects: SubjectsOption = None,
+    repeats: RepeatsOption = 5,
+    checkpoints: CheckpointsOption = None,
+    output: JsonOption = None,
+) -> None:
+    """A training step, forwards and backwards: tokens per second and memory."""
+    from . import train as module
+
+    _finish(module.measure(_settings(geometry, subjects, repeats, checkpoints), batch, length, rounds), output)
+
+
+@app.command()
+def ceilings(geometry: GeometryOption = "130m", repeats: RepeatsOption = 5, output: JsonOption = None) -> None:
+    """The machine's limits alone, each in several forms."""
+    from . import ceilings as module
+
+    _finish(module.measure(_settings(geometry, None, repeats, None)), output)
+
+
+@app.command("all")
+def everything(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the results go.")],
+    geometry: GeometryOption = "130m",
+    training: Annotated[str, typer.Option(help="The geometry that is trained.")] = "10m",
+    repeats: RepeatsOption = 5,
+    checkpoints: CheckpointsOption = None,
+    quick: Annotated[bool, typer.Option(help="Small sizes, to see that everything runs.")] = False,
+) -> None:
+    """Every measurement with its defaults, a file for each."""
+    from . import ceilings as limits, startup as start, train as training_step
+
+    settings = _settings(geometry, None, repeats, checkpoints)
+    alone = _settings(geometry, "ssmkit", min(repeats, 3), checkpoints)
+    trained = _settings(training, None, repeats, checkpoints)
+    sizes = lambda small, usual: _integers(small if quick else usual)  # noqa: E731
+    steps: list[Callable[[], dict[str, Any]]] = [
+        lambda: limits.measure(settings),
+        lambda: _decode(settings, sizes("1,2", _DEFAULT_BATCHES), 8 if quick else 64),
+        lambda: _prefill(settings, [96] if quick else None, 1),
+        lambda: _uncached(alone, sizes("64,128", _DEFAULT_TOTALS), 8 if quick else 32),
+        lambda: _context(alone, sizes("0,64", _DEFAULT_CONTEXTS), 8 if quick else 32),
+        lambda: start.measure(alone, 32 if quick else 512, 4 if quick else 16),
+        lambda: training_step.measure(trained, 1 if quick else 4, 64 if quick else 1024, 1 if quick else 2),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        content = step()
+        _finish(content, folder / _file_name(content))
+
+
+@app.command()
+def report(
+    results: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Of result files.", show_default="those of this repository")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Put the tables between this page's marks rather than show them."),
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the plots, as SVG.")] = None,
+) -> None:
+    """Markdown tables, and plots, out of result files."""
+    from . import _report
+
+    folder = Path(__file__).parent / "results" if results is None else results
+    text = _report.render(folder, page, figures)
+    if page is None:
+        typer.echo(text)
+
+
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def recurrences(context: typer.Context) -> None:
+    """Every published recurrence: tokens per second, and chunks against a plain scan."""
+    from . import recurrences as module
+
+    module.main(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def perplexity_parity(context: typer.Context) -> None:
+    """Perplexity of a text by ssmkit and by HF transformers, which must agree."""
+    from . import perplexity_parity as module
+
+    raise typer.Exit(module.main(context.args))
+
+
+def _settings(
+    geometry: str,
+    subjects: str | None,
+    repeats: int,
+    checkpoints: Path | None,
+    torch_threads: int | None = None,
+    ceilings: bool = True,
+) -> "Settings":
+    from ._session import Settings
+
+    return Settings(geometry, _names(subjects), repeats, checkpoints, torch_threads, ceilings)
+
+
+def _decode(settings: "Settings", batches: list[int], tokens: int) -> dict[str, Any]:
+    from . import _session, decode as module
+
+    with _session.session("decode", settings) as session:
+        return module.measure(session, batches, tokens)
+
+
+def _prefill(settings: "Settings", lengths: list[int] | None, batch: int) -> dict[str, Any]:
+    from . import _environment, _session, prefill as module
+
+    if lengths is None:
+        lengths = _integers(_LENGTHS["cpu" if _environment.on_cpu() else "gpu"])
+    with _session.session("prefill", settings) as session:
+        return module.measure(session, lengths, batch)
+
+
+def _uncached(settings: "Settings", totals: list[int], tokens: int) -> dict[str, Any]:
+    from . import _session, uncached as module
+
+    with _session.session("uncached", settings) as session:
+        return module.measure(session, totals, tokens)
+
+
+def _context(settings: "Settings", contexts: list[int], tokens: int) -> dict[str, Any]:
+    from . import _session, context as module
+
+    with _session.session("context", settings) as session:
+        return module.measure(session, contexts, tokens)
+
+
+def _file_name(content: dict[str, Any]) -> str:
+    line = ".".join(content["environment"]["jax"].split(".")[:2])
+    return f"{content['command']}_{content['geometry']}_{content['device']['platform']}_jax{line}.json"
+
+
+def _finish(content: dict[str, Any], output: Path | None) -> None:
+    """Show the table, and keep the figures."""
+    from . import _report
+
+    if output is not None:
+        output.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    typer.echo(_report.section(content))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command."""
+    app(args=None if arguments is None else list(arguments), prog_name="python -m benchmarks")
+    return 0

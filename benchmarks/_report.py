@@ -1,0 +1,208 @@
+"""Result files in words: a section with a table for each, and plots."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row, list[Row]], str]]
+
+_ORDER = ("decode", "prefill", "uncached", "context", "startup", "train", "ceilings")
+_TITLES = {
+    "decode": "Decoding",
+    "prefill": "Prompts",
+    "uncached": "With and without a cache",
+    "context": "After many tokens",
+    "startup": "Starting",
+    "train": "Training step",
+    "ceilings": "Limits of the machine",
+}
+
+
+def _number(key: str, form: str, scale: float = 1.0) -> Callable[[Row, list[Row]], str]:
+    return lambda row, rows: format(scale * row[key], form) if key in row else ""
+
+
+def _text(key: str) -> Callable[[Row, list[Row]], str]:
+    return lambda row, rows: str(row[key])
+
+
+def _times_ours(match: str | None) -> Callable[[Row, list[Row]], str]:
+    """How many times ssmkit's tokens per second are this subject's, at the same size."""
+
+    def cell(row: Row, rows: list[Row]) -> str:
+        same = [other for other in rows if other["subject"] == "ssmkit" and (not match or other[match] == row[match])]
+        return f"{same[0]['tokens_per_s'] / row['tokens_per_s']:.2f}" if same else ""
+
+    return cell
+
+
+_COLUMNS: dict[str, list[Column]] = {
+    "decode": [
+        ("batch", _text("batch")),
+        ("", _text("label")),
+        ("ms per step", _number("ms_per_step", ".2f")),
+        ("fastest", _number("fastest_ms_per_step", ".2f")),
+        ("tokens/s", _number("tokens_per_s", ",.1f")),
+        ("GB/s", _number("gb_per_s", ".1f")),
+        ("HBU", _number("hbu", ".0%")),
+        ("HBU, data sheet", _number("hbu_of_data_sheet", ".0%")),
+        ("time, ssmkit = 1", _times_ours("batch")),
+    ],
+    "prefill": [
+        ("tokens", _text("length")),
+        ("", _text("label")),
+        ("ms", _number("ms", ",.1f")),
+        ("fastest", _number("fastest_ms", ",.1f")),
+        ("tokens/s", _number("tokens_per_s", ",.0f")),
+        ("GFLOP/s", _number("projection_gflops", ",.0f")),
+        ("MFU", _number("mfu", ".0%")),
+        ("MFU, data sheet", _number("mfu_of_data_sheet", ".0%")),
+        ("time, ssmkit = 1", _times_ours("length")),
+    ],
+    "uncached": [
+        ("total", _text("total")),
+        ("", _text("label")),
+        ("with a cache, s", _number("cached_s", ",.2f")),
+        ("without, s", _number("uncached_s", ",.2f")),
+        ("ratio", _number("ratio", ".1f")),
+    ],
+    "context": [
+        ("tokens before", _text("context")),
+        ("", _text("label")),
+        ("ms per token", _number("ms_per_token", ".2f")),
+        ("fastest", _number("fastest_ms_per_token", ".2f")),
+        ("peak memory, MB", _number("peak_bytes", ",.0f", 1e-6)),
+    ],
+    "startup": [
+        ("", _text("what")),
+        ("s", _number("s", ".2f")),
+        ("peak memory, MB", _number("peak_bytes", ",.0f", 1e-6)),
+        ("of the weights", _number("peak_over_weights", ".2f")),
+    ],
+    "train": [
+        ("", _text("label")),
+        ("tokens/s", _number("tokens_per_s", ",.0f")),
+        ("fastest", _number("fastest_tokens_per_s", ",.0f")),
+        ("resident, MB", _number("peak_bytes", ",.0f", 1e-6)),
+        ("planned by the compiler, MB", _number("program_bytes", ",.0f", 1e-6)),
+        ("time, ssmkit = 1", _times_ours(None)),
+    ],
+    "ceilings": [("", _text("kind")), ("form", _text("form")), ("s", lambda row, rows: f"{min(row['seconds']):.4f}")],
+}
+
+
+def table(command: str, rows: list[Row]) -> str:
+    """In Markdown; columns that are empty for all rows are left out."""
+    columns = [(title, [cell(row, rows) for row in rows]) for title, cell in _COLUMNS[command]]
+    kept = [(title, cells) for title, cells in columns if any(cells)]
+    left = {"", "form"}
+    lines = [
+        "| " + " | ".join(title for title, _ in kept) + " |",
+        "|" + "|".join("---" if title in left else "--:" for title, _ in kept) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in zip(*(cells for _, cells in kept), strict=True)),
+    ]
+    return "\n".join(lines)
+
+
+def section(content: dict[str, Any], figure: str | None = None) -> str:
+    """A result file: what was measured on what, its table, its plot, and what was not measured."""
+    setup, place = content["environment"], content["device"]
+    machine = f"{setup['cpu']}, {setup['cores']} cores" if place["platform"] == "cpu" else place["kind"]
+    versions = ", ".join(f"{name} {setup[name]}" for name in _versions(content) if name in setup)
+    lines = [
+        f"### {_TITLES[content['command']]}: {content['geometry']}, {place['platform']}, jax {setup['jax']}",
+        "",
+        f"{machine}; Python {setup['python']}, {versions}. Medians of {content['repeats']}.",
+        *_notes(content),
+        "",
+        table(content["command"], content["rows"]),
+    ]
+    if figure is not None:
+        lines += ["", f"![{_TITLES[content['command']]}]({figure})"]
+    return "\n".join(lines) + "\n"
+
+
+def _versions(content: dict[str, Any]) -> list[str]:
+    """Of the packages that took part."""
+    packages = {
+        "hf": ["torch", "transformers"],
+        "mamba2-jax": ["mamba2-jax", "flax"],
+        "llama.cpp": ["llama-cpp-python"],
+        "mamba_ssm": ["mamba-ssm", "triton", "torch"],
+    }
+    subjects = [row.get("subject", "") for row in content["rows"]]
+    found = [
+        package for name, them in packages.items() if any(s.startswith(name) for s in subjects) for package in them
+    ]
+    return ["jaxlib", *dict.fromkeys(found)]
+
+
+def _notes(content: dict[str, Any]) -> list[str]:
+    notes = []
+    for size, limits in content.get("ceilings", {}).items():
+        parts = [f"{_limit(kind, rate)}" for kind, rate in limits.items() if not kind.startswith("sheet")]
+        if parts:
+            where = "" if size == "all" else f" ({size})"
+            notes.append(f"Limits in the same run{where}: {', '.join(parts)}.")
+    if "spread" in content:
+        worst = ", ".join(f"{name} {value:.1%}" for name, value in content["spread"].items())
+        notes.append(f"The slowest context costs more than the median one by: {worst}.")
+    if content.get("skipped"):
+        notes.append("Not measured: " + ", ".join(f"{name}, {why}" for name, why in content["skipped"].items()) + ".")
+    return notes
+
+
+def _limit(kind: str, rate: float) -> str:
+    unit = "GFLOP/s" if kind.startswith("matmul") else "GB/s"
+    return f"{kind.replace('_', ' ')} {rate / 1e9:,.1f} {unit}"
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The result files of a folder by name, in the order of the report; files of other kinds are passed over."""
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
+    known = {stem: content for stem, content in found.items() if content.get("command") in _ORDER}
+    return dict(sorted(known.items(), key=lambda item: (_ORDER.index(item[1]["command"]), item[0])))
+
+
+def render(folder: Path, page: Path | None = None, figures: Path | None = None) -> str:
+    """All sections.
+
+    **Arguments:**
+
+    - `folder`: of result files.
+    - `page`: where the text between `BEGIN` and `END` becomes the sections.
+    - `figures`: where plots are drawn; sections show them, relative to the page.
+
+    **Raises:** `SystemExit` when there are no results, or the page has no marks.
+    """
+    results = read(folder)
+    if not results:
+        raise SystemExit(f"{folder} holds no results")
+    sections = []
+    for stem, content in results.items():
+        link = None
+        if figures is not None:
+            from ._plots import draw
+
+            path = draw(content, figures / f"{stem}.svg")
+            if path is not None:
+                link = _link(path, page)
+        sections.append(section(content, link))
+    text = "\n".join(sections)
+    if page is not None:
+        old = page.read_text("utf-8")
+        if old.count(BEGIN) != 1 or old.count(END) != 1:
+            raise SystemExit(f"{page} must hold `{BEGIN}` and `{END}` once each")
+        before, after = old.split(BEGIN)[0], old.split(END)[1]
+        page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+    return text
+
+
+def _link(path: Path, page: Path | None) -> str:
+    """From the page, or the bare name."""
+    return path.name if page is None else Path(os.path.relpath(path, page.parent)).as_posix()
