@@ -127,7 +127,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
             "Export the model again, or use the ssmkit that made the artefact."
         )
     reader = _Reader(content)
-    manifest = Manifest(
+    fields = dict(
         versions=reader.mapping("versions", _text),
         vocab_size=reader.value("vocab_size", _positive),
         eos_token_id=reader.value("eos_token_id", lambda value: None if value is None else _natural(value)),
@@ -140,7 +140,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     )
     if reader.problems:
         raise CheckpointError(f"`{path}` is damaged, or was not written by ssmkit.", reader.problems)
-    return manifest
+    return Manifest(**fields)
 
 
 class _Reader:
