@@ -188,9 +188,10 @@ def is_abstract(cls: type) -> bool:
 
 @functools.cache
 def package_modules() -> dict[str, Any]:
-    """Every module of ssmkit by name, imported."""
+    """Every module of ssmkit by name, imported; not the benchmarks, which need other software."""
     names = [info.name for info in pkgutil.walk_packages(ssmkit.__path__, "ssmkit.")]
-    return {name: __import__(name, fromlist=["_"]) for name in names if not name.endswith("__main__")}
+    wanted = [name for name in names if not name.endswith("__main__") and not name.startswith("ssmkit.benchmarks.")]
+    return {name: __import__(name, fromlist=["_"]) for name in wanted}
 
 
 def module_classes() -> list[type[eqx.Module]]:

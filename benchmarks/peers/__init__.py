@@ -11,13 +11,14 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .._environment import device
 
 
+@runtime_checkable
 class Subject(Protocol):
     """One loaded model. Every method returns when its result is in host memory."""
 
