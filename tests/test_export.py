@@ -71,7 +71,7 @@ def test_the_engine_gives_the_same(model, loaded, batch):
 
 
 def test_sampling_streaming_and_scoring_give_the_same(model, loaded):
-    sampler, key = ssmkit.Sampler(0.9, top_k=7, repetition_penalty=1.3), jax.random.key(1)
+    sampler, key = ssmkit.Sampler(0.9), jax.random.key(1)
     streams = [list(ssmkit.stream(m, [1, 2], 6, sampler, key=key)) for m in (loaded, model)]
     assert streams[0] == streams[1]
     text = np.random.default_rng(0).integers(VOCAB, size=40)
@@ -82,11 +82,10 @@ def test_sampling_streaming_and_scoring_give_the_same(model, loaded):
 @over(LANGUAGE_MODELS, "mamba2-bf16-no-conv-bias-padded-vocab")
 def test_other_models(case, tmp_path):
     model = build(case)
-    save_exported(model, tmp_path / "model", segments=(16,))
+    save_exported(model, tmp_path / "model", segments=(4,))
     loaded = load_exported(tmp_path / "model")
-    got, expected = (ssmkit.generate(m, [[1, 2, 3]], 4) for m in (loaded, model))
-    np.testing.assert_array_equal(got.tokens, expected.tokens)
-    assert close(got.logits, expected.logits)
+    after = eqx.filter_jit(lambda m: m.prefill(jnp.arange(6), m.init_cache(), 5)[0])
+    assert close(after(loaded), after(model))
 
 
 def test_methods_give_the_same(model, loaded):
@@ -99,6 +98,11 @@ def test_methods_give_the_same(model, loaded):
     after, before = step(loaded, jnp.asarray(False))[1], loaded.init_cache()
     assert after.keys() == before.keys() and all(bool(jnp.all(after[name] == before[name])) for name in before)
     assert close(step(loaded, None)[0], logits[1][0, 0, 0])
+
+
+def test_no_path_of_a_source_file_gets_out(artefact):
+    for path in artefact.rglob("*.bin"):
+        assert b".py" not in path.read_bytes()
 
 
 def test_two_of_the_same_files_share_executables(artefact, loaded):

@@ -151,12 +151,11 @@ def mixer_cases():
 
 
 @pytest.mark.parametrize("case", mixer_cases())
-def test_every_mixer_on_accelerators(case):
+def test_every_other_mixer(case):
     mixer = build(case)
     x = case.sample(np.random.default_rng(0), TIME)
     both = lambda mixer, x, cache: (mixer.prefill(x, cache), mixer.step(x[0], cache))  # noqa: E731
-    for platform in PLATFORMS[1:]:
-        assert foreign_operations(lowered(both, mixer, x, mixer.init_cache(), platform=platform)) == []
+    assert foreign_operations(lowered(both, mixer, x, mixer.init_cache(), platform="cuda")) == []
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -74,7 +74,8 @@ def _read_programs(folder: pathlib.Path, manifest: Manifest, platform: str) -> d
             except CheckpointError as error:
                 problems.append(f"`{files[name].path}`: {error}")
     if problems:
-        raise CheckpointError(f"The programs of `{folder}` cannot be used. Export the model again.", problems)
+        made = f"made with JAX {manifest.versions.get('jax', 'unknown')}, read with {jax.__version__}"
+        raise CheckpointError(f"The programs of `{folder}` ({made}) cannot be used. Export the model again.", problems)
     return programs
 
 

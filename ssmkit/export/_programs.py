@@ -15,6 +15,8 @@ from ..checkpoint import CheckpointError
 from ._manifest import Spec
 
 
+_PATHS = "jax_traceback_in_locations_limit"
+
 BATCH = "_batch"
 """Ends the name of a program that takes any number of sequences."""
 
@@ -157,16 +159,22 @@ def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Ite
     weights = {name: Spec.of(leaf) for name, leaf in parts.weights.items()}
     (batch,) = export.symbolic_shape("batch")
     for name, function in functions(parts, segments).items():
-        with _schedule_for(platform):
+        with _tracing_for(platform):
             yield name, export.export(jax.jit(function), platforms=[platform])(*signature(name, weights, parts.cache))
         if name != "init":
             rows = jax.vmap(function, in_axes=(None, *[0] * (len(signature(name, {}, {})) - 1)))
-            with _schedule_for(platform):
+            with _tracing_for(platform):
                 exported = export.export(jax.jit(rows), platforms=[platform])
                 yield name + BATCH, exported(*signature(name, weights, parts.cache, batch))
 
 
-def _schedule_for(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """Kernels choose chunks as they would on that platform."""
-    target = getattr(kernels, "target", None)
-    return contextlib.nullcontext() if target is None else target(platform)
+@contextlib.contextmanager
+def _tracing_for(platform: str) -> Iterator[None]:
+    """Kernels choose chunks as they would on that platform, and no path of a source file enters the program."""
+    limit, target = getattr(jax.config, _PATHS), getattr(kernels, "target", None)
+    jax.config.update(_PATHS, 0)
+    try:
+        with contextlib.nullcontext() if target is None else target(platform):
+            yield
+    finally:
+        jax.config.update(_PATHS, limit)
