@@ -217,23 +217,24 @@ def report(
         typer.echo(text)
 
 
-_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+Words = Annotated[list[str] | None, typer.Argument(metavar="..", help="Words that the measurement reads itself.")]
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
-def recurrences(context: typer.Context) -> None:
+def recurrences(words: Words = None) -> None:
     """Every published recurrence: tokens per second, and chunks against a plain scan."""
     from . import recurrences as module
 
-    module.main(context.args)
+    module.main(words or [])
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
-def perplexity_parity(context: typer.Context) -> None:
+def perplexity_parity(words: Words = None) -> None:
     """Perplexity of a text by ssmkit and by HF transformers, which must agree."""
     from . import perplexity_parity as module
 
-    raise typer.Exit(module.main(context.args))
+    raise typer.Exit(module.main(words or []))
 
 
 def _settings(

@@ -1,19 +1,365 @@
-"""The figures in the documentation are those that were measured."""
+"""The benchmarks run, refuse wrong results, and say what was measured; the documentation shows those figures."""
 
 import json
 import pathlib
+import re
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import ssmkit.models
+from ssmkit.benchmarks import (
+    _check,
+    _cli,
+    _memory,
+    _report,
+    _session,
+    _timing,
+    _worker,
+    startup,
+    train,
+    uncached,
+)
+from ssmkit.benchmarks._checkpoint import checkpoint
+from ssmkit.benchmarks._geometry import GEOMETRIES, Geometry
+from ssmkit.benchmarks.peers import SUBJECTS, Entry, load, reasons
+from ssmkit.benchmarks.recurrences import mixers, table
 
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+VOCABULARY = GEOMETRIES["tiny"].vocab_size
 
 
-def test_the_table_of_recurrences_is_what_was_measured(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    from benchmarks.recurrences import mixers, table
+@pytest.fixture(scope="module", autouse=True)
+def _as_users_run_it():
+    """With JAX's default settings, unlike other tests."""
+    defaults = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+    before = {name: getattr(jax.config, name) for name in defaults}
+    settle, _timing.SETTLE = _timing.SETTLE, 0.0
+    for name, value in defaults.items():
+        jax.config.update(name, value)
+    yield
+    _timing.SETTLE = settle
+    for name, value in before.items():
+        jax.config.update(name, value)
 
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder of checkpoints, the tiny one among them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with checkpoint("tiny", folder):
+        return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(kept):
+    return load("ssmkit", kept / "tiny")
+
+
+# The model of what a token costs.
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        GEOMETRIES["tiny"],
+        GEOMETRIES["10m"],
+        Geometry(100, 48, 3, state_size=24, head_dim=12, n_groups=2, conv_kernel=3, tied=False),
+    ],
+)
+def test_bytes_and_flops_are_those_of_the_real_model(geometry):
+    model = eqx.filter_eval_shape(ssmkit.models.Mamba2, geometry.config, key=jax.random.key(0))
+    arrays = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    size = sum(leaf.size for leaf in arrays)
+    assert geometry.parameters == size
+    embedding = 0 if geometry.tied else model.embedding.weight.size
+    assert geometry.weight_bytes() == 4 * (size - embedding)
+    cache = eqx.filter_eval_shape(model.init_cache)
+    assert geometry.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert geometry.step_bytes(3) == geometry.weight_bytes() + 6 * geometry.state_bytes
+    mixers = [block.mixer for block in model.blocks]
+    assert geometry.projection_flops == sum(2 * (m.in_proj.weight.size + m.out_proj.weight.size) for m in mixers)
+    assert geometry.prefill_flops(10, 2) == 20 * geometry.projection_flops + 2 * 2 * model.embedding.weight.size
+
+
+def test_narrow_weights_are_fewer_bytes():
+    geometry = GEOMETRIES["130m"]
+    matrices = sum(count * rows * columns for count, rows, columns in geometry.matrices)
+    rows = sum(count * rows for count, rows, _ in geometry.matrices)
+    assert geometry.weight_bytes("float32") - geometry.weight_bytes("bfloat16") == 2 * matrices
+    assert geometry.weight_bytes("float32") - geometry.weight_bytes("int8") == 3 * matrices - 4 * rows
+    assert geometry.weight_bytes("q8_0") < geometry.weight_bytes("bfloat16")
+
+
+def test_flops_of_the_recurrence_grow_with_the_chunk():
+    geometry = GEOMETRIES["130m"]
+    per_layer = (geometry.recurrence_flops(128) - geometry.recurrence_flops(64)) / 24
+    assert per_layer == 2 * 64 * (128 + 1536)  # scores and their products with values
+
+
+@pytest.mark.parametrize(
+    "name, parameters, rows",
+    [("130m", 0.129e9, 3352), ("370m", 0.37e9, 4384), ("780m", 0.78e9, 6448), ("1.3b", 1.34e9, 8512)]
+    + [("2.7b", 2_702_599_680, 10576)],
+)
+def test_geometries_are_the_published_ones(name, parameters, rows):
+    geometry = GEOMETRIES[name]
+    assert geometry.parameters == pytest.approx(parameters, rel=0.01 if name != "2.7b" else 0)
+    assert geometry.matrices[0][1] == rows
+
+
+# Every command, and the report of what it measured.
+
+
+COMMANDS = {
+    "decode": ["-b", "1,2", "-n", "4", "-r", "1"],
+    "prefill": ["-l", "40", "-r", "1", "--no-ceilings", "-s", "ssmkit,ssmkit-model"],
+    "uncached": ["-l", "64", "-n", "2", "-r", "1"],
+    "context": ["-l", "0,40", "-n", "2", "-r", "1"],
+    "ceilings": ["-r", "1"],
+}
+
+
+def invoke(*words):
+    done = CliRunner().invoke(_cli.app, [str(word) for word in words])
+    return done.exit_code, done.output, done.exception
+
+
+@pytest.fixture(scope="module")
+def measured(kept, tmp_path_factory):
+    """The result files of the commands, and what each showed."""
+    folder, shown = tmp_path_factory.mktemp("results"), {}
+    for command, words in COMMANDS.items():
+        common = ["-g", "tiny", "-o", folder / f"{command}.json"]
+        if command != "ceilings":
+            common += ["--checkpoints", kept]
+        if command in ("decode", "context"):
+            common += ["-s", "ssmkit"]
+        code, shown[command], error = invoke(command, *common, *words)
+        assert code == 0, (command, shown[command], error)
+    return folder, shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_measures_and_the_report_shows_it(measured, command):
+    folder, shown = measured
+    content = json.loads((folder / f"{command}.json").read_text())
+    assert content["command"] == command
+    assert content["environment"]["jax"] == jax.__version__
+    assert {"date", "time", "host"}.isdisjoint(content["environment"])
+    assert all(np.all(np.array(row["seconds"]) > 0) for row in content["rows"] if isinstance(row["seconds"], list))
+    assert shown[command].strip() == _report.section(content).strip()
+    assert len(_report.table(command, content["rows"]).splitlines()) == len(content["rows"]) + 2
+    if "ceilings" in content and command in ("decode", "ceilings"):
+        best = next(iter(content["ceilings"].values()))
+        assert set(best) >= {"matvec", "matmul", "read"}
+        assert min(best.values()) > 0
+
+
+def test_figures_are_rates_of_what_was_timed(measured):
+    content = json.loads((measured[0] / "decode.json").read_text())
+    for row in content["rows"]:
+        assert row["tokens_per_s"] == pytest.approx(row["batch"] * 1e3 / row["ms_per_step"])
+        nbytes = GEOMETRIES["tiny"].step_bytes(row["batch"])
+        assert row["bytes_per_step"] == nbytes
+        ceiling = content["ceilings"][str(row["batch"])]["matvec"]
+        assert row["hbu"] == pytest.approx(nbytes / (row["ms_per_step"] / 1e3) / ceiling)
+
+
+def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Before\n\n{_report.BEGIN}\nold\n{_report.END}\n\nAfter.\n")
+    code, output, error = invoke("report", measured[0], "--page", page, "--figures", tmp_path / "figures")
+    assert code == 0, (output, error)
+    text = page.read_text()
+    assert text.startswith("# Before") and text.endswith("After.\n") and "old" not in text
+    for command in ("decode", "prefill", "uncached", "context"):
+        drawn = tmp_path / "figures" / f"{command}.svg"
+        assert f"](figures/{command}.svg)" in text
+        assert drawn.read_text().startswith("<?xml") and str(tmp_path) not in drawn.read_text()
+    once = page.read_text(), (tmp_path / "figures" / "decode.svg").read_bytes()
+    assert invoke("report", measured[0], "--page", page, "--figures", tmp_path / "figures")[0] == 0
+    assert once == (page.read_text(), (tmp_path / "figures" / "decode.svg").read_bytes())
+    page.write_text("no marks")
+    assert "must hold" in str(invoke("report", measured[0], "--page", page)[2])
+    assert "no results" in str(invoke("report", tmp_path)[2])
+
+
+def test_loading_and_compiling_are_measured(kept, tmp_path):
+    loaded = _worker._load(str(kept / "tiny"), "float32")
+    assert loaded["load_s"] > 0 and loaded["weight_bytes"] == GEOMETRIES["tiny"].weight_bytes()
+    taken = _worker.run("compile", directory=kept / "tiny", prompt=8, tokens=2, cache=tmp_path)
+    assert set(taken) == {"prompt_s", "decode_s"}
+    assert any(tmp_path.iterdir())
+
+
+def test_the_first_token_of_the_command_is_timed(kept, tmp_path):
+    assert startup._first_token(kept / "tiny", 2, tmp_path / "cache") > 0
+    assert (tmp_path / "cache" / "xla").is_dir()
+    with pytest.raises(SystemExit, match="generate. failed"):
+        startup._first_token(tmp_path, 2, tmp_path / "cache")
+
+
+def test_a_training_step_is_measured_in_its_own_process(kept, tmp_path):
+    path = tmp_path / "train.json"
+    words = ["--checkpoints", kept, "-s", "ssmkit", "-b", 1, "-l", 8, "-r", 1, "--rounds", 1, "-o", path]
+    code, output, error = invoke("train", "-g", "tiny", *words)
+    assert code == 0, (output, error)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["tokens_per_s"] == pytest.approx(8 / row["seconds"][0])
+    assert row["program_bytes"] > GEOMETRIES["tiny"].weight_bytes()
+    with pytest.raises(SystemExit, match="failed"):
+        _worker.run("train", subject="nobody")
+
+
+# Wrong results, and wrong requests.
+
+
+class Wrong:
+    """A subject that computes something else in one of its methods."""
+
+    def __init__(self, right, method):
+        self._right, self._method = right, method
+
+    def prefill(self, tokens):
+        logits = self._right.prefill(tokens)
+        return np.roll(logits, 1, axis=1) if self._method == "prefill" else logits
+
+    def begin(self, prompt, new):
+        return self._right.begin(prompt, new)
+
+    def decode(self, start, new):
+        tokens = self._right.decode(start, new).copy()
+        if self._method == "decode":
+            tokens[:, -1] = (tokens[:, -1] + 1) % VOCABULARY
+        return tokens
+
+
+@pytest.mark.parametrize(
+    "command, method, tolerance, match",
+    [
+        ("decode", "decode", None, "wrong and ssmkit differ from token 3 of row 0 on"),
+        ("decode", "decode", 1e-3, "wrong chooses .* as token 3 of row 0, and the reference"),
+        ("prefill", "prefill", 0.05, "wrong: the logit of token"),
+        ("uncached", "prefill", None, "wrong generates .* without a cache and .* with it, as token 0"),
+        ("uncached", "decode", None, "wrong chooses"),
+    ],
+)
+def test_no_speed_is_reported_for_a_wrong_result(monkeypatch, kept, tiny, tmp_path, command, method, tolerance, match):
+    monkeypatch.setitem(SUBJECTS, "wrong", Entry("wrong", "ours", tolerance=tolerance))
+    load_right = _session.load
+    make = lambda name, directory: Wrong(tiny, method) if name == "wrong" else load_right(name, directory)  # noqa: E731
+    monkeypatch.setattr(_session, "load", make)
+    words = COMMANDS[command][:-2] if command == "prefill" else COMMANDS[command]
+    words = [*words, "--no-ceilings"] if command == "decode" else words
+    output = tmp_path / "out.json"
+    code, shown, error = invoke(
+        command, "-g", "tiny", "--checkpoints", kept, "-s", "ssmkit,wrong", "-o", output, *words
+    )
+    assert code != 0 and not output.exists() and "|" not in shown
+    assert re.search(match, str(error)), error
+
+
+def test_training_that_differs_is_refused():
+    right = {"loss": 5.0, "gradient_norm": 2.0}
+    train._check({"a": [right], "b": [{"loss": 5.0001, "gradient_norm": 2.0001}]})
+    with pytest.raises(SystemExit, match="b: the gradient norm is 2.01, and not 2"):
+        train._check({"a": [right], "b": [right | {"gradient_norm": 2.01}]})
+    with pytest.raises(SystemExit, match="b: the loss is nan"):
+        train._check({"a": [right], "b": [right | {"loss": float("nan")}]})
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(SystemExit, match="a: the logit of token 1 after prompt 0 is nan"):
+        _check.check_logits(np.ones((1, 3)), {"a": np.array([[1.0, np.nan, 1.0]])}, {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    "words, match",
+    [
+        (["decode", "-g", "huge"], "no geometry is called huge"),
+        (["decode", "-g", "tiny", "-s", "nobody"], "no subject is called nobody"),
+        (["train", "-g", "tiny", "-s", "hf"], "cannot train hf"),
+    ],
+)
+def test_what_does_not_exist_is_named(words, match):
+    code, _, error = invoke(*words)
+    assert code != 0 and match in str(error)
+
+
+def test_sizes_are_integers():
+    code, output, _ = invoke("decode", "-b", "1,x")
+    assert code == 2 and "must be integers" in output
+
+
+# Times and memory.
+
+
+def test_repeats_alternate_and_the_first_is_not_counted():
+    order = []
+    runs = {name: _timing.Run(order.append, lambda name=name: name) for name in "ab"}
+    times = _timing.alternate(runs, 2)
+    assert "".join(order) == "ababab"
+    assert [len(times[name].seconds) for name in "ab"] == [2, 2]
+    assert times["a"].fastest <= times["a"].median
+    assert len(_timing.alternate(runs, 2, warm=True)["a"].seconds) == 2
+
+
+def test_peak_memory_is_noticed():
+    _memory.reset_peak()
+    before = _memory.peak_bytes()
+    block = np.ones(1 << 25, np.uint8)
+    assert block.sum() and _memory.peak_bytes() >= before
+    assert 0 < _memory.resident_bytes() <= _memory.peak_bytes() + (1 << 20)
+
+
+def test_prefixes_are_padded_for_generation_without_a_cache():
+    assert [uncached.padded(n) for n in (1, 64, 65)] == [64, 64, 128]
+
+
+# Other software, where it is installed.
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in SUBJECTS if name not in ("ssmkit", "mamba2-jax-bfloat16")])
+def test_subjects_compute_the_same_model(kept, tiny, name):
+    if why := reasons([name]):
+        pytest.skip(why[name])
+    if "cpu" not in SUBJECTS[name].platforms:
+        pytest.skip("measured on a GPU")
+    prompt = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9)).astype(np.int32)
+    with _session.quiet():
+        subject = load(name, kept / "tiny")
+    found = subject.decode(subject.begin(prompt, 4), 4)
+    _check.check_tokens(tiny, prompt, {"ssmkit": tiny.decode(tiny.begin(prompt, 4), 4), name: found})
+    expected = np.stack([tiny.last_logits(row) for row in prompt])
+    _check.check_logits(expected, {name: subject.prefill(prompt)}, {name: _check.tolerance(name)})
+
+
+# What the documentation shows.
+
+
+def test_the_table_of_recurrences_is_what_was_measured():
     measured = json.loads((ROOT / "benchmarks" / "results" / "recurrences_cpu.json").read_text())
     assert list(measured["results"]) == list(mixers(measured["width"]))
     assert table(measured["results"]) in (ROOT / "docs" / "models.md").read_text()
+    models = pathlib.Path(ssmkit.models.__file__).parent  # an installed package keeps them beside its other modules
     for row in measured["results"].values():  # lines may have changed since, but not by much
-        lines = len((ROOT / row["file"]).read_text().splitlines())
+        lines = len((models / pathlib.Path(row["file"]).name).read_text().splitlines())
         assert abs(lines - row["lines"]) <= 20
+
+
+def test_the_page_of_benchmarks_shows_the_committed_results():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    shown = page.split(_report.BEGIN)[1].split(_report.END)[0]
+    for content in _report.read(ROOT / "benchmarks" / "results").values():
+        assert _report.table(content["command"], content["rows"]) in shown
+
+
+def test_commands_of_their_own_pass_words_on():
+    code, output, _ = invoke("recurrences", "--help")
+    assert code == 0 and "--width" in output
