@@ -1,6 +1,7 @@
 """The command line: a command per measurement. Nothing heavy is imported before one runs."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,8 @@ def _options() -> None:
 
     A wrong result ends a measurement: no speed is reported for it.
     """
+    # On a GPU, JAX would take most of the memory at once, and leave none for other libraries.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -52,6 +52,10 @@ def _quantises() -> str | None:
     return None if known else "ssmkit.from_pretrained has no `quantize`"
 
 
+def _narrow() -> str | None:
+    return _quantises() if device()["platform"] == "cpu" else None
+
+
 def _cuda() -> str | None:
     if missing := _needs("mamba_ssm", "torch")():
         return missing
@@ -96,9 +100,7 @@ SUBJECTS: dict[str, Entry] = {
     "ssmkit-model": Entry(
         "ssmkit, `model.prefill`", "ours", {"weights": "float32", "engine": False}, commands=("prefill",)
     ),
-    "ssmkit-bfloat16": Entry(
-        "ssmkit, bfloat16 weights", "ours", {"weights": "bfloat16"}, "bfloat16", _NARROW, _quantises
-    ),
+    "ssmkit-bfloat16": Entry("ssmkit, bfloat16 weights", "ours", {"weights": "bfloat16"}, "bfloat16", _NARROW, _narrow),
     "ssmkit-int8": Entry("ssmkit, int8 weights", "ours", {"weights": "int8"}, "int8", _NARROW, _quantises),
     "hf": Entry(
         "HF transformers, bare loop",

@@ -47,7 +47,10 @@ class Model:
 
 
 def load(directory: Path, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """The model's graph and its weights, every tensor of the checkpoint taken."""
+    """The model's graph and its weights, every tensor of the checkpoint taken.
+
+    Its own loader keeps float32 whatever `dtype` it is told: matrices are cast here.
+    """
     config = read_config(directory)
     names = ("vocab_size", "hidden_size", "state_size", "head_dim", "expand", "conv_kernel", "num_hidden_layers")
     kept = {name: config[name] for name in (*names, "tie_word_embeddings", "layer_norm_epsilon")}
@@ -56,8 +59,9 @@ def load(directory: Path, dtype: Any = jnp.float32) -> tuple[Any, Any]:
     tensors = {
         name.replace("backbone.embeddings.", "backbone.embedding."): tensor for name, tensor in read_tensors(directory)
     }
-    mamba2_jax.load_pytorch_weights(model, tensors, dtype=dtype, strict=True)
-    return nnx.split(model)
+    mamba2_jax.load_pytorch_weights(model, tensors, strict=True)
+    graph, weights = nnx.split(model)
+    return graph, jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, weights)
 
 
 def _advance(graph: Any, weights: Any, tokens: jax.Array, cache: Any, *, cached: bool) -> tuple[jax.Array, Any]:
