@@ -338,6 +338,9 @@ def test_subjects_compute_the_same_model(kept, tiny, name):
     _check.check_tokens(tiny, prompt, {"ssmkit": tiny.decode(tiny.begin(prompt, 4), 4), name: found})
     expected = np.stack([tiny.last_logits(row) for row in prompt])
     _check.check_logits(expected, {name: subject.prefill(prompt)}, {name: _check.tolerance(name)})
+    if SUBJECTS[name].module == "ours":
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(subject.model) if isinstance(leaf, jax.Array))
+        assert held == GEOMETRIES["tiny"].weight_bytes(SUBJECTS[name].storage)
 
 
 # What the documentation shows.
