@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 _GREY = "#808080"
 _COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#d55e00", "#e69f00", "#cc79a7", "#999933", "#888888")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ssmkit",  # the same file from the same figures
     "font.size": 9,
     "text.color": _GREY,
