@@ -57,7 +57,7 @@ def begin(inputs, capacity: int, cache):
     start = Generation(
         tokens=jnp.zeros((batch.size, 1), jnp.int32),
         lengths=jnp.zeros(batch.size, jnp.int32),
-        finished=jnp.zeros(batch.size, bool),
+        finished=batch.lengths == 0,
         cache=cache,
         logits=logits,
         keys=keys,

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, UInt32
 from ._engine import Generation, begin, empty_cache, proceed
 from ._language_model import AbstractLanguageModel
 from ._mixer import Cache
-from ._prompts import bucket, read_prompts, read_stop_tokens
+from ._prompts import batch_bucket, bucket, read_prompts, read_stop_tokens
 from ._sampling import AbstractSampler, Greedy
 
 
@@ -21,6 +21,7 @@ from ._sampling import AbstractSampler, Greedy
 _STREAM_TOKENS = 16
 _MOST_TOKENS = 2**30
 
+Tree = TypeVar("Tree")
 # One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
 Keys: TypeAlias = Key[Array, "*batch"] | UInt32[Array, "*batch _"]
 
@@ -39,7 +40,8 @@ def generate(
     """Continue every prompt: prefill, decoding, sampling and stopping in one executable.
 
     Prompts of unequal length in one batch give what each gives alone. One executable serves every prompt length and
-    number of tokens up to the next power of two, every sampler setting, and every stop token.
+    number of tokens up to the next power of two, every number of prompts up to the next of 1, 2, 3, 4, 6, 8, 12, 16
+    and so on, every sampler setting, and every stop token.
 
     **Arguments:**
 
@@ -58,14 +60,14 @@ def generate(
 
     **Raises:** `ValueError` naming the argument; `FloatingPointError` when the model's logits are not finite.
     """
-    batch = read_prompts(prompts, lengths, model.vocab_size)
+    batch, rows = read_prompts(prompts, lengths, model.vocab_size)
     capacity = _capacity(max_new_tokens)
     stops = read_stop_tokens(stop_token, model.vocab_size)
-    keys = _row_keys(sampler, key, batch.size)
+    keys = _with_rows(_row_keys(sampler, key, rows), batch.size)
     if cache is not None:
-        cache = jax.tree.map(jnp.copy, _check_cache(model, cache, batch.size))
+        cache = _with_rows(_check_cache(model, cache, rows), batch.size)
     result = begin((model, sampler, batch, stops, _limit(max_new_tokens), keys), capacity, cache)
-    return _finish(result, max_new_tokens)
+    return _finish(result, max_new_tokens, rows)
 
 
 def resume(
@@ -91,10 +93,10 @@ def resume(
         raise ValueError("`sampler` has a repetition penalty, but `generation` was made by one without.")
     stops = read_stop_tokens(stop_token, model.vocab_size)
     capacity = _capacity(max_new_tokens)
-    _check_cache(model, generation.cache, generation.finished.shape[0])
-    generation = jax.tree.map(jnp.copy, _last_token(generation))
-    result = proceed((model, sampler, stops, _limit(max_new_tokens)), capacity, generation)
-    return _finish(result, max_new_tokens)
+    rows = generation.finished.shape[0]
+    _check_cache(model, generation.cache, rows)
+    result = proceed((model, sampler, stops, _limit(max_new_tokens)), capacity, _padded(_last_token(generation)))
+    return _finish(result, max_new_tokens, rows)
 
 
 def stream(
@@ -115,9 +117,9 @@ def stream(
     **Raises:** as `generate`, at the call rather than at the first token.
     """
     _capacity(max_new_tokens)
-    batch = read_prompts([prompt] if np.ndim(prompt) == 1 else prompt, None, model.vocab_size)
-    if batch.size != 1:
-        raise ValueError(f"`prompt` must be one sequence of ids, got {batch.size}. Use `generate` for a batch.")
+    batch, rows = read_prompts([prompt] if np.ndim(prompt) == 1 else prompt, None, model.vocab_size)
+    if rows != 1:
+        raise ValueError(f"`prompt` must be one sequence of ids, got {rows}. Use `generate` for a batch.")
     stops = read_stop_tokens(stop_token, model.vocab_size)
     keys = _row_keys(sampler, key, 1)
 
@@ -127,7 +129,7 @@ def stream(
         while left > 0 and not bool(result.finished[0]):
             ask = min(ask, left)
             result = proceed((model, sampler, stops, _limit(ask)), _STREAM_TOKENS, _last_token(result))
-            result = _finish(result, ask)
+            result = _finish(result, ask, 1)
             yield from np.asarray(result.tokens)[0, : int(result.lengths[0])].tolist()
             left, ask = left - ask, _STREAM_TOKENS
 
@@ -138,6 +140,27 @@ def _last_token(generation: Generation[Cache]) -> Generation[Cache]:
     """Only the last token of each row: how many there are must not matter for what is compiled next."""
     last = np.pad(np.asarray(generation.tokens), ((0, 0), (1, 0)))[:, -1:]
     return eqx.tree_at(lambda g: g.tokens, generation, jnp.asarray(last))
+
+
+def _padded(generation: Generation[Cache]) -> Generation[Cache]:
+    """A copy with as many rows as an executable has; those that are added are finished."""
+    rows = generation.finished.shape[0]
+    size = batch_bucket(rows)
+    finished = np.pad(np.asarray(generation.finished), (0, size - rows), constant_values=True)
+    return eqx.tree_at(lambda g: g.finished, _with_rows(generation, size), jnp.asarray(finished))
+
+
+def _with_rows(tree: Tree, size: int) -> Tree:
+    """A copy with so many rows: the first ones, or the last one again and again."""
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    return jax.tree.map(jnp.copy, tree) if rows == size else _resized(tree, size)
+
+
+@eqx.filter_jit
+def _resized(tree: Tree, size: int) -> Tree:
+    return jax.tree.map(
+        lambda x: x[:size] if size <= x.shape[0] else x[jnp.minimum(jnp.arange(size), len(x) - 1)], tree
+    )
 
 
 def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:
@@ -184,12 +207,13 @@ def _check_cache(model, cache, size: int):
     return cache
 
 
-def _finish(result: Generation, max_new_tokens: int) -> Generation:
-    bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(result.logits)), axis=1))
+def _finish(result: Generation, max_new_tokens: int, rows: int) -> Generation:
+    bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(result.logits)[:rows]), axis=1))
     if bad.size:
         raise FloatingPointError(
             f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or infinity."
         )
     # By way of the host: a slice on the device, even `jnp.asarray`, would be compiled for every size.
-    tokens = np.asarray(result.tokens)[:, :max_new_tokens]
-    return eqx.tree_at(lambda g: g.tokens, result, jax.device_put(tokens))
+    tokens = np.asarray(result.tokens)[:rows, :max_new_tokens]
+    result = eqx.tree_at(lambda g: g.tokens, result, jax.device_put(tokens))
+    return result if result.finished.shape[0] == rows else _resized(result, rows)

@@ -9,7 +9,10 @@ from jaxtyping import Array, Bool, Int
 
 
 class Prompts(eqx.Module):
-    """Right-padded prompts; positions at or past a row's length hold id 0 and are never consumed."""
+    """Right-padded prompts; positions at or past a row's length hold id 0 and are never consumed.
+
+    Rows past the prompts have length 0: nothing is generated for them.
+    """
 
     tokens: Int[Array, "batch time"]
     lengths: Int[Array, " batch"]
@@ -31,8 +34,16 @@ def bucket(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def read_prompts(prompts, lengths, vocab_size: int) -> Prompts:
+def batch_bucket(rows: int) -> int:
+    """How many rows an executable has for so many prompts: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
+    power = 1 << (rows - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
+
+
+def read_prompts(prompts, lengths, vocab_size: int) -> tuple[Prompts, int]:
     """Check and pad prompts.
+
+    **Returns:** the padded prompts, and how many of their rows are prompts.
 
     **Raises:** `ValueError` naming the argument, for no prompts, an empty prompt, ids outside the vocabulary, or
     lengths that do not fit.
@@ -61,10 +72,12 @@ def read_prompts(prompts, lengths, vocab_size: int) -> Prompts:
                 f"prompt {i} must have ids in [0, {vocab_size}), got ids from {row.min()} to {row.max()}. Is this "
                 "the model's tokenizer?"
             )
-    padded = np.zeros((len(rows), bucket(max(row.size for row in rows))), np.int32)
-    for target, row in zip(padded, rows, strict=True):
-        target[: row.size] = row
-    return Prompts(jnp.asarray(padded), jnp.asarray([row.size for row in rows], jnp.int32))
+    size = batch_bucket(len(rows))
+    padded = np.zeros((size, bucket(max(row.size for row in rows))), np.int32)
+    counts = np.zeros(size, np.int32)
+    for i, row in enumerate(rows):
+        padded[i, : row.size], counts[i] = row, row.size
+    return Prompts(jnp.asarray(padded), jnp.asarray(counts)), len(rows)
 
 
 def read_stop_tokens(stop_token: int | Sequence[int] | None, vocab_size: int) -> Int[Array, " stops"]:

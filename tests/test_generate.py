@@ -14,7 +14,7 @@ import pytest
 from helpers import trees_close, trees_equal_bitwise
 
 import ssmkit
-from ssmkit import _generate, _prompts
+from ssmkit import _engine, _generate, _prompts
 from ssmkit.models import Mamba2, Mamba2Config, ToySSM
 
 
@@ -486,6 +486,43 @@ def test_within_a_bucket_nothing_is_compiled_anew():
         run(ROWS, 16, SAMPLER, 4, 0)  # stop tokens
         run(ROWS, 11, SAMPLER, [1, 2, 3, 4, 5, 6, 7], 2)
     assert events == []
+
+
+def test_numbers_of_prompts_share_an_executable():
+    """Seven and eight rows are one bucket; what is compiled anew for another number only cuts or repeats rows."""
+    model, key = toy(), jax.random.key(0)
+    sampler = ssmkit.Sampler(temperature=1.5, repetition_penalty=1.1)
+    prompts = [[1 + i] * (1 + i) for i in range(8)]
+
+    def run(count):
+        out = ssmkit.generate(model, prompts[:count], 12, sampler, stop_token=3, key=key)
+        more = ssmkit.resume(model, out, 5, sampler, stop_token=3)
+        again = ssmkit.generate(model, prompts[:count], 4, cache=out.cache)
+        return out, more, again
+
+    def executables():
+        return _engine.begin._cached._cache_size(), _engine.proceed._cached._cache_size()
+
+    outs = run(8)
+    before = executables()
+    for count in (7, 8, 7):
+        for got, all_rows in zip(run(count), outs, strict=True):
+            expected = jax.tree.map(lambda x: x[:count], all_rows)
+            assert trees_close(got.cache, expected.cache, 1e-6)
+            for name in ("tokens", "lengths", "finished"):
+                np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    assert executables() == before
+    run(7)
+    with compilations() as events:
+        run(7)
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    "rows, size", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (17, 24)]
+)
+def test_batch_buckets(rows, size):
+    assert _prompts.batch_bucket(rows) == size
 
 
 # What is refused

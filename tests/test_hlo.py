@@ -42,7 +42,7 @@ class Program:
         return jax.tree.map(lambda x: jnp.zeros((BATCH, *x.shape), x.dtype), self.model.init_cache())
 
     def arguments(self, limit):
-        batch = _prompts.read_prompts(PROMPTS, None, VOCAB)
+        batch, _ = _prompts.read_prompts(PROMPTS, None, VOCAB)
         stops = _prompts.read_stop_tokens(None, VOCAB)
         limit = jnp.asarray(limit, jnp.int32)
         keys = jax.random.split(jax.random.key(0), BATCH)

@@ -84,7 +84,7 @@ def proceed(model, sampler, stops, limit, generation):
 
 def generations(model, sampler, batch: int, platform: str) -> Iterator[str]:
     """The engine's two executables."""
-    prompts = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size)
+    prompts, _ = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size)
     stops, limit = _prompts.read_stop_tokens(3, model.vocab_size), jnp.asarray(5, jnp.int32)
     keys = jax.random.split(jax.random.key(0), batch)
     generation = ssmkit.Generation(
