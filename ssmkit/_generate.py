@@ -158,9 +158,7 @@ def _with_rows(tree: Tree, size: int) -> Tree:
 
 @eqx.filter_jit
 def _resized(tree: Tree, size: int) -> Tree:
-    return jax.tree.map(
-        lambda x: x[:size] if size <= x.shape[0] else x[jnp.minimum(jnp.arange(size), len(x) - 1)], tree
-    )
+    return jax.tree.map(lambda x: x[jnp.minimum(jnp.arange(size), x.shape[0] - 1)], tree)
 
 
 def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:
