@@ -37,6 +37,11 @@ class AbstractMambaConfig:
     pad_token_id: int | None = None
 
     @property
+    def time_step_range(self) -> tuple[float, float, float]:
+        """The least and the greatest initial step size, and the floor."""
+        return self.time_step_min, self.time_step_max, self.time_step_floor
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding."""
         return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
@@ -61,11 +66,11 @@ class AbstractMambaConfig:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
 
 
-def initial_dt_bias(config: AbstractMambaConfig, size: int, *, key: PRNGKeyArray) -> Float[Array, " size"]:
-    """Where a softplus gives step sizes that are log-uniform in the configured range, as the papers' code."""
-    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-    dt = jnp.exp(jax.random.uniform(key, (size,), jnp.float32, low, high))
-    dt = jnp.maximum(dt, config.time_step_floor)
+def initial_dt_bias(size: int, least: float, most: float, floor: float, *, key: PRNGKeyArray) -> Float[Array, " size"]:
+    """Where a softplus gives step sizes that are log-uniform from `least` to `most`, but not below `floor`, as the
+    papers' code."""
+    dt = jnp.exp(jax.random.uniform(key, (size,), jnp.float32, math.log(least), math.log(most)))
+    dt = jnp.maximum(dt, floor)
     return dt + jnp.log(-jnp.expm1(-dt))
 
 

@@ -96,7 +96,7 @@ class MambaRecurrence(ssmkit.DiagonalChunkedRecurrence[MambaInputs]):
         """A is -1, -2, .. in every channel (S4D-Real); step sizes are log-uniform, as the paper's code."""
         channels, size = config.inner_size, config.state_size
         self.A_log = jnp.tile(jnp.log(jnp.arange(1, size + 1, dtype=jnp.float32)), (channels, 1))
-        self.dt_bias = initial_dt_bias(config, channels, key=key)
+        self.dt_bias = initial_dt_bias(channels, *config.time_step_range, key=key)
         self.state_shape = (channels, size, 1)
         self.chunk_size = config.chunk_size
 

@@ -106,7 +106,7 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
         heads = config.heads
         A_key, dt_key = jax.random.split(key)
         self.A_log = jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0))
-        self.dt_bias = initial_dt_bias(config, heads, key=dt_key)
+        self.dt_bias = initial_dt_bias(heads, *config.time_step_range, key=dt_key)
         self.time_step_limit = config.time_step_limit
         self.state_shape = (heads, config.state_size, config.head_dim)
         self.chunk_size = config.chunk_size

@@ -9,6 +9,8 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
+from ._mamba_family import initial_dt_bias
+
 
 class Mamba3Inputs(eqx.Module):
     """What the recurrence sees of one token, a leading `time` axis for many: what is written now and was written
@@ -170,10 +172,8 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         self.D = ones(heads)
         self.phase = ssmkit.RunningPhase((heads, angles))
         self.B_before, self.x_before = ssmkit.Shift((heads, rank, d_state)), ssmkit.Shift((heads, headdim))
-        dt = jax.random.uniform(dt_key, (heads,), jnp.float32, math.log(dt_min), math.log(dt_max))
-        dt = jnp.maximum(jnp.exp(dt), dt_init_floor)
         self.recurrence = Mamba3Recurrence(
-            dt_bias=dt + jnp.log(-jnp.expm1(-dt)),
+            dt_bias=initial_dt_bias(heads, dt_min, dt_max, dt_init_floor, key=dt_key),
             A_activation=A_activation,
             A_floor=A_floor,
             state_shape=(heads, d_state, headdim),

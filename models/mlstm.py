@@ -163,4 +163,6 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
 def _constant(inputs: int, bias: Float[Array, " out"], key: PRNGKeyArray) -> ssmkit.Linear:
     """A gate that at first is its bias."""
     linear = ssmkit.Linear(inputs, bias.size, use_bias=True, dtype=bias.dtype, key=key)
-    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (jnp.zeros_like(linear.weight), bias))
+    return eqx.tree_at(
+        lambda layer: (layer.weight, layer.bias), linear, (jnp.zeros(linear.weight.shape, bias.dtype), bias)
+    )
