@@ -17,7 +17,8 @@ from ._language_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
     LanguageModel as LanguageModel,
 )
-from ._layers import Embedding as Embedding, Linear as Linear
+from ._layers import Embedding as Embedding, Linear as Linear, matrix_mask as matrix_mask
+from ._matrix import Int8Matrix as Int8Matrix
 from ._mixer import (
     AbstractMixer as AbstractMixer,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
@@ -32,6 +33,7 @@ from ._norms import (
     rms_normalise as rms_normalise,
 )
 from ._operator import AbstractSequenceOperator as AbstractSequenceOperator
+from ._quantize import quantize as quantize
 from ._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence
 from ._running import (
     Gates as Gates,

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int
 
-from ._layers import Embedding, Linear, project
+from ._layers import Embedding, Linear
+from ._matrix import project
 from ._mixer import AbstractMixer, Cache, ResidualBlock
 from ._norms import LayerNorm, RMSNorm
 from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
@@ -98,7 +99,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         tokens = _ids("tokens", tokens, 1)
         x, caches = self.embedding(tokens), []
         for block, block_cache in self._pairs(cache):
-            x, block_cache = block.prefill(x, block_cache, length=length)
+            x, block_cache = _prefill(block, x, block_cache, length)
             caches.append(block_cache)
         time = tokens.shape[0]
         last = time - 1 if length is None else jnp.maximum(check_length(length, time), 1) - 1
@@ -111,7 +112,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         token = _ids("token", token, 0)
         x, caches = self.embedding(token), []
         for block, block_cache in self._pairs(cache):
-            x, block_cache = block.step(x, block_cache, valid=valid)
+            x, block_cache = _step(block, x, block_cache, valid)
             caches.append(block_cache)
         return self._logits(x), tuple(caches)
 
@@ -124,8 +125,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
         x, caches = drop(self.embedding(tokens), key=first), []
         for (block, block_cache), block_key in zip(self._pairs(cache), keys, strict=True):
-            branch, block_cache = block.mixer.prefill(block.norm(x), block_cache)
-            x = block.add(x, drop(branch, key=block_key))
+            x, block_cache = _forward(block, x, block_cache, drop, block_key)
             caches.append(block_cache)
         return self._logits(x), tuple(caches)
 
@@ -141,6 +141,27 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
         weight = self.embedding.weight if self.head is None else self.head.weight
         return project(weight, self.norm(x))[..., : self.vocab_size]
+
+
+# Blocks of the same structure are traced once, however deep the model.
+
+
+@eqx.filter_jit
+def _prefill(block: ResidualBlock, x: Array, cache: Any, length: Length | None) -> tuple[Array, Any]:
+    return block.prefill(x, cache, length=length)
+
+
+@eqx.filter_jit
+def _step(block: ResidualBlock, x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
+    return block.step(x, cache, valid=valid)
+
+
+@eqx.filter_jit
+def _forward(
+    block: ResidualBlock, x: Array, cache: Any, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
+) -> tuple[Array, Any]:
+    branch, cache = block.mixer.prefill(block.norm(x), cache)
+    return block.add(x, drop(branch, key=key)), cache
 
 
 class LanguageModel(AbstractResidualLanguageModel[Any]):

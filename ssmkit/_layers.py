@@ -1,21 +1,22 @@
 """Pointwise layers: they act on the last axis and accept any number of leading axes.
 
-Numerics, stated once: activations between layers are float32 (or wider); the operands of a projection are cast to its
-weight's dtype on entry, and the product is accumulated and returned in float32. Normalisation is float32 throughout.
+Numerics, stated once: activations between layers are float32 (or wider), and so is what a projection returns, however
+narrow its weight is stored (`_matrix.py`). Normalisation is float32 throughout.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
-from ._types import PRNGKeyArray, at_least_float32
+from ._matrix import Matrix, look_up, project
+from ._types import PRNGKeyArray
 
 
 class Linear(eqx.Module):
     r"""$y = W x + b$, with $W$ stored as `(out, in)`."""
 
-    weight: Float[Array, "out in"]
+    weight: Matrix
     bias: Float[Array, " out"] | None
 
     def __init__(
@@ -43,17 +44,10 @@ def along_last(vector: Float[Array, " width"], x: Float[Array, "*axes width"]) -
     return jnp.broadcast_to(vector.astype(x.dtype), x.shape)
 
 
-def project(weight: Float[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """The cast point: operands in the weight's dtype, result in float32 or wider."""
-    return jnp.einsum(
-        "...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=at_least_float32(weight.dtype)
-    )
-
-
 class Embedding(eqx.Module):
     """A row of `weight` per token id. Rows past `vocab_size` are padding: never looked up, never produced."""
 
-    weight: Float[Array, "padded_vocab width"]
+    weight: Matrix
 
     def __init__(self, rows: int, width: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
         """Normal initialisation with standard deviation 0.02."""
@@ -61,4 +55,20 @@ class Embedding(eqx.Module):
 
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
         """Rows in the weight's dtype: with it starts the residual stream."""
-        return self.weight[tokens]
+        return look_up(self.weight, tokens)
+
+
+def matrix_mask(model: PyTree) -> PyTree[bool]:
+    """True for the weights of `Linear` and `Embedding`, false for everything else.
+
+    It tells the matrices of any model from decay rates, step sizes, skips, norms, biases and convolutions without
+    naming them: weight decay (`mask=` of optax) and quantisation act on the former only.
+    """
+
+    def mask(node: PyTree) -> PyTree:
+        nothing = jax.tree.map(lambda _: False, node)
+        if isinstance(node, Linear | Embedding):
+            return eqx.tree_at(lambda layer: layer.weight, nothing, True)
+        return nothing
+
+    return jax.tree.map(mask, model, is_leaf=lambda node: isinstance(node, Linear | Embedding))

@@ -157,6 +157,27 @@ def test_dtype(run, checkpoint, dtype):
     assert run("generate", "To be", "--model", checkpoint, "-n", "2", "--dtype", dtype)[0] == 0
 
 
+@pytest.mark.parametrize("quantize", ["int8", "bfloat16"])
+def test_quantize(run, checkpoint, text_file, quantize):
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint, quantize=quantize)
+    prompt = tokenizer.encode("To be")
+    words = ("generate", "To be", "--model", checkpoint, "-n", "8", "--temperature", "0", "--quantize", quantize)
+    expected = tokenizer.decode([*prompt, *ssmkit.stream(model, prompt, 8)])
+    assert run(*words)[1].rstrip("\n") == expected.rstrip("\n")
+    result = json.loads(run("score", "--model", checkpoint, text_file, "--json", "--quantize", quantize)[1])
+    expected = ssmkit.score(model, tokenizer.encode(TEXT)).nats_per_token
+    np.testing.assert_allclose(result["nats_per_token"], expected, rtol=1e-6)
+    assert expected != ssmkit.score(from_pretrained(checkpoint), tokenizer.encode(TEXT)).nats_per_token
+
+
+@pytest.mark.parametrize("command", ["generate", "score"])
+def test_an_exported_model_is_not_quantised(run, checkpoint, text_file, tmp_path, command):
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "exported.json").write_text("{}")
+    words = (command, text_file, "--model", tmp_path / "exported", "--quantize", "int8")
+    assert_one_line(*run(*words), "is an exported model, whose weights stay as they are: leave out --quantize")
+
+
 # score
 
 
@@ -342,6 +363,7 @@ BAD = {
     "penalty": (["generate", "x", "-m", "MODEL", "--repetition-penalty", "0"], "`repetition_penalty` must be above 0"),
     "seed": (["generate", "x", "-m", "MODEL", "--seed", "-1"], "Invalid value for "),
     "dtype": (["generate", "x", "-m", "MODEL", "--dtype", "int8"], "Invalid value for '--dtype'"),
+    "quantize": (["generate", "x", "-m", "MODEL", "--quantize", "int4"], "Invalid value for '--quantize'"),
     "stop": (["generate", "x", "-m", "MODEL", "--stop", "many tokens"], "--stop must be one token"),
     "no tokenizer": (["generate", "x", "-m", "BARE"], "no tokenizer.json beside"),
     "tokenizer missing": (["generate", "x", "-m", "BARE", "--tokenizer", "MISSING"], "no tokenizer at"),
@@ -425,7 +447,7 @@ def test_no_embedded_model(run, monkeypatch, tmp_path):
 
 
 def test_other_errors_are_not_hidden(run, checkpoint, monkeypatch):
-    monkeypatch.setattr(_generate, "load_model", lambda source, dtype: 1 / 0)
+    monkeypatch.setattr(_generate, "load_model", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("generate", "x")
 

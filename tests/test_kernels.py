@@ -91,8 +91,8 @@ def test_chunk_scan_and_gradients_match_the_reference(schedule, chunk, groups, t
 
 
 def test_cumsum_differences_would_fail(monkeypatch):
-    """The bound has teeth: the usual segment sums break it where the decay is large."""
-    monkeypatch.setattr(_scalar, "segment_sums", cumsum_differences)
+    """The bound has teeth: the usual decays break it where they are small."""
+    monkeypatch.setattr(_scalar, "segment_decays", decays_of_differences)
     coefficients, state = random_coefficients(
         0, time=67, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-20000.0, chunk=64
     )
@@ -214,7 +214,7 @@ def sequence():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("chunk", [50, 1000])
 def test_any_chunk_size(sequence, schedule, chunk):
-    """Also those that no block of the segment sums divides, and those longer than the sequence."""
+    """Also those that no block of the segment decays divides, and those longer than the sequence."""
     coefficients, state, expected = sequence
     assert max(map(relative_error, scan(schedule, chunk)(coefficients, state), expected)) <= BOUND
 
@@ -273,63 +273,89 @@ def test_chunk_size_below_one(sequence, chunk):
         kernels.chunk_scan(coefficients, state, chunk_size=chunk)
 
 
-# Segment sums.
+# Segment decays.
 
 
-SEGMENT_SUMS = jit(kernels.segment_sums)
+SEGMENT_DECAYS = jit(kernels.segment_decays)
 
 
-def cumsum_differences(x):
-    """The usual segment sums, which cancel."""
+def decays_of_differences(x):
+    """The usual decays, of differences that cancel."""
     total = jnp.cumsum(x, axis=-1)
     difference = total[..., :, None] - total[..., None, :]
     lower = jnp.tri(x.shape[-1], dtype=bool)
-    return jnp.where(jnp.broadcast_to(lower, difference.shape), difference, -jnp.inf)
+    return jnp.exp(jnp.where(jnp.broadcast_to(lower, difference.shape), difference, -jnp.inf))
 
 
-def direct_sums(x: np.ndarray) -> np.ndarray:
-    """Every sum on its own, in float64."""
+def exact_sums(x: np.ndarray) -> np.ndarray:
+    """Every sum on its own, in float64; minus infinity above the diagonal."""
     chunk = x.shape[-1]
-    sums = np.full((*x.shape, chunk), -np.inf)
+    x = x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+    sums = np.full((*x.shape, chunk), -np.inf, x.dtype)
     for j in range(chunk):
         sums[..., j, j] = 0.0
-        for i in range(j + 1, chunk):
-            sums[..., i, j] = x[..., j + 1 : i + 1].astype(np.float64).sum(axis=-1)
+        sums[..., j + 1 :, j] = np.cumsum(x[..., j + 1 :], axis=-1)
     return sums
 
 
-def worst_segment(sums, expected) -> float:
-    """The worst relative error of any single entry at or below the diagonal."""
-    lower = np.tril(np.ones(sums.shape[-2:], bool), -1)
-    sums, expected = np.asarray(sums, np.float64)[..., lower], expected[..., lower]
-    return float(np.max(np.abs(sums - expected) / np.abs(expected)))
+def worst_decay(decays, sums) -> float:
+    """The worst relative error of any single decay that float32 can hold, as a multiple of its exponent, if above 1.
+
+    To round the exponent is to change the decay by as much times the exponent.
+    """
+    held = sums.real > -80.0
+    expected = np.exp(sums[held])
+    error = np.abs(np.asarray(decays)[held] - expected) / np.abs(expected)
+    return float(np.max(error / np.maximum(np.abs(sums[held]), 1.0)))
 
 
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("cumulative", [-1e-3, -400.0, -20000.0])
 @pytest.mark.parametrize("chunk", [1, 16, 17, 64, 100, 256, 300])
-def test_segment_sums_are_relatively_precise_entry_by_entry(chunk, cumulative):
-    """Every entry, not just a norm: at most 22 float32 additions of terms of one sign stand behind each."""
+def test_segment_decays_are_relatively_precise_entry_by_entry(chunk, cumulative, is_complex):
+    """Every entry, not just a norm: at most 22 float32 additions of terms of one sign stand behind each exponent."""
     coefficients, _ = random_coefficients(
-        9, time=chunk, heads=3, groups=1, key=1, value=1, cumulative=cumulative, chunk=chunk
+        9, time=chunk, heads=3, groups=1, key=1, value=1, cumulative=cumulative, chunk=chunk, is_complex=is_complex
     )
     x = coefficients.log_decay[..., 0].T
-    expected = direct_sums(np.asarray(x))
-    sums = SEGMENT_SUMS(x)
-    assert sums.dtype == jnp.float32
-    assert np.array_equal(np.isneginf(sums), np.isneginf(expected))
-    assert np.array_equal(np.diagonal(sums, axis1=-2, axis2=-1), np.zeros((3, chunk)))
-    if chunk > 1:
-        assert worst_segment(sums, expected) <= 1e-6
-    if chunk > 16:
-        assert worst_segment(jit(cumsum_differences)(x), expected) > 1e-5
+    sums = exact_sums(np.asarray(x))
+    decays = SEGMENT_DECAYS(x)
+    assert decays.dtype == x.dtype and decays.shape == (3, chunk, chunk)
+    upper = np.triu(np.ones((chunk, chunk), bool), 1)
+    assert not np.asarray(decays)[:, upper].any()
+    assert not np.asarray(decays)[sums.real < -104.0].any()  # less than half of what float32 can hold
+    assert np.array_equal(np.diagonal(decays, axis1=-2, axis2=-1), np.ones((3, chunk)))
+    if is_complex:  # angles of both signs add up to a hundred radians, which float32 holds to 4e-6
+        assert relative_error(decays, np.exp(sums)) <= 4e-6
+        return
+    assert worst_decay(decays, sums) <= 1e-6
+    if chunk > 16 and cumulative < -1:
+        assert worst_decay(jit(decays_of_differences)(x), sums) > 1e-5
 
 
-def test_segment_and_suffix_sums_of_infinities():
-    """-inf is an ordinary value: it reaches the sums that contain it, and no other."""
-    x = jnp.asarray(np.where(np.arange(50) % 7 == 3, -np.inf, -0.5), jnp.float32)
-    assert np.array_equal(SEGMENT_SUMS(x), direct_sums(np.asarray(x)))
-    suffix = [np.asarray(x)[j + 1 :].sum() for j in range(50)]
+@pytest.mark.parametrize("chunk", [16, 50, 300])
+def test_segment_decays_of_infinities(chunk):
+    """-inf is an ordinary value: it reaches the decays that contain it, and no other."""
+    x = jnp.asarray(np.where(np.arange(chunk) % 7 == 3, -np.inf, -0.5), jnp.float32)
+    np.testing.assert_allclose(SEGMENT_DECAYS(x), np.exp(exact_sums(np.asarray(x))), rtol=1e-6)
+    suffix = [np.asarray(x)[j + 1 :].sum() for j in range(chunk)]
     assert np.array_equal(jit(_segment.suffix_sums)(x), np.asarray(suffix, np.float32))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0, 1000.0, math.inf])
+@pytest.mark.parametrize("chunk", [16, 50, 300])
+def test_gradients_of_segment_decays(chunk, scale):
+    """Finite at any decay, and those of the exponentials of the exact sums: a decay is its own derivative."""
+    rng = np.random.default_rng(0)
+    x = -rng.exponential(size=chunk) * (scale if math.isfinite(scale) else 1.0)
+    x = jnp.asarray(np.where((np.arange(chunk) % 7 == 3) & math.isinf(scale), -np.inf, x), jnp.float32)
+    weights = rng.normal(size=(chunk, chunk))
+    got = jit(jax.grad(lambda x: jnp.sum(kernels.segment_decays(x) * weights.astype(np.float32))))(x)
+    each = weights * np.exp(exact_sums(np.asarray(x)))
+    # Token s is part of the decay from j to i for j < s <= i.
+    expected = [each[s:, :s].sum() for s in range(chunk)]
+    assert all_finite(got)
+    assert relative_error(got, np.asarray(expected)) <= BOUND
 
 
 def test_all_finite_finds_what_is_not():

@@ -83,7 +83,7 @@ def _rms(x, eps):
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
 
 
-def numpy_logits(model: Mamba, tokens: np.ndarray) -> np.ndarray:
+def numpy_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
     """Token by token, in float64, of the parameters of `model` under the names of its fields."""
     config = model.config
     rank, size = config.dt_rank, config.state_size

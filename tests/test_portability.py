@@ -3,12 +3,10 @@
 Nothing is compiled here, and no accelerator is asked for.
 """
 
-import contextlib
 import functools
 import re
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import equinox as eqx
 import jax
@@ -33,13 +31,6 @@ SAMPLERS = {
 }
 
 
-def as_on(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """Kernels choose their chunks and schedule as they would there."""
-    if hasattr(ssmkit.kernels, "target"):
-        return ssmkit.kernels.target(platform)
-    return mock.patch.object(jax, "default_backend", lambda: platform)
-
-
 def lowered(function, *arguments, platform: str) -> str:
     """The program that computes a function of pytrees on a platform; random keys go in and out as plain integers."""
     arrays, constants = eqx.partition(arguments, eqx.is_array)
@@ -50,7 +41,7 @@ def lowered(function, *arguments, platform: str) -> str:
         arrays = jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, arrays, is_key)
         return list(map(plain, jax.tree.leaves(function(*eqx.combine(arrays, constants)))))
 
-    with as_on(platform):
+    with ssmkit.kernels.target(platform):  # chunks and schedule as they would be there
         return export.export(jax.jit(program), platforms=[platform])(jax.tree.map(plain, arrays)).mlir_module()
 
 

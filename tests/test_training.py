@@ -11,7 +11,7 @@ import pytest
 import ssmkit
 from ssmkit._text import Tokenizer
 from ssmkit.models import Mamba2, Mamba2Config
-from ssmkit.training import LossCurve, Progress, TrainConfig, Windows, decay_mask, fit, train_files
+from ssmkit.training import LossCurve, Progress, TrainConfig, Windows, fit, train_files
 
 
 MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "head_dim": 4, "chunk_size": 16}
@@ -139,13 +139,13 @@ def test_windows_reach_the_end():
 # Optimiser
 
 
-def test_decay_mask():
+def test_matrix_mask():
     """Exactly the weights of projections and embeddings, whatever they are called."""
     everything = Mamba2(
         Mamba2Config(vocab_size=12, **MODEL, use_bias=True, tie_word_embeddings=False), key=jax.random.key(0)
     )
     params = eqx.filter(everything, eqx.is_inexact_array)
-    mask = decay_mask(params)
+    mask = ssmkit.matrix_mask(params)
     assert jax.tree.structure(mask) == jax.tree.structure(params)
     decayed = {jax.tree_util.keystr(path) for path, wanted in jax.tree_util.tree_flatten_with_path(mask)[0] if wanted}
     mixer = ".blocks[0].mixer"

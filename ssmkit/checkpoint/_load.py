@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from .._layers import matrix_mask
+from .._quantize import NARROW
 from ._dialect import Architecture, Dialect, architectures
 from ._errors import CheckpointError
 from ._stored import StoredTensor
@@ -111,7 +113,9 @@ def _fetch(repo_id: str | None, names: list[str]) -> pathlib.Path:
         ) from error
 
 
-def from_pretrained(source: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Any:
+def from_pretrained(
+    source: str | os.PathLike[str], dtype: DTypeLike | None = None, *, quantize: str | None = None
+) -> Any:
     """Load a model. The architecture and the file format are detected; everything that does not fit is an error.
 
     Arrays go to the default device one at a time, the largest first, straight from the mapped file.
@@ -122,6 +126,8 @@ def from_pretrained(source: str | os.PathLike[str], dtype: DTypeLike | None = No
         (which is fetched into, and found in, the cache of `huggingface_hub`).
     - `dtype`: of the weights, `None` to keep each as it is stored. Arrays that the model keeps in float32, such as
         norms and decay rates, are float32 either way.
+    - `quantize`: `"int8"` or `"bfloat16"` stores the matrices of projections and embeddings so, and nothing else, as
+        `ssmkit.quantize`; they are narrowed one at a time as they are read.
 
     **Returns:** the model.
 
@@ -134,6 +140,8 @@ def from_pretrained(source: str | os.PathLike[str], dtype: DTypeLike | None = No
         raise CheckpointError(f"`dtype` must name a dtype, got {dtype!r}.") from error
     if cast is not None and (cast.name not in _FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
+    if quantize is not None and quantize not in NARROW:
+        raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {quantize!r}.")
     checkpoint = describe(source)
     dialect = checkpoint.dialect
     try:
@@ -147,6 +155,7 @@ def from_pretrained(source: str | os.PathLike[str], dtype: DTypeLike | None = No
     slots, structure = jax.tree_util.tree_flatten_with_path(skeleton)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in slots]
     leaves = [slot for _, slot in slots]
+    is_matrix = jax.tree.leaves(matrix_mask(skeleton))
     names = {
         dialect.tensor_name(path): index
         for index, path in enumerate(paths)
@@ -157,7 +166,9 @@ def from_pretrained(source: str | os.PathLike[str], dtype: DTypeLike | None = No
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].nbytes):
         slot = leaves[names[name]]
         keep = cast is None and slot.dtype == jnp.bfloat16
-        leaves[names[name]] = _load(name, tensor, tensor.dtype if keep else slot.dtype, slot.shape)
+        values = _load(name, tensor, tensor.dtype if keep else slot.dtype, slot.shape)
+        store = NARROW[quantize] if quantize is not None and is_matrix[names[name]] else jnp.array
+        leaves[names[name]] = jax.block_until_ready(store(values))
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
@@ -208,8 +219,8 @@ def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
 
 
-def _load(name: str, tensor: StoredTensor, dtype: Any, shape: tuple[int, ...]) -> jax.Array:
-    """One array on the default device.
+def _load(name: str, tensor: StoredTensor, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """One array on the host, as far as possible still a map of its file.
 
     **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast.
     """
@@ -219,4 +230,4 @@ def _load(name: str, tensor: StoredTensor, dtype: Any, shape: tuple[int, ...]) -
         values = tensor.read().astype(dtype, copy=False)
     if not all(np.isfinite(block).all() for block in _blocks(values)):
         raise CheckpointError(f"`{name}` holds NaN or infinity (stored as {tensor.dtype}, read as {dtype}).")
-    return jnp.array(values.reshape(shape)).block_until_ready()
+    return values.reshape(shape)

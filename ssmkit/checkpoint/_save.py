@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from .._matrix import Int8Matrix
 from ._dialect import Dialect, architectures
 from ._errors import CheckpointError
 from ._torch_pickle import write_torch_pickle
@@ -31,6 +32,10 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: st
     **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model.
     """
     dialect, write_config = _writable(model, format)
+    if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):
+        raise CheckpointError(
+            "`model` is quantised to int8, which no format here can express. Save what it was made of."
+        )
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         if isinstance(leaf, jax.Array | np.ndarray):
@@ -59,6 +64,10 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: st
                 os.fsync(file.fileno())
         for path in (weights, configuration):
             os.replace(path, directory / path.name)
+
+
+def _is_int8(node: Any) -> bool:
+    return isinstance(node, Int8Matrix)
 
 
 def _writable(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:

@@ -11,7 +11,7 @@ import typer
 
 from ._console import aligned
 from ._models import enable_compilation_cache, load_model, load_tokenizer
-from ._options import DType, DTypeOption, ModelOption, TokenizerOption
+from ._options import DType, DTypeOption, ModelOption, QuantizeOption, TokenizerOption
 
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def generate(
     ] = None,
     tokenizer: TokenizerOption = None,
     dtype: DTypeOption = DType.float32,
+    quantize: QuantizeOption = None,
 ) -> None:
     """Continue a text.
 
@@ -56,7 +57,7 @@ def generate(
     text = _read_prompt(prompt, prompt_file)
     enable_compilation_cache()
     sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
-    loaded = load_model(model, dtype)
+    loaded = load_model(model, dtype, quantize)
     words = load_tokenizer(model, tokenizer)
     import jax
 

@@ -42,15 +42,20 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_model(source: str | None, dtype: str | None) -> Any:
-    """The model of `--model`, or the embedded one; an exported model has a dtype of its own."""
+def load_model(source: str | None, dtype: str | None, quantize: str | None = None) -> Any:
+    """The model of `--model`, or the embedded one; an exported model has a dtype of its own.
+
+    **Raises:** `ValueError` for an exported model that is to be quantised.
+    """
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
     from ..export import is_exported, load_exported
 
     if source is not None and is_exported(source):
+        if quantize is not None:
+            raise ValueError(f"`{source}` is an exported model, whose weights stay as they are: leave out --quantize")
         return load_exported(source)
-    return from_pretrained(default_model_path() if source is None else source, dtype=dtype)
+    return from_pretrained(default_model_path() if source is None else source, dtype=dtype, quantize=quantize)
 
 
 def load_tokenizer(source: str | None, tokenizer: Path | None) -> "Tokenizer":

@@ -15,6 +15,13 @@ class DType(enum.StrEnum):
     float16 = enum.auto()
 
 
+class Kind(enum.StrEnum):
+    """How matrices can be quantised."""
+
+    int8 = enum.auto()
+    bfloat16 = enum.auto()
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -30,4 +37,7 @@ TokenizerOption = Annotated[
     typer.Option(metavar="FILE", help="A tokenizer.json, or its folder.", show_default="the model's own"),
 ]
 DTypeOption = Annotated[DType, typer.Option(help="Of the weights; norms and decay rates stay float32.")]
+QuantizeOption = Annotated[
+    Kind | None, typer.Option(help="Store the matrices of projections and embeddings so.", show_default="no")
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

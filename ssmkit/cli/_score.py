@@ -9,7 +9,7 @@ import typer
 
 from ._console import aligned, print_json, progress_bar
 from ._models import load_model, load_tokenizer
-from ._options import DType, DTypeOption, JSONOption, ModelOption, TokenizerOption
+from ._options import DType, DTypeOption, JSONOption, ModelOption, QuantizeOption, TokenizerOption
 
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def score(
     model: ModelOption = None,
     tokenizer: TokenizerOption = None,
     dtype: DTypeOption = DType.float32,
+    quantize: QuantizeOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Measure how well a model predicts a text.
@@ -44,7 +45,7 @@ def score(
     text = read_text(file)
     if not text:
         raise ValueError(f"{file} is empty")
-    result = score_text(load_model(model, dtype), load_tokenizer(model, tokenizer), text)
+    result = score_text(load_model(model, dtype, quantize), load_tokenizer(model, tokenizer), text)
     if as_json:
         print_json(result._asdict())
         return

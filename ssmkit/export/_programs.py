@@ -171,10 +171,10 @@ def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Ite
 @contextlib.contextmanager
 def _tracing_for(platform: str) -> Iterator[None]:
     """Kernels choose chunks as they would on that platform, and no path of a source file enters the program."""
-    limit, target = getattr(jax.config, _PATHS), getattr(kernels, "target", None)
+    limit = getattr(jax.config, _PATHS)
     jax.config.update(_PATHS, 0)
     try:
-        with contextlib.nullcontext() if target is None else target(platform):
+        with kernels.target(platform):
             yield
     finally:
         jax.config.update(_PATHS, limit)

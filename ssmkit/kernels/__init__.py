@@ -6,5 +6,6 @@ from ._per_key import DECAY_PER_KEY as DECAY_PER_KEY
 from ._reference import reference as reference
 from ._scalar import SCALAR_DECAY as SCALAR_DECAY
 from ._schedule import parallel as parallel, serial as serial
-from ._segment import segment_sums as segment_sums
+from ._segment import segment_decays as segment_decays
 from ._step import step as step
+from ._tuning import Tuning as Tuning, target as target, tuned as tuned, tuning as tuning

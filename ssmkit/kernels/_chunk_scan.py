@@ -15,7 +15,8 @@ from ._family import Family
 from ._per_key import DECAY_PER_KEY
 from ._precision import in_dtype, working_dtype
 from ._scalar import SCALAR_DECAY
-from ._schedule import Schedule, backend_chunk_size, backend_schedule
+from ._schedule import Schedule
+from ._tuning import tuning
 
 
 def chunk_scan(
@@ -34,8 +35,8 @@ def chunk_scan(
 
     - `coefficients`: with a leading `time` axis on every field.
     - `state`: the state before the first token; its dtype is kept.
-    - `chunk_size`: tokens per chunk, any positive number; `None` chooses for the default backend.
-    - `schedule`: `serial`, `parallel`, or `None` to choose for the default backend.
+    - `chunk_size`: tokens per chunk, any positive number; `None` leaves it to `kernels.tuning()`.
+    - `schedule`: `serial`, `parallel`, or `None` to leave it to `kernels.tuning()`.
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
@@ -69,12 +70,14 @@ def chunk_scan_of(
     for size in (chunk_size, most):
         if size is not None and (not isinstance(size, int) or size < 1):
             raise ValueError(f"`chunk_size` must be an integer, at least 1, got {size}.")
-    schedule = backend_schedule() if schedule is None else schedule
     form = jax.eval_shape(coefficients, inputs)
     time, groups = form.write.shape[:2]
     dtype, family = working_dtype(form, state), family_of(form)
-    size = min(backend_chunk_size(family), most or time) if chunk_size is None else chunk_size
-    size = max(min(size, time), 1)
+    schedule = tuning().schedule_for(family) if schedule is None else schedule
+    if chunk_size is None:
+        chosen = tuning().chunk_size_for(family, members=form.value.shape[1] // groups)
+        chunk_size = min(chosen, most or chosen)
+    size = max(min(chunk_size, time), 1)
 
     padding = -time % size
     masked = time > 0 and (length is not None or padding > 0)

@@ -77,5 +77,4 @@ ELEMENTWISE = Family(
     enter=lambda state, groups: einops.rearrange(state, "h k v -> (k v) h"),
     leave=lambda state, shape: jnp.reshape(state.T, shape),
     in_order=_in_order,
-    cache_chunk_size=16,
 )

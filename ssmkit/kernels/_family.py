@@ -26,7 +26,6 @@ class Family(NamedTuple):
     enter: Callable[[Array, int], Array]  # the public state layout and the number of groups, to the family's layout
     leave: Callable[[Array, tuple[int, ...]], Array]  # and back, to the public shape
     in_order: Callable[[Chunk, Array], tuple[Array, Array]] | None = None  # faster, where the state before is at hand
-    cache_chunk_size: int = 64  # what a CPU's cache can hold
 
     def outputs(self, chunk: Chunk, state: Array) -> Array:
         """The outputs of a chunk, given the state before it."""

@@ -99,5 +99,4 @@ DECAY_PER_KEY = Family(
     summary=_summary,
     enter=lambda state, groups: state,
     leave=lambda state, shape: state,
-    cache_chunk_size=32,  # a level less to compile than 64, and as fast
 )

@@ -1,62 +1,101 @@
 r"""Family K1: one scalar decay per head. Everything is a matrix product (the SSD form, arXiv 2405.21060, section 6).
 
-With the segment sums $D_{ij} = \sum_{j<s\le i} a_s$ of one chunk,
+With the decay $L_{ij} = \exp(a_{j+1} + .. + a_i)$ from token j to token i of one chunk,
 
-    within    y_i = sum_{j<=i} (q_i . k_j) exp(D_ij) v_j
+    within    y_i = sum_{j<=i} (q_i . k_j) L_ij v_j
     carried   y_i = exp(a_1 + .. + a_i) q_i^T S
     summary   S'  = exp(a_1 + .. + a_Q) S + sum_j k_j (exp(a_{j+1} + .. + a_Q) v_j)^T
 
-Every exponent is at most 0. `read` and `write` stay per group: heads are split into `(group, member)` and the matrix
-products share the group's operand. States are laid out `(group, key, member, value)` here, so that a group's members
-form one matrix.
+Every exponent is at most 0. It is written for the heads of one group, which share `read` and `write`, with states laid
+out `(key, heads, value)`: all heads' reads of the state, and all their writes, are then one matrix product. Groups are
+mapped over; a single one is not, because XLA's CPU backend copies arrays for an axis of size 1.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import einops
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ._chunk import Chunk
 from ._family import Family
-from ._segment import segment_sums, suffix_sums
+from ._segment import segment_decays, suffix_sums
 
 
-def _members(array: Inexact[Array, "rows heads _"], groups: int) -> Inexact[Array, "rows groups members _"]:
-    return einops.rearrange(array, "t (g m) x -> t g m x", g=groups)
+class _Group(NamedTuple):
+    """A chunk, as far as the heads of one group are concerned."""
+
+    log_decay: Inexact[Array, "time heads"]
+    write: Inexact[Array, "writes key"]
+    value: Inexact[Array, "writes heads value"]
+    read: Inexact[Array, "reads key"]
 
 
-def _log_decay(chunk: Chunk) -> Inexact[Array, "groups members time"]:
-    return einops.rearrange(chunk.log_decay, "t (g m) 1 -> g m t", g=chunk.groups)
+def _by_group(function: Callable[..., Array], chunk: Chunk, *state: Array, out: int) -> Array:
+    """Apply a function of one group to each. Groups are the second axis of all rows, and the first of a state.
+
+    **Arguments:** the function, the chunk, the state if the function takes one, and the axis of groups in its result.
+    """
+    if chunk.groups == 1:
+        return function(_Group(chunk.log_decay[..., 0], chunk.write[:, 0], chunk.value, chunk.read[:, 0]), *state)
+    members = lambda array: einops.rearrange(array, "t (g m) x -> t g m x", g=chunk.groups)  # noqa: E731
+    groups = _Group(members(chunk.log_decay)[..., 0], chunk.write, members(chunk.value), chunk.read)
+    return jax.vmap(function, in_axes=(1, *[0] * len(state)), out_axes=out)(groups, *state)
 
 
-def _within(chunk: Chunk) -> Array:
-    decay = jnp.exp(segment_sums(_log_decay(chunk)))
-    decay = einops.repeat(decay, "g m i j -> g m (i q) (j r)", q=chunk.reads_per_token, r=chunk.rank)
-    scores = jnp.einsum("igk,jgk->gij", chunk.read, chunk.write)
-    return jnp.einsum("gmij,jgmv->igmv", scores[:, None] * decay, _members(chunk.value, chunk.groups))
+def _decays(group: _Group) -> Inexact[Array, "heads time"]:
+    return jnp.swapaxes(group.log_decay, 0, 1)
 
 
-def _carried(chunk: Chunk, state: Array) -> Array:
-    decay = jnp.exp(jnp.cumsum(_log_decay(chunk), axis=-1))
-    outputs = jnp.einsum("igk,gkmv->igmv", chunk.read, state)
-    return einops.repeat(decay, "g m i -> (i q) g m 1", q=chunk.reads_per_token) * outputs
+def _rows(per_token: Inexact[Array, "heads time"], rows: int) -> Inexact[Array, "rows heads 1"]:
+    return einops.repeat(per_token, "m t -> (t r) m 1", r=rows // per_token.shape[1])
+
+
+def _within(group: _Group) -> Inexact[Array, "reads heads value"]:
+    decay = segment_decays(_decays(group))
+    reads, writes = group.read.shape[0] // decay.shape[-1], group.write.shape[0] // decay.shape[-1]
+    if (reads, writes) != (1, 1):
+        decay = einops.repeat(decay, "m i j -> m (i q) (j r)", q=reads, r=writes)
+    scores = jnp.einsum("ik,jk->ij", group.read, group.write)
+    return jnp.einsum("mij,jmv->imv", scores[None] * decay, group.value)
+
+
+def _carried(group: _Group, state: Inexact[Array, "key heads value"]) -> Inexact[Array, "reads heads value"]:
+    decay = jnp.exp(jnp.cumsum(_decays(group), axis=-1))
+    return _rows(decay, group.read.shape[0]) * jnp.einsum("ik,kmv->imv", group.read, state)
+
+
+def _increment(group: _Group) -> Inexact[Array, "key heads value"]:
+    until_end = jnp.exp(suffix_sums(_decays(group)))
+    return jnp.einsum("jk,jmv->kmv", group.write, _rows(until_end, group.write.shape[0]) * group.value)
 
 
 def _summary(chunk: Chunk) -> tuple[Array, Array]:
-    log_decay = _log_decay(chunk)
-    until_end = einops.repeat(jnp.exp(suffix_sums(log_decay)), "g m j -> (j r) g m 1", r=chunk.rank)
-    increment = jnp.einsum("jgk,jgmv->gkmv", chunk.write, until_end * _members(chunk.value, chunk.groups))
-    decay = jnp.exp(jnp.sum(log_decay, axis=-1))
-    return einops.rearrange(decay, "g m -> g 1 m 1"), increment
+    decay = jnp.exp(jnp.sum(chunk.log_decay, axis=0))
+    if chunk.groups > 1:
+        decay = einops.rearrange(decay, "(g m) 1 -> g 1 m 1", g=chunk.groups)
+    else:
+        decay = einops.rearrange(decay, "m 1 -> 1 m 1")
+    return decay, _by_group(_increment, chunk, out=0)
 
 
 def _enter(state: Inexact[Array, "heads key value"], groups: int) -> Array:
+    if groups == 1:
+        return einops.rearrange(state, "m k v -> k m v")
     return einops.rearrange(state, "(g m) k v -> g k m v", g=groups)
 
 
 def _leave(state: Array, shape: tuple[int, ...]) -> Inexact[Array, "heads key value"]:
-    return einops.rearrange(state, "g k m v -> (g m) k v")
+    return einops.rearrange(state, "k m v -> m k v" if state.ndim == 3 else "g k m v -> (g m) k v")
 
 
 SCALAR_DECAY = Family(
-    name="K1, one decay per head", within=_within, carried=_carried, summary=_summary, enter=_enter, leave=_leave
+    name="K1, one decay per head",
+    within=lambda chunk: _by_group(_within, chunk, out=1),
+    carried=lambda chunk, state: _by_group(_carried, chunk, state, out=1),
+    summary=_summary,
+    enter=_enter,
+    leave=_leave,
 )

@@ -50,13 +50,3 @@ def parallel(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tup
     state, before = jax.lax.scan(advance, state, summaries)
     read = jax.vmap(lambda inputs, state: family.outputs(prepare(inputs), state))
     return jax.checkpoint(read)(inputs, before), state  # pyright: ignore[reportPrivateImportUsage]
-
-
-def backend_schedule() -> Schedule:
-    """The schedule that suits the default backend."""
-    return serial if jax.default_backend() == "cpu" else parallel
-
-
-def backend_chunk_size(family: Family) -> int:
-    """The chunk length that suits the default backend: CPUs want what a chunk computes to stay in cache."""
-    return family.cache_chunk_size if jax.default_backend() == "cpu" else 128

@@ -1,4 +1,4 @@
-"""Sums over segments of a chunk, without cancellation."""
+"""Decays over segments of a chunk, without cancellation."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
@@ -7,34 +7,36 @@ from jaxtyping import Array, Inexact
 _BLOCK = 16
 
 
-def segment_sums(x: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "*axes chunk chunk"]:
-    r"""$D_{ij} = \sum_{s=j+1}^{i} x_s$ for $j \le i$, and $-\infty$ for $j > i$.
+def segment_decays(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "*axes chunk chunk"]:
+    r"""$L_{ij} = \exp(a_{j+1} + .. + a_i)$ for $j \le i$, and 0 for $j > i$, of log-decays $a$.
 
     The usual `cumsum[i] - cumsum[j]` loses `|cumsum| * 6e-8` in float32: with a cumulative log-decay of -20000 the
-    weights of neighbouring tokens are wrong in the third digit. Here every entry is a sum of the terms it is made of
-    and nothing is ever subtracted, so terms of one sign give full relative precision, and -inf is an ordinary value.
-    Two levels keep it cheap: inside blocks of 16 rows the sums are taken directly; across blocks
+    weights of neighbouring tokens are wrong in the third digit. Here every exponent is a sum of the terms it is made of
+    and nothing is ever subtracted, so any decay is exact to rounding, and -inf is an ordinary value. Two levels keep it
+    cheap: inside blocks of 16 tokens the sums are taken directly; across blocks the decay is a product of three,
 
-        D = (prefix inside the target's block) + (whole blocks between) + (suffix inside the source's block).
+        L = (from the block's start to the target) * (whole blocks between) * (from the source to its block's end),
+
+    each at most 1, so that only one entry in `chunk / 16` needs an exponential of its own.
     """
-    chunk = x.shape[-1]
+    chunk = log_decay.shape[-1]
     if chunk <= _BLOCK:
-        return _direct(x)
+        return jnp.exp(_direct(log_decay))
     padding = -chunk % _BLOCK
-    blocks = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
-    blocks = jnp.reshape(blocks, (*x.shape[:-1], -1, _BLOCK))
-    count = blocks.shape[-2]
+    blocks = jnp.pad(log_decay, [(0, 0)] * (log_decay.ndim - 1) + [(0, padding)])
+    blocks = jnp.reshape(blocks, (*log_decay.shape[:-1], -1, _BLOCK))
 
     prefix = jnp.cumsum(blocks, axis=-1)
-    suffix = suffix_sums(blocks)
-    # between[I, J]: the whole blocks J+1 .. I-1, which is the segment sum (J, I-1] of the block totals.
-    between = jnp.pad(segment_sums(prefix[..., -1])[..., :-1, :], [(0, 0)] * (x.ndim - 1) + [(1, 0), (0, 0)])
-    across = prefix[..., :, :, None, None] + between[..., :, None, :, None] + suffix[..., None, None, :, :]
-    inside = _direct(blocks)[..., :, :, None, :]
-    row, column = jnp.arange(count)[:, None, None, None], jnp.arange(count)[None, None, :, None]
-    sums = jnp.where(row == column, inside, jnp.where(row > column, across, -jnp.inf))
-    sums = jnp.reshape(sums, (*x.shape[:-1], chunk + padding, chunk + padding))
-    return sums[..., :chunk, :chunk]
+    to_target, from_source = jnp.exp(prefix), jnp.exp(suffix_sums(blocks))
+    # between[I, J]: the whole blocks J+1 .. I-1, which is the decay from J to I-1 among the blocks; 0 where J >= I.
+    between = segment_decays(prefix[..., -1])[..., :-1, :]
+    between = jnp.pad(between, [(0, 0)] * (log_decay.ndim - 1) + [(1, 0), (0, 0)])
+    across = to_target[..., :, :, None, None] * between[..., :, None, :, None] * from_source[..., None, None, :, :]
+    inside = jnp.exp(_direct(blocks))[..., :, :, None, :]
+    same = jnp.eye(blocks.shape[-2], dtype=bool)[:, None, :, None]
+    decays = jnp.where(same, inside, across)
+    decays = jnp.reshape(decays, (*log_decay.shape[:-1], chunk + padding, chunk + padding))
+    return decays[..., :chunk, :chunk]
 
 
 def suffix_sums(x: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "*axes chunk"]:

@@ -1,6 +1,7 @@
 """One token: the O(1) decoding kernel, of every family."""
 
 import einops
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
@@ -25,7 +26,8 @@ def step(
     **Raises:** `ValueError` for complex coefficients and a real state.
     """
     dtype = working_dtype(coefficients, state)
-    coefficients = in_dtype(coefficients, dtype)
+    # A barrier: XLA's CPU backend would make the coefficients anew for every entry of the state.
+    coefficients = jax.lax.optimization_barrier(in_dtype(coefficients, dtype))
     before = state.astype(dtype)
     write, read = (_per_head(array, state.shape[0]) for array in (coefficients.write, coefficients.read))
     increment = write[..., None] * jnp.expand_dims(coefficients.value, -2)

@@ -1,0 +1,135 @@
+"""Matrices as they are stored, and products with them: float32 or wider, bfloat16, or 8 bits with a scale per row."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Int, Int8
+
+from ._types import at_least_float32
+
+
+class Int8Matrix(eqx.Module):
+    """A matrix of 8-bit integers with one scale per row: entry `(o, i)` is `values[o, i] * scale[o]`.
+
+    As the weight of a `Linear` or an `Embedding` it takes a quarter of the memory of float32. Make it by
+    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`.
+    """
+
+    values: Int8[Array, "out in"]
+    scale: Float[Array, " out"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix, `(out, in)`."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the numbers that the entries stand for."""
+        return self.scale.dtype
+
+
+Matrix: TypeAlias = Float[Array, "out in"] | Int8Matrix
+
+# Up to so many rows at a time, reading the matrix takes longer than multiplying with it.
+_FEW_ROWS = 16
+
+
+def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in"]:
+    """Rows of the matrix, in its dtype, or in that of its scale."""
+    if isinstance(matrix, Int8Matrix):
+        return matrix.values[rows].astype(matrix.scale.dtype) * matrix.scale[rows][..., None]
+    return matrix[rows]
+
+
+def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    r"""$W x$ in float32 or wider, with every entry of `matrix` read once, as it is stored.
+
+    The cast point. A float32 or float64 matrix meets `x` in its own dtype. Of a narrower one,
+
+    - on a CPU `x` keeps float32 precision: it is written as a sum of three numbers as narrow as the matrix (24 bits are
+      three times 8), so that narrow products, which CPUs are quick at, add up to the product of float32;
+    - elsewhere `x` is cast to the dtype of a bfloat16 matrix, and an 8-bit matrix is widened as it is read.
+    """
+    if isinstance(matrix, Int8Matrix):
+        x = x.astype(at_least_float32(x.dtype))
+        products = jax.lax.platform_dependent(matrix.values, x, cpu=_int8_digits, default=_widened)
+        return products * jnp.broadcast_to(matrix.scale.astype(products.dtype), products.shape)
+    if matrix.dtype in (jnp.bfloat16, jnp.float16):
+        x = x.astype(jnp.float32)
+    if matrix.dtype == jnp.bfloat16:
+        few = x.size <= _FEW_ROWS * x.shape[-1]
+        return jax.lax.platform_dependent(matrix, x, cpu=_bfloat16_digits if few else _widened, default=_cast)
+    if matrix.dtype == jnp.float16:
+        return jax.lax.platform_dependent(matrix, x, cpu=_widened, default=_cast)
+    return _cast(matrix, x)
+
+
+def _cast(matrix: Float[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """Operands in the matrix's dtype, accumulated in float32 or wider."""
+    return _product(matrix, x.astype(matrix.dtype), at_least_float32(matrix.dtype))
+
+
+def _widened(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """Operands in float32 or wider: what the narrow forms below equal, to rounding."""
+    x = x.astype(at_least_float32(x.dtype))
+    return _product(matrix.astype(x.dtype), x, x.dtype)
+
+
+def _differentiated_as_widened(product: Callable[[Any, Any], Any]) -> jax.custom_jvp[Any]:
+    """A product by digits with the derivatives of the one that it equals: digits themselves have none, or rounded."""
+    product = jax.custom_jvp(product)
+
+    def derivative(primals, tangents):
+        (matrix, x), (d_matrix, d_x) = primals, tangents
+        products = product(matrix, x)
+        d_products = jnp.zeros_like(products)
+        if not isinstance(d_x, SymbolicZero):
+            d_products += _widened(matrix, d_x)
+        if not isinstance(d_matrix, SymbolicZero) and jnp.issubdtype(d_matrix.dtype, jnp.floating):
+            d_products += _widened(d_matrix, x)
+        return products, d_products
+
+    product.defjvp(derivative, symbolic_zeros=True)
+    return product
+
+
+@_differentiated_as_widened
+def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """`x` as a sum of three bfloat16 numbers, exactly. (XLA removes a cast there and back, but not this rounding.)"""
+    rest, digits = x, []
+    for _ in range(3):
+        digits.append(jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7))
+        rest = rest - digits[-1]
+    products = _product(matrix, jnp.stack(digits, axis=-2).astype(jnp.bfloat16), jnp.dtype(jnp.float32))
+    return _sum_of_digits(products, (1, 1, 1))
+
+
+@_differentiated_as_widened
+def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """`x` as fixed-point numbers of three digits to the base 254, relative to its largest entry: 24 bits."""
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    unit = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    rest, digits = 127 * (x / unit), []
+    for _ in range(3):
+        digits.append(jnp.round(rest))
+        rest = 254 * (rest - digits[-1])
+    products = _product(values, jnp.stack(digits, axis=-2).astype(jnp.int8), jnp.dtype(jnp.int32)).astype(x.dtype)
+    finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)  # integers have no NaN, and XLA's maximum may lose it
+    unit = jnp.where(finite, unit, jnp.full_like(unit, jnp.nan))
+    return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254, 1 / 127 / 254**2))
+
+
+def _sum_of_digits(products: Array, places: tuple[float, float, float]) -> Array:
+    """Written out: mapped over rows, a reduction over three products of a large matrix is wrong on XLA's CPU backend
+    (jax 0.10 and 0.12), which leaves it to a library."""
+    digits = (jax.lax.index_in_dim(products, i, axis=-2, keepdims=False) for i in range(len(places)))
+    return sum(place * digit for place, digit in zip(places, digits, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _product(matrix: Array, x: Array, dtype: jnp.dtype) -> Array:
+    return jnp.einsum("...i,oi->...o", x, matrix, preferred_element_type=dtype)

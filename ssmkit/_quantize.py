@@ -1,0 +1,64 @@
+"""Matrices in fewer bits than they were trained in; activations and all that makes a recurrence stay float32."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._layers import matrix_mask
+from ._matrix import Int8Matrix, Matrix
+
+
+Model = TypeVar("Model")
+
+_ROWS_PER_BLOCK = 1024
+
+
+def quantize(model: Model, kind: str) -> Model:
+    """The same model with the matrices of its projections and embeddings in fewer bits, and nothing else changed.
+
+    Convolutions, norms, biases, decay rates and states stay as they are, and products are as exact as those of float32.
+
+    **Arguments:**
+
+    - `model`: any module with `ssmkit.Linear` and `ssmkit.Embedding` layers.
+    - `kind`: `"int8"`, a quarter of float32 with one scale per row (an output channel, or a token), or `"bfloat16"`,
+        half of it.
+
+    **Returns:** the model; matrices are new arrays, all else is shared.
+
+    **Raises:** `ValueError` for another kind; `TypeError` for a model that is quantised already.
+    """
+    if kind not in NARROW:
+        raise ValueError(f"`kind` must be one of {', '.join(NARROW)}, got {kind!r}.")
+
+    def narrow(is_matrix: bool, leaf):
+        if is_matrix and isinstance(leaf, Int8Matrix):
+            raise TypeError("`model` is quantised already. Quantise the model that it was made of.")
+        return NARROW[kind](leaf) if is_matrix else leaf
+
+    return jax.tree.map(narrow, matrix_mask(model), model)
+
+
+def _int8(matrix: ArrayLike) -> Int8Matrix:
+    """Every entry rounded to one of 255 steps between its row's largest entry and the negative of it."""
+    given = np.asarray(matrix)
+    values, scale = np.empty(given.shape, np.int8), np.empty(given.shape[:1], np.float32)
+    for start in range(0, given.shape[0], _ROWS_PER_BLOCK):  # few rows at a time are widened
+        block = slice(start, start + _ROWS_PER_BLOCK)
+        rows = given[block].astype(np.float32)
+        largest = np.max(np.abs(rows), axis=1, initial=0.0)
+        scale[block] = np.where(largest > 0, largest, 1) / 127
+        values[block] = np.rint(rows / scale[block, None])
+    return Int8Matrix(jnp.asarray(values), jnp.asarray(scale))
+
+
+def _bfloat16(matrix: ArrayLike) -> Float[Array, "out in"]:
+    return jnp.array(matrix, jnp.bfloat16)
+
+
+NARROW: dict[str, Callable[[ArrayLike], Matrix]] = {"int8": _int8, "bfloat16": _bfloat16}
+"""How a matrix is stored in fewer bits, by the name that users give it."""
