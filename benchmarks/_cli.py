@@ -233,6 +233,14 @@ def recurrences(words: Words = None) -> None:
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
+def chunks(words: Words = None) -> None:
+    """Chunk sizes and schedules of every kernel family."""
+    from . import chunks as module
+
+    module.main(words or [])
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
 def perplexity_parity(words: Words = None) -> None:
     """Perplexity of a text by ssmkit and by HF transformers, which must agree."""
     from . import perplexity_parity as module

@@ -57,7 +57,7 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
     **Raises:** `SystemExit` when chunks and single tokens do not give the same outputs.
     """
     x = jax.random.normal(jax.random.key(1), (tokens, width))
-    recurrence, inputs, state = _captured(mixer, x)
+    recurrence, inputs, state = captured(mixer, x)
     arguments = recurrence, inputs, state
     runs = {
         "prefill": _compiled(lambda mixer, x: mixer.prefill(x, mixer.init_cache()), mixer, x),
@@ -93,7 +93,7 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
     }
 
 
-def _captured(mixer: ssmkit.AbstractMixer, x: jax.Array) -> tuple[ssmkit.DiagonalChunkedRecurrence, Any, Any]:
+def captured(mixer: ssmkit.AbstractMixer, x: jax.Array) -> tuple[ssmkit.DiagonalChunkedRecurrence, Any, Any]:
     """The mixer's recurrence, with the inputs and the state that the mixer gives it."""
     assert isinstance(mixer, ssmkit.AbstractRecurrentMixer)
     found = []
