@@ -106,7 +106,7 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
         digits.append(jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7))
         rest = rest - digits[-1]
     products = _product(matrix, jnp.stack(digits, axis=-2).astype(jnp.bfloat16), jnp.dtype(jnp.float32))
-    return _sum_of_digits(products, (1, 1, 1))
+    return _sum_of_digits(products, (1.0, 1.0, 1.0))
 
 
 @_differentiated_as_widened
