@@ -15,7 +15,7 @@ import pytest
 from helpers import trees_close, trees_equal_bitwise
 
 import ssmkit
-from ssmkit import _engine, _generate, _prompts
+from ssmkit import _generate, _prompts
 from ssmkit.models import Mamba2, Mamba2Config, ToySSM
 
 
@@ -451,9 +451,9 @@ def test_stream_sends_the_first_token_at_once_then_several_per_dispatch(monkeypa
 def compilations():
     events = []
 
-    def listen(event: str, duration_secs: float, **_):
+    def listen(event: str, duration_secs: float, *, fun_name: str = "", **_):
         if event == "/jax/core/compile/backend_compile_duration":
-            events.append(duration_secs)
+            events.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -501,19 +501,19 @@ def test_numbers_of_prompts_share_an_executable():
         again = ssmkit.generate(model, prompts[:count], 4, cache=out.cache)
         return out, more, again
 
-    def executables():
-        return _engine.begin._cached._cache_size(), _engine.proceed._cached._cache_size()
-
-    outs = run(8)
-    before = executables()
-    for count in (7, 8, 7):
-        for got, all_rows in zip(run(count), outs, strict=True):
+    engine = {"jit(begin)", "jit(proceed)"}
+    with compilations() as events:
+        outs = run(8)
+    assert engine <= set(events)
+    with compilations() as events:
+        runs = {count: run(count) for count in (7, 8)}
+    assert not engine & set(events)
+    for count in runs:
+        for got, all_rows in zip(runs[count], outs, strict=True):
             expected = jax.tree.map(operator.itemgetter(slice(count)), all_rows)
             assert trees_close(got.cache, expected.cache, 1e-6)
             for name in ("tokens", "lengths", "finished"):
                 np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
-    assert executables() == before
-    run(7)
     with compilations() as events:
         run(7)
     assert events == []
