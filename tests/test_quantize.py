@@ -63,7 +63,7 @@ def inputs(*shape: int, scale: float = 1.0) -> jax.Array:
     return jnp.asarray(scale * np.random.default_rng(1).normal(size=(*shape, IN)), jnp.float32)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (40,), (2, 3), (5, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3), (5, 20)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_are_as_exact_as_those_of_float32(kind, shape):
     matrix, x = narrow(kind), inputs(*shape)
@@ -238,7 +238,7 @@ def nbytes(tree) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@over(LANGUAGE_MODELS, "language-model", "mamba2-groups2-biases-limits-D_has_hdim-tied", "mamba")
+@over(LANGUAGE_MODELS, "language-model")
 def test_only_matrices_change(case, kind):
     """Everything else is the same object: convolutions, norms, biases, skips and all that decays are made of."""
     model = build(case)
@@ -257,7 +257,7 @@ def test_only_matrices_change(case, kind):
 
 
 def test_memory_is_a_quarter_and_a_half():
-    model = Mamba2(Mamba2Config(vocab_size=500, hidden_size=256, num_hidden_layers=1), key=jax.random.key(0))
+    model = Mamba2(Mamba2Config(vocab_size=500, hidden_size=128, num_hidden_layers=1), key=jax.random.key(0))
     before = nbytes(Parts.of(model).matrices)
     assert 2 * nbytes(Parts.of(ssmkit.quantize(model, "bfloat16")).matrices) == before
     after = nbytes(Parts.of(ssmkit.quantize(model, "int8")).matrices)
@@ -265,10 +265,10 @@ def test_memory_is_a_quarter_and_a_half():
     assert after == before // 4 + 4 * rows <= 0.26 * before
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@FLAGSHIP
+@pytest.mark.parametrize("case, kind", [("mamba2-groups2-biases-limits-D_has_hdim-tied", "int8"), ("toy", "bfloat16")])
 def test_every_law_holds(case, kind):
     """As closely as in float32: only the gradient of a bfloat16 matrix is itself bfloat16."""
+    (case,) = (known for known in LANGUAGE_MODELS if known.id == case)
     model = ssmkit.quantize(build(case), kind)
     gradient = BF16_BOUND if kind == "bfloat16" else 1e-5
     bound = case.bound if kind == "int8" or ON_CPU else BF16_BOUND
@@ -277,20 +277,24 @@ def test_every_law_holds(case, kind):
     assert len({finding.law for finding in report.findings}) >= 8
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @FLAGSHIP
-def test_generation(case, kind):
-    """A batch of unequal prompts gives what each gives alone, and prefill what the widened model gives."""
-    model = ssmkit.quantize(build(case), kind)
-    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+def test_generation(case):
+    """A batch of unequal prompts gives what each gives alone."""
+    model, prompts = ssmkit.quantize(build(case), "int8"), [[4], [5, 6, 7, 8, 9, 10]]
     together = ssmkit.generate(model, prompts, 8)
     for row, prompt in enumerate(prompts):
         alone = ssmkit.generate(model, [prompt], 8)
         assert together.tokens[row].tolist() == alone.tokens[0].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@FLAGSHIP
+def test_logits_are_those_of_the_widened_model(case, kind):
+    model, tokens = ssmkit.quantize(build(case), kind), jnp.arange(6)
     is_int8 = lambda node: isinstance(node, Int8Matrix)  # noqa: E731
     wide = lambda leaf: jnp.asarray(exact(leaf), jnp.float32) if is_int8(leaf) else leaf.astype(jnp.float32)  # noqa: E731
     widened = jax.tree.map(wide, model, is_leaf=is_int8)
-    logits = [eqx.filter_jit(lambda model: model(jnp.asarray(prompts[2])))(m) for m in (model, widened)]
+    logits = [eqx.filter_jit(lambda model: model(tokens))(m) for m in (model, widened)]
     assert relative_error(*logits) <= (4e-6 if kind == "int8" or ON_CPU else BF16_BOUND)
 
 
@@ -326,8 +330,7 @@ def test_mistakes(case, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("format", ["hf", "state-spaces"])
+@pytest.mark.parametrize("format, stored", [("hf", jnp.float32), ("state-spaces", jnp.bfloat16)])
 def test_a_checkpoint_is_quantised_as_it_is_read(tmp_path, format, stored, kind):
     config = Mamba2Config(vocab_size=19, hidden_size=8, num_hidden_layers=2, state_size=4, head_dim=4)
     save_pretrained(Mamba2(config, key=jax.random.key(0), dtype=stored), tmp_path, format=format)
@@ -371,6 +374,19 @@ def test_peak_memory_is_what_is_kept_and_one_matrix(tmp_path):
 
 
 # The embedded model.
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e36, 1e37, 3e38])
+def test_int8_products_of_numbers_of_any_size(size):
+    matrix = _quantize.NARROW["int8"](np.asarray([[1.0, 0.0], [0.5, 0.0]], np.float32))
+    got = project(matrix, jnp.asarray([size, 0.0], jnp.float32))
+    np.testing.assert_allclose(got, np.asarray([1.0, 0.5]) * size, rtol=2e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_int8_has_no_nan(bad):
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        _quantize.NARROW["int8"](np.asarray([[bad, 1.0], [1.0, 0.0]], np.float32))
 
 
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])
