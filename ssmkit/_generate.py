@@ -63,9 +63,9 @@ def generate(
     batch, rows = read_prompts(prompts, lengths, model.vocab_size)
     capacity = _capacity(max_new_tokens)
     stops = read_stop_tokens(stop_token, model.vocab_size)
-    keys = _with_rows(_row_keys(sampler, key, rows), batch.size)
+    keys = _with_rows(_row_keys(sampler, key, rows), rows, batch.size)
     if cache is not None:
-        cache = _with_rows(_check_cache(model, cache, rows), batch.size)
+        cache = _with_rows(_check_cache(model, cache, rows), rows, batch.size)
     result = begin((model, sampler, batch, stops, _limit(max_new_tokens), keys), capacity, cache)
     return _finish(result, max_new_tokens, rows)
 
@@ -147,12 +147,11 @@ def _padded(generation: Generation[Cache]) -> Generation[Cache]:
     rows = generation.finished.shape[0]
     size = batch_bucket(rows)
     finished = np.pad(np.asarray(generation.finished), (0, size - rows), constant_values=True)
-    return eqx.tree_at(lambda g: g.finished, _with_rows(generation, size), jnp.asarray(finished))
+    return eqx.tree_at(lambda g: g.finished, _with_rows(generation, rows, size), jnp.asarray(finished))
 
 
-def _with_rows(tree: Tree, size: int) -> Tree:
-    """A copy with so many rows: the first ones, or the last one again and again."""
-    rows = jax.tree.leaves(tree)[0].shape[0]
+def _with_rows(tree: Tree, rows: int, size: int) -> Tree:
+    """A copy of so many rows with `size` rows: the first ones, or the last one again and again."""
     return jax.tree.map(jnp.copy, tree) if rows == size else _resized(tree, size)
 
 

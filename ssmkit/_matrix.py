@@ -111,8 +111,10 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
 
 @_differentiated_as_widened
 def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """`x` as fixed-point numbers of three digits to the base 254, relative to its largest entry: 24 bits."""
+    """`x` as fixed-point numbers of three digits to the base 254: 24 bits, relative to its largest entry."""
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    tamed = jnp.where(largest > 2.0**64, jnp.full_like(largest, 2.0**-64), jnp.ones_like(largest))  # no overflow below
+    x, largest = x * tamed, largest * tamed
     unit = jnp.where(largest == 0, jnp.ones_like(largest), largest)
     rest, digits = 127 * (x / unit), []
     for _ in range(3):
@@ -121,7 +123,7 @@ def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> 
     products = _product(values, jnp.stack(digits, axis=-2).astype(jnp.int8), jnp.dtype(jnp.int32)).astype(x.dtype)
     finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)  # integers have no NaN, and XLA's maximum may lose it
     unit = jnp.where(finite, unit, jnp.full_like(unit, jnp.nan))
-    return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254, 1 / 127 / 254**2))
+    return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254, 1 / 127 / 254**2)) / tamed
 
 
 def _sum_of_digits(products: Array, places: tuple[float, float, float]) -> Array:

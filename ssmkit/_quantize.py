@@ -20,7 +20,7 @@ _ROWS_PER_BLOCK = 1024
 def quantize(model: Model, kind: str) -> Model:
     """The same model with the matrices of its projections and embeddings in fewer bits, and nothing else changed.
 
-    Convolutions, norms, biases, decay rates and states stay as they are, and products are as exact as those of float32.
+    Convolutions, norms, biases, decay rates and states stay as they are, and so do activations, in float32.
 
     **Arguments:**
 
@@ -30,7 +30,8 @@ def quantize(model: Model, kind: str) -> Model:
 
     **Returns:** the model; matrices are new arrays, all else is shared.
 
-    **Raises:** `ValueError` for another kind; `TypeError` for a model that is quantised already.
+    **Raises:** `ValueError` for another kind, or for NaN or infinity in a matrix; `TypeError` for a model that is
+    quantised already.
     """
     if kind not in NARROW:
         raise ValueError(f"`kind` must be one of {', '.join(NARROW)}, got {kind!r}.")
@@ -51,6 +52,8 @@ def _int8(matrix: ArrayLike) -> Int8Matrix:
         block = slice(start, start + _ROWS_PER_BLOCK)
         rows = given[block].astype(np.float32)
         largest = np.max(np.abs(rows), axis=1, initial=0.0)
+        if not np.isfinite(largest).all():
+            raise ValueError("a matrix holds NaN or infinity, which 8 bits cannot express.")
         scale[block] = np.where(largest > 0, largest, 1) / 127
         values[block] = np.rint(rows / scale[block, None])
     return Int8Matrix(jnp.asarray(values), jnp.asarray(scale))

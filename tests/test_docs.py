@@ -84,7 +84,7 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
             capture_output=True,
             text=True,
             cwd=directory,
-            env=environment | {"MPLBACKEND": "agg"},
+            env=environment | {"MPLBACKEND": "agg", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
             timeout=timeout,
             check=False,
         )

@@ -519,6 +519,14 @@ def test_numbers_of_prompts_share_an_executable():
     assert events == []
 
 
+def test_a_cache_without_arrays():
+    mlp = ssmkit.GatedMLP(8, 12, key=jax.random.key(0))
+    model = ssmkit.LanguageModel(vocab_size=11, width=8, mixers=[mlp], key=jax.random.key(1))
+    out = ssmkit.generate(model, [[1, 2], [3]], 4)
+    again = ssmkit.generate(model, [[1], [2]], 4, cache=out.cache)
+    np.testing.assert_array_equal(again.tokens, ssmkit.generate(model, [[1], [2]], 4).tokens)
+
+
 @pytest.mark.parametrize(
     "rows, size", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (17, 24)]
 )

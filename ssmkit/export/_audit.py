@@ -11,7 +11,7 @@ _MARKERS = {"shape_assertion"}
 
 _OPERATION = re.compile(r'^\s*(?:%[^=]*= *)?"?([a-z_]\w*)\.([\w.$-]+)"?(?=[\s(<@])', re.MULTILINE)
 _LEAVING = re.compile(r"\b([a-z_]\w*\.(?:custom_call|infeed|outfeed|recv|send))\b([^\n]*)")
-_TARGET = re.compile(r'^ @"?([^"(\s]*)|call_target_name = "([^"]*)"')
+_TARGET = re.compile(r'^ @(?:"([^"]*)"|([^"(\s]+))|call_target_name = "([^"]*)"')
 
 
 def foreign_operations(module: str) -> list[str]:
@@ -30,7 +30,7 @@ def foreign_operations(module: str) -> list[str]:
 def _foreign(module: str) -> Iterator[str]:
     for operation in _LEAVING.finditer(module):
         found = _TARGET.search(operation[2])
-        target = found and (found[1] or found[2])
+        target = found and (found[1] or found[2] or found[3])
         if target not in _MARKERS:
             yield f"{operation[1]} @{target}" if target else operation[1]
     for operation in _OPERATION.finditer(module):

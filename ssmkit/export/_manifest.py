@@ -235,10 +235,16 @@ def _file(value: Any) -> File:
     return File(path, sha256)
 
 
+def _name(value: Any) -> str:
+    """Of a file, without a folder."""
+    _expect(re.fullmatch(r"\w[\w.-]*", _text(value)) is not None, f"a file's name, got {value!r}")
+    return value
+
+
 def _layout(value: Any) -> Layout:
     files, tensors, shapes, copies = _object(value, "files", "tensors", "shapes", "copies")
     return Layout(
-        files=_sequence(files, _text),
+        files=_sequence(files, _name),
         tensors=_mapping(tensors, lambda names: _sequence(names, _text)),
         shapes=_mapping(shapes, _shape),
         copies=_mapping(copies, _text),
