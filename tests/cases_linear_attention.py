@@ -93,7 +93,6 @@ MIXERS = [
     Case("hgrn2-mixer", _hgrn2_mixer, _features),
     Case("rwkv6-mixer", _rwkv6_mixer, _features),
     Case("rwkv6-channel-mixer", lambda key: RWKV6ChannelMixer(WIDTH, intermediate_size=7, key=key), _features),
-    Case("rwkv6-mixer-bf16", lambda key: _rwkv6_mixer(key, jnp.bfloat16), _features, helpers.BF16_BOUND),
 ]
 
 

@@ -98,10 +98,8 @@ MIXERS = [
     _mixer("rg-lru-mixer", RGLRUMixer, lru_width=6, num_attention_heads=3),
     _mixer("mlstm-mixer", MLSTMMixer, num_heads=2, qk_dim_factor=0.75),
     _mixer("mamba3-mixer", Mamba3Mixer, **_MAMBA3),
-    _mixer("mamba3-mixer-mimo", Mamba3Mixer, **_MAMBA3, mimo_rank=3),
+    _mixer("mamba3-mixer-mimo-softplus", Mamba3Mixer, **_MAMBA3, mimo_rank=3, A_activation="softplus"),
     _mixer("rg-lru-mixer-bf16", RGLRUMixer, num_attention_heads=2, dtype=jnp.bfloat16),
-    _mixer("mamba3-mixer-mimo-bf16", Mamba3Mixer, **_MAMBA3, mimo_rank=2, dtype=jnp.bfloat16),
-    _mixer("mamba3-mixer-softplus", Mamba3Mixer, **_MAMBA3, A_activation="softplus"),
 ]
 
 
@@ -319,6 +317,5 @@ ORACLES = [
     Oracle("rg-lru", _rg_lru, _rg_lru_oracle, _rg_lru_spread),
     Oracle("mlstm", _mlstm, _mlstm_oracle, _mlstm_spread),
     Oracle("mamba3", _mamba3(None, "heavy_tail"), _mamba3_oracle, _mamba3_spread("heavy_tail")),
-    Oracle("mamba3-softplus", _mamba3(None, "softplus"), _mamba3_oracle, _mamba3_spread("softplus")),
-    Oracle("mamba3-mimo", _mamba3(2, "heavy_tail"), _mamba3_oracle, _mamba3_spread("heavy_tail")),
+    Oracle("mamba3-mimo-softplus", _mamba3(2, "softplus"), _mamba3_oracle, _mamba3_spread("softplus")),
 ]
