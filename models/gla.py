@@ -128,4 +128,4 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
             gate=split(self.gk_up(self.gk_down(x))),
         )
         y, cache = advance(self.recurrence, inputs, cache)
-        return self.o_proj(jnp.reshape(self.norm(y), gate.shape) * jax.nn.silu(gate)), cache
+        return self.o_proj(jnp.reshape(self.norm(y), gate.shape) * ssmkit.silu(gate)), cache

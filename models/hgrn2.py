@@ -44,7 +44,7 @@ class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
             log_decay=_log_gate(f, bound),
             write=(1.0 - bound) * jax.nn.sigmoid(-f),
             value=inputs.i,
-            read=jax.nn.silu(inputs.q) * self.state_shape[1] ** -0.5,
+            read=ssmkit.silu(inputs.q) * self.state_shape[1] ** -0.5,
         )
 
 

@@ -163,13 +163,13 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         size, eps = self.recurrence.state_shape[1], self.mixer_rms_eps
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x, window = advance(self.conv, x, cache.window)
-        x = jax.nn.silu(x)
+        x = ssmkit.silu(x)
         projected = self.x_proj(x)
         parts = jnp.split(projected, [projected.shape[-1] - 2 * size, projected.shape[-1] - size], axis=-1)
         dt, B, C = parts if eps is None else [ssmkit.rms_normalise(part, eps=eps) for part in parts]
         inputs = MambaInputs(x=x, dt=self.dt_proj(dt), B=B, C=C)
         y, state = advance(self.recurrence, inputs, cache.state)
-        y = (y[..., 0] + jnp.broadcast_to(self.D, x.shape) * x) * jax.nn.silu(z)
+        y = (y[..., 0] + jnp.broadcast_to(self.D, x.shape) * x) * ssmkit.silu(z)
         return self.out_proj(y), MambaCache(window=window, state=state)
 
 

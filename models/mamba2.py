@@ -173,7 +173,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         projected = self.in_proj(x)
         z, xBC, dt = jnp.split(projected, [inner, projected.shape[-1] - heads], axis=-1)
         xBC, window = advance(self.conv, xBC, cache.window)
-        u, B, C = jnp.split(jax.nn.silu(xBC), [inner, inner + groups * key], axis=-1)
+        u, B, C = jnp.split(ssmkit.silu(xBC), [inner, inner + groups * key], axis=-1)
         u = jnp.reshape(u, (*axes, heads, value))
         inputs = Mamba2Inputs(
             x=u, B=jnp.reshape(B, (*axes, groups, key)), C=jnp.reshape(C, (*axes, groups, key)), dt=dt

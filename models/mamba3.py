@@ -206,7 +206,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         u, u_before, z = _ranks(u, self.mimo_x), _ranks(u_before, self.mimo_x), _ranks(z, self.mimo_z)
         inputs = Mamba3Inputs(x=u, x_before=u_before, B=B, B_before=B_before, C=C, dt=dt, A=A, trap=trap)
         y, state = advance(self.recurrence, inputs, cache.state)
-        y = (y + jnp.broadcast_to(self.D[:, None, None], u.shape) * u) * jax.nn.silu(z)
+        y = (y + jnp.broadcast_to(self.D[:, None, None], u.shape) * u) * ssmkit.silu(z)
         y = jnp.sum(y if self.mimo_o is None else y * jnp.broadcast_to(self.mimo_o, y.shape), axis=-2)
         return self.out_proj(jnp.reshape(y, (*axes, -1))), Mamba3Cache(phase=phase, B=B_last, x=u_last, state=state)
 

@@ -132,7 +132,7 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
             q=_turn(split(self.q_proj(x)), angle), k=_turn(split(self.k_proj(x)), angle), v=split(self.v_proj(x))
         )
         y, state = advance(self.recurrence, inputs, cache.state)
-        y = self.o_proj(jnp.reshape(self.norm(y), gate.shape) * jax.nn.silu(gate))
+        y = self.o_proj(jnp.reshape(self.norm(y), gate.shape) * ssmkit.silu(gate))
         return y, RetNetCache(phase=phase, state=state)
 
 

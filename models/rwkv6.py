@@ -144,5 +144,5 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
             w=split(self.decay_up(jnp.tanh(self.decay_down(x_w)))),
         )
         y, state = advance(self.recurrence, inputs, cache.state)
-        gate = jax.nn.silu(self.g_proj(x_g))
+        gate = ssmkit.silu(self.g_proj(x_g))
         return self.o_proj(self.norm(jnp.reshape(y, gate.shape)) * gate), RWKV6Cache(shift=shift, state=state)

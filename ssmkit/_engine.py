@@ -99,13 +99,14 @@ def _consume(model, batch: Prompts, cache):
         new, cache = _per_row(lambda t, c, n: model.prefill(t, c, length=n), batch.size)(tokens, cache, valid)
         return start + segment, jnp.where(valid[:, None] > 0, new, logits), cache
 
+    cache = _unbatched(cache, batch.size)
     shape = jax.eval_shape(body, (0, jnp.zeros((), jnp.float32), cache))[1]
     carry = (jnp.zeros((), jnp.int32), jnp.zeros(shape.shape, shape.dtype), cache)
     if time == segment:
         carry = body(carry)
     else:
         carry = jax.lax.while_loop(lambda carry: carry[0] < jnp.max(batch.lengths), body, carry)
-    return carry[1], carry[2]
+    return carry[1], _batched(carry[2], batch.size)
 
 
 def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> Generation:
@@ -146,7 +147,9 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
 
     buffer = jnp.pad(start.tokens, ((0, 0), (0, capacity)))
     start = eqx.tree_at(_tokens, start, (buffer, jnp.zeros_like(start.lengths)))
+    start = eqx.tree_at(_cache, start, _unbatched(start.cache, size))
     _, end = jax.lax.while_loop(running, token, (jnp.zeros((), jnp.int32), start))
+    end = eqx.tree_at(_cache, end, _batched(end.cache, size))
     last = jnp.take_along_axis(end.tokens, end.lengths[:, None], axis=1)
     written = jnp.arange(capacity, dtype=jnp.int32)[None, :] < end.lengths[:, None]
     return eqx.tree_at(lambda g: g.tokens, end, jnp.where(written, end.tokens[:, 1:], last))
@@ -156,14 +159,30 @@ def _tokens(generation: Generation):
     return generation.tokens, generation.lengths
 
 
+def _cache(generation: Generation):
+    return generation.cache
+
+
+# A single row is not mapped, and inside loops its cache has no batch axis: XLA turns a matrix-vector product into one
+# over its weights only when it is written for a vector, and updates a state in place only where its shape is that of
+# the loop's.
+
+
 def _per_row(function, size: int):
-    """Map over rows; a single row is not mapped, because XLA turns a matrix-vector product into one over its weights
-    only when it is written for a vector."""
+    """Map a function of a row's tokens, cache and validity over rows."""
     if size != 1:
         return jax.vmap(function)
 
-    def single(*arguments):
-        squeezed = jax.tree.map(lambda x: x[0], arguments)
-        return jax.tree.map(lambda x: x[None], function(*squeezed))
+    def single(tokens, cache, valid):
+        logits, cache = function(tokens[0], cache, valid[0])
+        return logits[None], cache
 
     return single
+
+
+def _unbatched(cache, size: int):
+    return jax.tree.map(lambda x: x[0], cache) if size == 1 else cache
+
+
+def _batched(cache, size: int):
+    return jax.tree.map(lambda x: x[None], cache) if size == 1 else cache

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from ._layers import Linear
+from ._layers import Linear, silu
 from ._mixer import AbstractMixer
 from ._types import Length, PRNGKeyArray, Valid
 
@@ -25,7 +25,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         width: int,
         hidden: int,
         *,
-        activation: Callable[[Array], Array] = jax.nn.silu,
+        activation: Callable[[Array], Array] = silu,
         use_bias: bool = False,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,

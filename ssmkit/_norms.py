@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from ._layers import along_last
+from ._layers import along_last, silu
 from ._types import at_least_float32
 
 
@@ -57,7 +57,7 @@ class GatedRMSNorm(eqx.Module):
     ) -> Float[Array, "*axes channel"]:
         """Normalised and gated `x`, float32 or wider."""
         dtype = self.weight.dtype
-        x = x.astype(dtype) * jax.nn.silu(gate.astype(dtype))
+        x = x.astype(dtype) * silu(gate.astype(dtype))
         return along_last(self.weight, x) * rms_normalise(x, groups=self.groups, eps=self.eps)
 
 

@@ -15,23 +15,25 @@ from ssmkit.models import Mamba2, Mamba2Config
 # Matrix products that a backend hands to its vendor's library. Nothing else may be called.
 MATRIX_PRODUCTS = re.compile(r"__cublas\$(gemm|lt\$matmul.*)|__onednn\$matmul.*")
 LEAVING = ("infeed", "outfeed", "send", "recv", "host")
-VOCAB, BATCH, CAPACITY = 29, 3, 32
+VOCAB, CAPACITY = 29, 32
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
-SAMPLERS = {
-    "greedy": ssmkit.Greedy(),
-    "sampler": ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2),
+SAMPLER = ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2)
+PROGRAMS = {
+    "greedy": (ssmkit.Greedy(), PROMPTS),
+    "sampler": (SAMPLER, PROMPTS),
+    "one prompt": (ssmkit.Greedy(), PROMPTS[:1]),
 }
 
 
 class Program:
     """A compiled generation, and its text cut into computations."""
 
-    def __init__(self, sampler):
+    def __init__(self, sampler, prompts):
         config = Mamba2Config(
             vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=8, head_dim=8, n_groups=2
         )
         self.model = Mamba2(config, key=jax.random.key(0))
-        self.sampler = sampler
+        self.sampler, self.prompts, self.batch = sampler, prompts, len(prompts)
         lowered = _engine.begin.lower(*self.arguments(CAPACITY))  # pyright: ignore[reportFunctionMemberAccess]
         self.executable = lowered.compile()
         self.text = self.executable.compiled.as_text()
@@ -39,13 +41,17 @@ class Program:
         self.computations = {head.group(1): head.group() for head in heads}
 
     def cache(self):
-        return jax.tree.map(lambda x: jnp.zeros((BATCH, *x.shape), x.dtype), self.model.init_cache())
+        return jax.tree.map(lambda x: jnp.zeros((self.batch, *x.shape), x.dtype), self.model.init_cache())
+
+    def carried(self, leaf):
+        """The shape that an array of the cache has in the loop: without a batch axis, if there is one prompt."""
+        return f"f32[{','.join(map(str, leaf.shape[self.batch == 1 :]))}]"
 
     def arguments(self, limit):
-        batch, _ = _prompts.read_prompts(PROMPTS, None, VOCAB)
+        batch, _ = _prompts.read_prompts(self.prompts, None, VOCAB)
         stops = _prompts.read_stop_tokens(None, VOCAB)
         limit = jnp.asarray(limit, jnp.int32)
-        keys = jax.random.split(jax.random.key(0), BATCH)
+        keys = jax.random.split(jax.random.key(0), self.batch)
         return (self.model, self.sampler, batch, stops, limit, keys), CAPACITY, self.cache()
 
     def loops(self, shape):
@@ -65,9 +71,9 @@ class Program:
         return "\n".join(self.computations[name] for name in sorted(found))
 
 
-@pytest.fixture(scope="module", params=list(SAMPLERS))
+@pytest.fixture(scope="module", params=list(PROGRAMS))
 def program(request):
-    return Program(SAMPLERS[request.param])
+    return Program(*PROGRAMS[request.param])
 
 
 def instructions(text):
@@ -92,11 +98,11 @@ def test_nothing_leaves_the_device(program):
 
 
 def test_one_loop_decodes(program):
-    tokens = f"s32[{BATCH},{CAPACITY + 1}]"
+    tokens = f"s32[{program.batch},{CAPACITY + 1}]"
     (loop,) = program.loops(tokens)
     carry = loop.split(" while(")[0]
     for leaf in jax.tree.leaves(program.cache()):
-        shape = f"f32[{','.join(map(str, leaf.shape))}]"
+        shape = program.carried(leaf)
         assert carry.count(shape) >= sum(leaf.shape == other.shape for other in jax.tree.leaves(program.cache()))
         assert program.loops(shape) == [loop]
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
@@ -121,9 +127,9 @@ def test_the_cache_is_updated_in_place(program):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="seen on CPU only")
 def test_the_state_is_not_copied_at_every_token(program):
     """Nothing reads an old state once the new one is made; the window, which moves by one, is copied and small."""
-    (loop,) = program.loops(f"s32[{BATCH},{CAPACITY + 1}]")
+    (loop,) = program.loops(f"s32[{program.batch},{CAPACITY + 1}]")
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
-    state = f"f32[{','.join(map(str, program.cache()[0].state.shape))}]"
+    state = program.carried(program.cache()[0].state)
     copies = re.findall(r"= (\S+) copy\(", program.computations[body])
     assert state in loop and [copy for copy in copies if copy.startswith(state)] == []
 
@@ -131,5 +137,5 @@ def test_the_state_is_not_copied_at_every_token(program):
 def test_one_executable_serves_any_number_of_tokens(program):
     outs = {limit: program.executable(*program.arguments(limit)) for limit in (1, 5, CAPACITY)}
     for limit, out in outs.items():
-        assert out.lengths.tolist() == [limit] * BATCH
+        assert out.lengths.tolist() == [limit] * program.batch
         np.testing.assert_array_equal(out.tokens[:, :limit], outs[CAPACITY].tokens[:, :limit])

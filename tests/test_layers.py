@@ -232,3 +232,16 @@ def test_precision_of_the_residual_stream(in_fp32, expected):
     assert y.dtype == expected
     precise_y, _ = block.prefill(x.astype(jnp.float32), ())
     assert relative_error(y, precise_y) <= (BOUND if in_fp32 else 2**-8)
+
+
+# Activation.
+
+
+def test_silu_and_its_derivatives_equal_those_of_jax():
+    x = jnp.concatenate([jnp.linspace(-120.0, 120.0, 2001, dtype=jnp.float32), jnp.asarray([-1e30, 0.0, 1e30], jnp.float32)])
+    ours, theirs = ssmkit.silu, jax.nn.silu
+    for _ in range(3):
+        got, expected = jax.vmap(ours)(x), jax.vmap(theirs)(x.astype(jnp.float64))
+        assert all_finite(got)
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+        ours, theirs = jax.grad(ours), jax.grad(theirs)
