@@ -238,7 +238,9 @@ def test_precision_of_the_residual_stream(in_fp32, expected):
 
 
 def test_silu_and_its_derivatives_equal_those_of_jax():
-    x = jnp.concatenate([jnp.linspace(-120.0, 120.0, 2001, dtype=jnp.float32), jnp.asarray([-1e30, 0.0, 1e30], jnp.float32)])
+    x = jnp.concatenate(
+        [jnp.linspace(-120.0, 120.0, 2001, dtype=jnp.float32), jnp.asarray([-1e30, 0.0, 1e30], jnp.float32)]
+    )
     ours, theirs = ssmkit.silu, jax.nn.silu
     for _ in range(3):
         got, expected = jax.vmap(ours)(x), jax.vmap(theirs)(x.astype(jnp.float64))

@@ -65,7 +65,7 @@ def test_the_table_is_used(form):
         with kernels.target(platform):
             chosen = kernels.tuning()
             assert chosen == kernels.Tuning(platform)
-            assert chosen.schedule_for(family) is SCHEDULES[schedule]
+            assert chosen.order() is SCHEDULES[schedule]
             sizes[platform] = chosen.chunk_size_for(
                 family, members=coefficients.value.shape[-2] // coefficients.write.shape[-2]
             )
@@ -158,6 +158,11 @@ def test_chunk_sizes_that_are_none(size):
     with pytest.raises(ValueError, match=message), kernels.tuned(chunk_size=size):
         pass
     assert kernels.tuning() == outside
+
+
+def test_an_unknown_platform_is_refused():
+    with pytest.raises(ValueError, match="`platform` must be one of cpu, gpu, cuda, rocm, tpu, got 'metal'"):
+        kernels.target("metal")
 
 
 # Functions that were compiled before.

@@ -73,7 +73,7 @@ def chunk_scan_of(
     form = jax.eval_shape(coefficients, inputs)
     time, groups = form.write.shape[:2]
     dtype, family = working_dtype(form, state), family_of(form)
-    schedule = tuning().schedule_for(family) if schedule is None else schedule
+    schedule = tuning().order() if schedule is None else schedule
     if chunk_size is None:
         chosen = tuning().chunk_size_for(family, members=form.value.shape[1] // groups)
         chunk_size = min(chosen, most or chosen)

@@ -24,8 +24,8 @@ class Tuning(NamedTuple):
     schedule: Schedule | None = None
     """`None`: from the table."""
 
-    def schedule_for(self, family: Family) -> Schedule:
-        """The order of the chunks."""
+    def order(self) -> Schedule:
+        """Of the chunks."""
         if self.schedule is not None:
             return self.schedule
         return serial if self.platform == "cpu" else parallel
@@ -47,6 +47,7 @@ _CPU = {
     "K3, elementwise": [(1, 32)],
 }
 _ACCELERATOR = 128
+_PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 # Part of the key of every jitted function: under another choice it is traced anew.
 _chosen = jax.make_user_context(default_value=None)
@@ -62,8 +63,12 @@ def target(platform: str) -> contextlib.AbstractContextManager[None]:
 
     **Arguments:**
 
-    - `platform`: `"cpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
+    - `platform`: `"cpu"`, `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
+
+    **Raises:** `ValueError` for another name.
     """
+    if platform not in _PLATFORMS:
+        raise ValueError(f"`platform` must be one of {', '.join(_PLATFORMS)}, got {platform!r}.")
     return _chosen(tuning()._replace(platform=platform))
 
 
