@@ -1,5 +1,6 @@
 """The engine's device side: it owns the batch axis and the only decode loop, and knows nothing of any model."""
 
+import dataclasses
 from typing import Generic
 
 import equinox as eqx
@@ -116,7 +117,7 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
     """
     size = start.lengths.shape[0]
     if capacity == 0:
-        return eqx.tree_at(_tokens, start, (start.tokens[:, :0], jnp.zeros_like(start.lengths)))
+        return dataclasses.replace(start, tokens=start.tokens[:, :0], lengths=jnp.zeros_like(start.lengths))
 
     def running(carry):
         count, state = carry
@@ -146,21 +147,13 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
         )
 
     buffer = jnp.pad(start.tokens, ((0, 0), (0, capacity)))
-    start = eqx.tree_at(_tokens, start, (buffer, jnp.zeros_like(start.lengths)))
-    start = eqx.tree_at(_cache, start, _unbatched(start.cache, size))
+    begun = dict(tokens=buffer, lengths=jnp.zeros_like(start.lengths), cache=_unbatched(start.cache, size))
+    start = dataclasses.replace(start, **begun)
     _, end = jax.lax.while_loop(running, token, (jnp.zeros((), jnp.int32), start))
-    end = eqx.tree_at(_cache, end, _batched(end.cache, size))
     last = jnp.take_along_axis(end.tokens, end.lengths[:, None], axis=1)
     written = jnp.arange(capacity, dtype=jnp.int32)[None, :] < end.lengths[:, None]
-    return eqx.tree_at(lambda g: g.tokens, end, jnp.where(written, end.tokens[:, 1:], last))
-
-
-def _tokens(generation: Generation):
-    return generation.tokens, generation.lengths
-
-
-def _cache(generation: Generation):
-    return generation.cache
+    tokens = jnp.where(written, end.tokens[:, 1:], last)
+    return dataclasses.replace(end, tokens=tokens, cache=_batched(end.cache, size))
 
 
 # A single row is not mapped, and inside loops its cache has no batch axis: XLA turns a matrix-vector product into one
@@ -185,4 +178,4 @@ def _unbatched(cache, size: int):
 
 
 def _batched(cache, size: int):
-    return jax.tree.map(lambda x: x[None], cache) if size == 1 else cache
+    return jax.tree.map(lambda x: jnp.expand_dims(x, 0), cache) if size == 1 else cache

@@ -650,3 +650,35 @@ def test_stop_tokens_are_filled_up_with_what_is_no_token():
     for count, size in ((0, 8), (1, 8), (7, 8), (8, 16), (9, 16)):
         stops = _prompts.read_stop_tokens(list(range(count)), VOCAB)
         assert stops.tolist() == [*range(count), *[-1] * (size - count)]
+
+
+class Bigram(ssmkit.AbstractLanguageModel[None]):
+    """A model that remembers nothing, and whose cache is not even a tuple."""
+
+    table: jax.Array
+    vocab_size: int = eqx.field(static=True, default=VOCAB)
+
+    def init_cache(self):
+        return None
+
+    def prefill(self, tokens, cache, length=None):
+        last = tokens.shape[0] if length is None else length
+        return self.table[tokens[jnp.maximum(last, 1) - 1]], None
+
+    def step(self, token, cache, valid=None):
+        return self.table[token], None
+
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        return self.table[tokens], None
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2]], [[1, 2], [3]]], ids=["one prompt", "two"])
+def test_a_cache_may_be_nothing(prompts):
+    model = Bigram(jax.random.normal(jax.random.key(0), (VOCAB, VOCAB), jnp.float32))
+    out = ssmkit.generate(model, prompts, 4)
+    more = ssmkit.resume(model, out, 3)
+    for prompt, row in zip(prompts, np.concatenate([out.tokens, more.tokens], axis=1), strict=True):
+        token = prompt[-1]
+        for chosen in row:
+            token = int(jnp.argmax(model.table[token]))
+            assert chosen == token

@@ -34,8 +34,8 @@ def export(
 ) -> None:
     """Write a model as StableHLO.
 
-    Any process with JAX runs it, without the model's Python code; its tokenizer comes along. `--model DIR` of other
-    commands takes it like a checkpoint.
+    Any process with JAX runs it, without the model's Python code; its tokenizer comes along. `generate` and `score`
+    take it like a checkpoint: `--model DIR`. An artefact that DIR already holds is replaced.
     """
     from .. import default_model_path
     from ..export import save_exported
