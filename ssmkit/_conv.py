@@ -65,8 +65,7 @@ class CausalConv1d(
         """As `AbstractSequenceOperator.chunk_scan`."""
         time = inputs.shape[0]
         extended = jnp.concatenate([state, inputs.astype(state.dtype)])
-        weight = self.weight.astype(state.dtype).T
-        taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(weight)]
+        taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
         window = jax.lax.dynamic_slice_in_dim(
             extended, time if length is None else check_length(length, time), state.shape[0]
         )
@@ -77,10 +76,14 @@ class CausalConv1d(
     ) -> tuple[Float[Array, " channel"], Float[Array, "window channel"]]:
         """As `AbstractSequenceOperator.step`."""
         extended = jnp.concatenate([state, inputs.astype(state.dtype)[None]])
-        weight = self.weight.astype(state.dtype)  # not transposed: that would be a copy for every tap of every token
-        taps = [weight[:, j] * extended[j] for j in range(weight.shape[1])]
+        taps = [tap * extended[j] for j, tap in enumerate(self._taps(state.dtype))]
         window = extended[1:] if valid is None else jnp.where(valid, extended[1:], state)
         return self._sum(taps), window
+
+    def _taps(self, dtype: DTypeLike) -> list[Float[Array, " channel"]]:
+        """Columns of the weight, which is not transposed: that would be a copy for every tap of every `step`."""
+        weight = self.weight.astype(dtype)
+        return [weight[:, j] for j in range(weight.shape[1])]
 
     def _sum(self, taps: list[Array]) -> Float[Array, "*time channel"]:
         outputs = functools.reduce(jnp.add, taps)

@@ -147,8 +147,8 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
         )
 
     buffer = jnp.pad(start.tokens, ((0, 0), (0, capacity)))
-    begun = dict(tokens=buffer, lengths=jnp.zeros_like(start.lengths), cache=_unbatched(start.cache, size))
-    start = dataclasses.replace(start, **begun)
+    cache = _unbatched(start.cache, size)
+    start = dataclasses.replace(start, tokens=buffer, lengths=jnp.zeros_like(start.lengths), cache=cache)
     _, end = jax.lax.while_loop(running, token, (jnp.zeros((), jnp.int32), start))
     last = jnp.take_along_axis(end.tokens, end.lengths[:, None], axis=1)
     written = jnp.arange(capacity, dtype=jnp.int32)[None, :] < end.lengths[:, None]

@@ -42,19 +42,19 @@ def _rwkv6(key: jax.Array) -> RWKV6Recurrence:
     return RWKV6Recurrence(time_decay=decay, bonus=bonus, state_shape=SHAPE, chunk_size=4)
 
 
-def _retnet_mixer(key: jax.Array, dtype: Any = jnp.float32) -> RetNetMixer:
-    return RetNetMixer(WIDTH, num_heads=2, expand_k=4 / 3, expand_v=5 / 6, chunk_size=4, dtype=dtype, key=key)
+def _retnet_mixer(key: jax.Array) -> RetNetMixer:
+    return RetNetMixer(WIDTH, num_heads=2, expand_k=4 / 3, expand_v=5 / 6, chunk_size=4, key=key)
 
 
 def _gla_mixer(key: jax.Array, dtype: Any = jnp.float32) -> GLAMixer:
     return GLAMixer(WIDTH, num_heads=3, gate_low_rank_dim=5, chunk_size=4, dtype=dtype, key=key)
 
 
-def _hgrn2_mixer(key: jax.Array, dtype: Any = jnp.float32) -> HGRN2Mixer:
-    return HGRN2Mixer(WIDTH, expand_ratio=5, num_heads=3, lower_bound=0.3, chunk_size=4, dtype=dtype, key=key)
+def _hgrn2_mixer(key: jax.Array) -> HGRN2Mixer:
+    return HGRN2Mixer(WIDTH, expand_ratio=5, num_heads=3, lower_bound=0.3, chunk_size=4, key=key)
 
 
-def _rwkv6_mixer(key: jax.Array, dtype: Any = jnp.float32) -> RWKV6Mixer:
+def _rwkv6_mixer(key: jax.Array) -> RWKV6Mixer:
     return RWKV6Mixer(
         WIDTH,
         num_heads=3,
@@ -63,7 +63,6 @@ def _rwkv6_mixer(key: jax.Array, dtype: Any = jnp.float32) -> RWKV6Mixer:
         layer_idx=1,
         num_hidden_layers=3,
         chunk_size=4,
-        dtype=dtype,
         key=key,
     )
 

@@ -181,6 +181,27 @@ def test_other_platforms_widen_as_they_read():
         assert ("tensor<3x256x" in cpu, "tensor<3x256x" in other) == (True, False)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e36, 3e38])
+def test_int8_products_of_numbers_of_any_size(size):
+    matrix = _quantize.NARROW["int8"](np.asarray([[1.0, 0.0], [0.5, 0.0]], np.float32))
+    got = project(matrix, jnp.asarray([size, 0.0], jnp.float32))
+    if size > 1e36:  # 127 times as much is no float32
+        assert not np.isfinite(got).any()
+    else:
+        np.testing.assert_allclose(got, np.asarray([1.0, 0.5]) * size, rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_rows_of_a_batch_with_a_large_matrix(kind):
+    """XLA's CPU backend once added up the three digits of a large matrix's products wrongly, for mapped rows only."""
+    rng = np.random.default_rng(0)
+    matrix = _quantize.NARROW[kind](rng.standard_normal((50288, 768), np.float32))
+    x = jnp.asarray(rng.standard_normal((4, 768), np.float32))
+    got = jax.jit(lambda matrix, x: jax.vmap(lambda x: project(matrix, x))(x))(matrix, x)
+    one_by_one = jnp.stack([jax.jit(project)(matrix, row) for row in x])
+    assert relative_error(got, one_by_one) <= 2e-6
+
+
 # Rounding.
 
 
@@ -212,6 +233,12 @@ def test_rows_are_looked_up():
     matrix = narrow("int8")
     rows = jnp.asarray([[5, 0], [OUT // 2, 5]])
     np.testing.assert_allclose(jit(look_up)(matrix, rows), exact(matrix)[np.asarray(rows)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_int8_has_no_nan(bad):
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        _quantize.NARROW["int8"](np.asarray([[bad, 1.0], [1.0, 0.0]], np.float32))
 
 
 # Models.
@@ -374,33 +401,6 @@ def test_peak_memory_is_what_is_kept_and_one_matrix(tmp_path):
 
 
 # The embedded model.
-
-
-@pytest.mark.parametrize("size", [1e-30, 1e20, 1e36, 3e38])
-def test_int8_products_of_numbers_of_any_size(size):
-    matrix = _quantize.NARROW["int8"](np.asarray([[1.0, 0.0], [0.5, 0.0]], np.float32))
-    got = project(matrix, jnp.asarray([size, 0.0], jnp.float32))
-    if size > 1e36:  # 127 times as much is no float32
-        assert not np.isfinite(got).any()
-    else:
-        np.testing.assert_allclose(got, np.asarray([1.0, 0.5]) * size, rtol=2e-6)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_int8_has_no_nan(bad):
-    with pytest.raises(ValueError, match="holds NaN or infinity"):
-        _quantize.NARROW["int8"](np.asarray([[bad, 1.0], [1.0, 0.0]], np.float32))
-
-
-@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
-def test_rows_of_a_batch_with_a_large_matrix(kind):
-    """XLA's CPU backend once added up the three digits of a large matrix's products wrongly, for mapped rows only."""
-    rng = np.random.default_rng(0)
-    matrix = _quantize.NARROW[kind](rng.standard_normal((50288, 768), np.float32))
-    x = jnp.asarray(rng.standard_normal((4, 768), np.float32))
-    got = jax.jit(lambda matrix, x: jax.vmap(lambda x: project(matrix, x))(x))(matrix, x)
-    one_by_one = jnp.stack([jax.jit(project)(matrix, row) for row in x])
-    assert relative_error(got, one_by_one) <= 2e-6
 
 
 SPEECH = """\
