@@ -1,8 +1,11 @@
-"""Broken copies of a file."""
+"""Broken copies of a file, and a disk that is full."""
 
+import contextlib
 import pathlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
 
 from ssmkit.checkpoint import CheckpointError, StoredTensor
 
@@ -28,3 +31,15 @@ def refused(path: pathlib.Path, open: Callable[[pathlib.Path], Mapping[str, Stor
         except CheckpointError:
             count += 1
     return count
+
+
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file may grow past `limit` bytes: the system refuses to write as it does when a disk is full."""
+    resource = pytest.importorskip("resource", reason="no limits on this system")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

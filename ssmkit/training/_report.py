@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ._files import replacing
+from .._files import replacing
 from ._loop import Progress
 
 

@@ -9,7 +9,7 @@ from .._language_model import AbstractLanguageModel
 from .._text import Tokenizer, read_text
 from ..checkpoint import save_pretrained
 from ._config import TrainConfig
-from ._files import replacing
+from .._files import replacing
 from ._loop import Progress, check_texts, fit
 from ._report import LossCurve
 

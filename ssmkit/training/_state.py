@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Int, PyTree
 
-from ._files import replacing
+from .._files import replacing
 
 
 class TrainState(eqx.Module):
