@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .._files import replacing
 from .._language_model import AbstractLanguageModel
 from .._text import Tokenizer, read_text
 from ..checkpoint import save_pretrained
 from ._config import TrainConfig
-from .._files import replacing
 from ._loop import Progress, check_texts, fit
 from ._report import LossCurve
 
