@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -32,9 +32,9 @@ class AbstractMambaConfig:
     time_step_floor: float = 1e-4
     tie_word_embeddings: bool = False
     pad_vocab_size_multiple: int = 1
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
+    bos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | Sequence[int] | None = None
 
     @property
     def time_step_range(self) -> tuple[float, float, float]:
@@ -46,9 +46,21 @@ class AbstractMambaConfig:
         """Rows of the embedding."""
         return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
 
+    def freeze_lists(self) -> None:
+        """Make tuples of lists, as a configuration must be hashable."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+
     def problems(self) -> list[str]:
         """What is wrong with single keys, one line each."""
         found = []
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(type(token) is int and token >= 0 for token in ids):
+                found.append(f"`{name}` must be an id, a tuple of ids, or None, got {value!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and (not isinstance(value, int) or value < 1):

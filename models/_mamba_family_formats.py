@@ -11,10 +11,9 @@ from ssmkit.checkpoint import (
     insert_axis,
     number,
     only,
-    optional,
     positive,
     read_keys,
-    whole,
+    token_ids,
     write_keys,
 )
 
@@ -81,7 +80,7 @@ def hf_keys(
         "num_hidden_layers": Key(positive, "num_hidden_layers", layers),
         "state_size": Key(positive, "state_size", state_size),
         "tie_word_embeddings": Key(boolean, "tie_word_embeddings", tied),
-        **{name: Key(optional(whole), name, token) for name, token in zip(names, tokens, strict=True)},
+        **{name: Key(token_ids, name, token) for name, token in zip(names, tokens, strict=True)},
     }
 
 

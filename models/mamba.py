@@ -36,6 +36,8 @@ class MambaConfig(AbstractMambaConfig):
     - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
     - `tie_word_embeddings`: the head is the embedding.
     - `pad_vocab_size_multiple`: rows of the embedding are a multiple of this; padding rows are never produced.
+    - `bos_token_id`, `eos_token_id`, `pad_token_id`: ids of special tokens: one, several, or `None`. A text
+        ends with any `eos_token_id`; the others are only remembered.
 
     **Raises:** `ValueError` listing every inconsistent key.
     """
@@ -48,6 +50,7 @@ class MambaConfig(AbstractMambaConfig):
     mixer_rms_eps: float | None = None
 
     def __post_init__(self):
+        self.freeze_lists()
         problems = self.problems()
         for name in ("intermediate_size", "time_step_rank", "chunk_size"):
             value = getattr(self, name)

@@ -35,6 +35,8 @@ class Mamba2Config(AbstractMambaConfig):
     - `time_step_limit`: step sizes are clipped to this range, in `step` and `prefill` alike.
     - `tie_word_embeddings`: the head is the embedding.
     - `pad_vocab_size_multiple`: rows of the embedding are a multiple of this; padding rows are never produced.
+    - `bos_token_id`, `eos_token_id`, `pad_token_id`: ids of special tokens: one, several, or `None`. A text
+        ends with any `eos_token_id`; the others are only remembered.
     - `D_has_hdim`: one skip weight per channel rather than per head.
 
     **Raises:** `ValueError` listing every inconsistent key.
@@ -49,6 +51,7 @@ class Mamba2Config(AbstractMambaConfig):
     D_has_hdim: bool = False
 
     def __post_init__(self):
+        self.freeze_lists()
         problems = self.problems()
         if not problems:
             if self.num_heads is None:
@@ -62,7 +65,6 @@ class Mamba2Config(AbstractMambaConfig):
                 problems.append(f"`n_groups` must divide the {self.heads} heads, got {self.n_groups}")
         if not 0.0 <= self.time_step_limit[0] <= self.time_step_limit[1]:
             problems.append(f"`time_step_limit` must be an increasing pair, got {self.time_step_limit}")
-        object.__setattr__(self, "time_step_limit", tuple(self.time_step_limit))
         self.refuse(problems)
 
     @property

@@ -25,6 +25,16 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
     vocab_size: eqx.AbstractVar[int]
 
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The ids that end a text: what the model's `config`, where it has one, calls `eos_token_id`.
+
+        Either one id or several may stand there. Ids outside `[0, vocab_size)` are left out: no model can produce them.
+        """
+        end = getattr(getattr(self, "config", None), "eos_token_id", None)
+        ids = () if end is None else end if isinstance(end, tuple) else (end,)
+        return tuple(token for token in dict.fromkeys(ids) if 0 <= token < self.vocab_size)
+
     @abc.abstractmethod
     def init_cache(self) -> Cache:
         """The cache before the first token."""

@@ -234,7 +234,7 @@ def test_dead_keys_are_ignored(saved):
 
 def test_one_error_lists_every_bad_key(saved):
     edit_config(saved, hidden_act="relu", rms_norm=False, expand="two", n_groups=0, residual_multiplier=2.0)
-    edit_config(saved, time_step_limit=[1.0, 0.5], use_bias=1, eos_token_id=[1, 2], layer_norm_epsilon=math.nan)
+    edit_config(saved, time_step_limit=[1.0, 0.5], use_bias=1, eos_token_id="two", layer_norm_epsilon=math.nan)
     with pytest.raises(CheckpointError) as error:
         describe(saved)
     keys = ("hidden_act", "rms_norm", "expand", "n_groups", "time_step_limit", "use_bias", "eos_token_id")
@@ -431,7 +431,12 @@ def test_hub_models_are_fetched_file_by_file(saved, monkeypatch):
     index = shard(saved)
     assert from_pretrained("someone/mamba").config == CONFIG
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert asked == [["config.json", "params.json"], ["model.safetensors"], [index.name], shards]
+    assert asked == [
+        ["config.json", "generation_config.json", "params.json"],
+        ["model.safetensors"],
+        [index.name],
+        shards,
+    ]
 
 
 def test_hub_models_are_found_in_the_cache_without_a_network(saved, tmp_path):

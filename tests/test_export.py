@@ -109,7 +109,7 @@ def test_no_path_of_a_source_file_gets_out(artefact):
 def test_two_of_the_same_files_share_executables(artefact, loaded):
     again = load_exported(artefact)
     assert again.programs == loaded.programs and hash(again.programs) == hash(loaded.programs)
-    assert loaded.config.eos_token_id == 3 and repr(loaded.programs) == f"<programs for {loaded.programs.platform}>"
+    assert loaded.stop_tokens == (3,) and repr(loaded.programs) == f"<programs for {loaded.programs.platform}>"
 
 
 @pytest.mark.parametrize(

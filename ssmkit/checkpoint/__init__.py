@@ -9,6 +9,7 @@ from ._dialect import (
     register_architecture as register_architecture,
 )
 from ._errors import CheckpointError as CheckpointError
+from ._hub import Place as Place, locate as locate
 from ._keys import (
     Key as Key,
     boolean as boolean,
@@ -18,6 +19,7 @@ from ._keys import (
     pair as pair,
     positive as positive,
     read_keys as read_keys,
+    token_ids as token_ids,
     whole as whole,
     write_keys as write_keys,
 )

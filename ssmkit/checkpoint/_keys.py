@@ -54,6 +54,15 @@ def pair(value: Any) -> tuple[float, float]:
     return low, high
 
 
+def token_ids(value: Any) -> int | tuple[int, ...] | None:
+    """A `Key.parse`: the id of a token, a list of ids, or none, which is written as null or as a negative number."""
+    items = value if isinstance(value, list) else [value]
+    if not all(item is None or type(item) is int and item < 2**63 for item in items):
+        raise ValueError("the id of a token, a list of ids, or null")
+    ids = tuple(item for item in items if item is not None and item >= 0)
+    return (ids or None) if isinstance(value, list) else next(iter(ids), None)
+
+
 def optional(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A `Key.parse`: null, or what `parse` accepts."""
 

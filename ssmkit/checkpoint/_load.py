@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,13 +16,15 @@ from .._layers import matrix_mask
 from .._quantize import NARROW
 from ._dialect import Architecture, Dialect, architectures
 from ._errors import CheckpointError
+from ._hub import locate
+from ._keys import token_ids
 from ._stored import StoredTensor
 from ._tensors import open_tensors, read_json, shard_names
 
 
+_GENERATION_FILE = "generation_config.json"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _BLOCK = 1 << 20
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +38,20 @@ class Checkpoint:
     """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
 
 
-def describe(source: str | os.PathLike[str]) -> Checkpoint:
+def describe(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
     """Detect what a checkpoint is, and list its tensors.
 
     **Arguments:**
 
-    - `source`: as for `from_pretrained`.
+    - `source`, `revision`: as for `from_pretrained`.
 
     **Returns:** a `Checkpoint`; no weight has been read.
 
     **Raises:** `CheckpointError`, as `from_pretrained`.
     """
-    path, repo_id = _locate(source)
-    folder = path if path.is_dir() else path.parent
+    place = locate(source, revision)
+    folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE}))
+    file = place.path if place.path is not None and place.path != folder else None
     contents = {name: read_json(folder / name) for name in sorted(_config_files()) if (folder / name).is_file()}
     found = [
         (architecture, dialect, contents[dialect.config_file])
@@ -60,15 +62,15 @@ def describe(source: str | os.PathLike[str]) -> Checkpoint:
     if not found:
         raise CheckpointError(f"`{source}` holds no model of a known architecture.", _unknown(contents))
     # A folder may hold two dialects of one model: the one that the named weight file belongs to comes first.
-    found.sort(key=lambda entry: path.name not in entry[1].weight_files)
+    found.sort(key=lambda entry: file is not None and file.name not in entry[1].weight_files)
     for architecture, dialect, content in found:
-        config = dialect.read_config(content)
-        for weights in map(folder.joinpath, dialect.weight_files) if path is folder else [path]:
-            _fetch(repo_id, [weights.name])
+        config = _with_stop_tokens(dialect.read_config(content), folder / _GENERATION_FILE)
+        for weights in map(folder.joinpath, dialect.weight_files) if file is None else [file]:
+            place.fetch([weights.name])
             if not weights.is_file():
                 continue
             if weights.name.endswith(".index.json"):
-                _fetch(repo_id, sorted(set(shard_names(weights).values())))
+                place.fetch(sorted(set(shard_names(weights).values())))
             return Checkpoint(architecture, dialect, config, open_tensors(weights))
     expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
     raise CheckpointError(f"`{source}` holds no weights: expected {expected}.")
@@ -77,6 +79,21 @@ def describe(source: str | os.PathLike[str]) -> Checkpoint:
 def _config_files() -> set[str]:
     """The name of every known configuration file."""
     return {dialect.config_file for architecture in architectures() for dialect in architecture.dialects}
+
+
+def _with_stop_tokens(config: Any, path: pathlib.Path) -> Any:
+    """A configuration that ends texts as the file of generation settings says, as HF's `generate` does.
+
+    A file that names no `eos_token_id`, and a configuration that has no place for one, change nothing.
+    """
+    if not path.is_file() or not hasattr(config, "eos_token_id"):
+        return config
+    value = read_json(path).get("eos_token_id")
+    try:
+        end = token_ids(value)
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` holds `eos_token_id` {value!r}, expected {error}.") from None
+    return config if end is None else dataclasses.replace(config, eos_token_id=end)
 
 
 def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -88,33 +105,12 @@ def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"known: {architecture.name} in the {dialect.name} format, with `{dialect.config_file}`"
 
 
-def _locate(source: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None]:
-    """The local folder or weight file that `source` means, and the hub id to fetch more files from, if it is one."""
-    path = pathlib.Path(source)
-    if path.is_dir() or path.is_file():
-        return path, None
-    if not isinstance(source, str) or source.startswith((".", "~")) or not _HUB_ID.fullmatch(source):
-        raise CheckpointError(f"`{source}` is neither a folder, a file nor the id of a model on the Hugging Face hub.")
-    return _fetch(source, sorted(_config_files())), source
-
-
-def _fetch(repo_id: str | None, names: list[str]) -> pathlib.Path:
-    """The local snapshot of a hub model, with those of the named files that the model has; without an id, nothing."""
-    if repo_id is None:
-        return pathlib.Path()
-    import huggingface_hub
-
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=names))
-    except Exception as error:  # of its HTTP client, of the hub, of the cache
-        raise CheckpointError(
-            f"`{repo_id}` is no local path, and could not be fetched from the hub ({type(error).__name__}: {error}). "
-            "Check the id and the connection, or pass a local folder."
-        ) from error
-
-
 def from_pretrained(
-    source: str | os.PathLike[str], dtype: DTypeLike | None = None, *, quantize: str | None = None
+    source: str | os.PathLike[str],
+    dtype: DTypeLike | None = None,
+    *,
+    quantize: str | None = None,
+    revision: str | None = None,
 ) -> Any:
     """Load a model. The architecture and the file format are detected; everything that does not fit is an error.
 
@@ -128,6 +124,7 @@ def from_pretrained(
         norms and decay rates, are float32 either way.
     - `quantize`: `"int8"` or `"bfloat16"` stores the matrices of projections and embeddings so, and nothing else, as
         `ssmkit.quantize`; they are narrowed one at a time as they are read.
+    - `revision`: the branch, tag or commit of a model on the hub; `None` for its main branch.
 
     **Returns:** the model.
 
@@ -142,7 +139,7 @@ def from_pretrained(
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
     if quantize is not None and quantize not in NARROW:
         raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {quantize!r}.")
-    checkpoint = describe(source)
+    checkpoint = describe(source, revision=revision)
     dialect = checkpoint.dialect
     try:
         # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.

@@ -64,7 +64,7 @@ def generate(
     from .. import stream
 
     prompt_tokens = words.encode(text)
-    stops = _stop_tokens(words, stop or [], getattr(loaded.config, "eos_token_id", None), loaded.vocab_size)
+    stops = _stop_tokens(words, stop or [], loaded.stop_tokens)
     seed = random.randrange(2**32) if seed is None else seed
     started = time.perf_counter()
     tokens = stream(
@@ -130,12 +130,12 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     return text
 
 
-def _stop_tokens(words: "Tokenizer", stops: list[str], end: int | None, vocab_size: int) -> set[int]:
-    """The ids to stop at: the model's own end of text, if it has one, and those asked for.
+def _stop_tokens(words: "Tokenizer", stops: list[str], own: tuple[int, ...]) -> set[int]:
+    """The ids to stop at: the model's own ends of a text, and those asked for.
 
     **Raises:** `ValueError` for a text that is not one token.
     """
-    found = set() if end is None or not 0 <= end < vocab_size else {end}
+    found = set(own)
     for stop in stops:
         ids = words.encode(stop)
         if len(ids) != 1:

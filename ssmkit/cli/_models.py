@@ -82,17 +82,6 @@ def beside(source: str | os.PathLike[str], name: str) -> Path | None:
 
     **Raises:** `ValueError` when the hub cannot be asked.
     """
-    folder = Path(source)
-    if folder.is_file():
-        folder = folder.parent
-    elif not folder.is_dir():
-        import huggingface_hub
+    from ..checkpoint import locate
 
-        try:
-            folder = Path(huggingface_hub.snapshot_download(os.fspath(source), allow_patterns=[name]))
-        except Exception as error:  # of its HTTP client, of the hub, of the cache
-            raise ValueError(
-                f"`{name}` of `{source}` could not be fetched ({type(error).__name__}: {error})"
-            ) from error
-    path = folder / name
-    return path if path.is_file() else None
+    return locate(source).file(name)

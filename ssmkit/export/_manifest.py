@@ -78,7 +78,7 @@ class Manifest:
     versions: Mapping[str, str]
     """Of the software that made the artefact, for a report."""
     vocab_size: int
-    eos_token_id: int | None
+    eos_token_id: tuple[int, ...]
     segments: tuple[int, ...]
     """Tokens that `prefill_*` and `forward_*` take at a time, increasing."""
     weights: Mapping[str, Spec]
@@ -130,7 +130,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     fields = dict(
         versions=reader.mapping("versions", _text),
         vocab_size=reader.value("vocab_size", _positive),
-        eos_token_id=reader.value("eos_token_id", lambda value: None if value is None else _natural(value)),
+        eos_token_id=reader.value("eos_token_id", _ids),
         segments=reader.value("segments", _segments),
         weights=reader.mapping("weights", _spec),
         cache=reader.mapping("cache", _spec),
@@ -185,6 +185,11 @@ def _mapping(value: Any, parse: Any) -> dict[str, Any]:
 def _natural(value: Any) -> int:
     _expect(type(value) is int and 0 <= value < 2**63, f"an integer of at least 0, got {value!r}")
     return value
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """Of tokens: a list, one, or null."""
+    return _sequence([] if value is None else value if isinstance(value, list) else [value], _natural)
 
 
 def _positive(value: Any) -> int:

@@ -111,11 +111,10 @@ def _write(
         safetensors.numpy.save_file(arrays, folder / WEIGHTS)
     for path in map(pathlib.Path, beside):
         shutil.copyfile(path, folder / path.name)
-    end = getattr(getattr(model, "config", None), "eos_token_id", None)
     manifest = Manifest(
         versions={name: _version(name) for name in ("ssmkit", "jax", "jaxlib")},
         vocab_size=parts.vocab_size,
-        eos_token_id=end if isinstance(end, int) and end >= 0 else None,
+        eos_token_id=model.stop_tokens,
         segments=tuple(segments),
         weights={name: Spec.of(leaf) for name, leaf in parts.weights.items()},
         cache=parts.cache,

@@ -1,0 +1,103 @@
+"""Where a checkpoint lies: on this machine, or on the Hugging Face hub."""
+
+import dataclasses
+import glob
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ._errors import CheckpointError
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_LONGEST_HUB_ID = 96  # the hub's own bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A local folder, a local file with others beside it, or a model on the Hugging Face hub."""
+
+    path: pathlib.Path | None
+    """The local folder or file; `None` for the hub."""
+    repo_id: str = ""
+    """Of the model on the hub."""
+    revision: str | None = None
+    """The branch, tag or commit of the model on the hub; `None` for its main branch."""
+
+    def fetch(self, names: Iterable[str]) -> pathlib.Path:
+        """The folder that holds these files, as far as they exist; what the hub has of them is there afterwards.
+
+        **Arguments:**
+
+        - `names`: names of files, without folders.
+
+        **Returns:** the local folder, or a snapshot in the cache of `huggingface_hub`, which works without a network
+        for what is already there.
+
+        **Raises:** `CheckpointError` when the hub cannot be asked, or does not know the model or the revision.
+        """
+        if self.path is not None:
+            return self.path if self.path.is_dir() else self.path.parent
+        import huggingface_hub
+
+        version: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
+        patterns = list(map(glob.escape, names))
+        try:
+            return pathlib.Path(huggingface_hub.snapshot_download(self.repo_id, allow_patterns=patterns, **version))
+        except Exception as error:  # of its HTTP client, of the hub, of the cache
+            at = "" if self.revision is None else f" at revision `{self.revision}`"
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"`{self.repo_id}` is no local path, and could not be fetched from the hub{at} "
+                f"({type(error).__name__}: {reason}). Check the id and the connection, or pass a local folder."
+            ) from error
+
+    def file(self, name: str) -> pathlib.Path | None:
+        """One file, fetched if need be.
+
+        **Arguments:**
+
+        - `name`: of the file, without a folder.
+
+        **Returns:** where it lies, `None` when there is none of this name.
+
+        **Raises:** `CheckpointError`, as `fetch`.
+        """
+        path = self.fetch([name]) / name
+        return path if path.is_file() else None
+
+
+def locate(source: str | os.PathLike[str], revision: str | None = None) -> Place:
+    """What a user means by the name of a checkpoint. Nothing is fetched yet.
+
+    **Arguments:**
+
+    - `source`: a folder, a file, or the id of a model on the Hugging Face hub; what exists on this machine comes first.
+    - `revision`: a branch, tag or commit of a model on the hub; `None` for its main branch.
+
+    **Returns:** a `Place`.
+
+    **Raises:** `CheckpointError` when `source` can be none of the three, or is local and a `revision` was asked for.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"`source` must be a path or the id of a model on the Hugging Face hub, got {source!r}.")
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise CheckpointError(f"`revision` must name a branch, tag or commit, got {revision!r}.")
+    path = pathlib.Path(os.fsdecode(source))
+    try:
+        local = bool(os.fspath(source)) and (path.is_dir() or path.is_file())
+    except OSError:  # no path of this machine, such as one that is too long
+        local = False
+    if local:
+        if revision is not None:
+            raise CheckpointError(
+                f"`revision` names a version of a model on the hub, got {revision!r}, but `{path}` is a local path. "
+                "Leave it out."
+            )
+        return Place(path)
+    if isinstance(source, str) and len(source) <= _LONGEST_HUB_ID and _HUB_ID.fullmatch(source):
+        return Place(None, source, revision)
+    shown = str(path) if len(str(path)) <= 2 * _LONGEST_HUB_ID else f"{str(path)[:_LONGEST_HUB_ID]}..."
+    raise CheckpointError(f"`{shown}` is neither a folder, a file nor the id of a model on the Hugging Face hub.")
