@@ -91,7 +91,8 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
     $$y = W_{out} \sum_r o_r \odot (S^\top C_r + D x_r) \odot \operatorname{silu}(z \odot z_r), \qquad
     x_r = x \odot w_r,$$
 
-    where $o_r$, $z_r$ and $w_r$ (`mimo_o`, `mimo_z`, `mimo_x`) are absent without `mimo_rank`.
+    where $o_r$, $z_r$ and $w_r$ (`mimo_o`, `mimo_z`, `mimo_x`) are absent without `mimo_rank`. With `is_outproj_norm`,
+    $S^\top C_r + D x_r$ is RMS-normalised within each head before it is gated.
     """
 
     in_proj: ssmkit.Linear
@@ -107,6 +108,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
     B_before: ssmkit.Shift
     x_before: ssmkit.Shift
     recurrence: Mamba3Recurrence
+    norm: ssmkit.RMSNorm | None
     out_proj: ssmkit.Linear
     ngroups: int = eqx.field(static=True)
 
@@ -122,6 +124,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         mimo_rank: int | None = None,
         A_activation: str = "heavy_tail",
         A_floor: float = 1e-4,
+        is_outproj_norm: bool = False,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         dt_init_floor: float = 1e-4,
@@ -141,6 +144,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         - `mimo_rank`: inputs and outputs per head; `None` means one, without the vectors of MIMO.
         - `A_activation`: `"heavy_tail"` or `"softplus"`: no published configuration tells which one a model has.
         - `A_floor`: the least decay rate.
+        - `is_outproj_norm`: normalise what each head gives, before the gate. All `mimo_rank` outputs share its weight.
         - `dt_min`, `dt_max`, `dt_init_floor`: range of the initial step sizes.
         - `dtype`: of the projections; the rest stays float32.
         - `key`: for the initialisation.
@@ -178,6 +182,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
             A_floor=A_floor,
             state_shape=(heads, d_state, headdim),
         )
+        self.norm = ssmkit.RMSNorm(channels, groups=heads) if is_outproj_norm else None
         self.out_proj = ssmkit.Linear(channels, width, dtype=dtype, key=out_key)
         self.ngroups = ngroups
 
@@ -206,9 +211,16 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         u, u_before, z = _ranks(u, self.mimo_x), _ranks(u_before, self.mimo_x), _ranks(z, self.mimo_z)
         inputs = Mamba3Inputs(x=u, x_before=u_before, B=B, B_before=B_before, C=C, dt=dt, A=A, trap=trap)
         y, state = advance(self.recurrence, inputs, cache.state)
-        y = (y + jnp.broadcast_to(self.D[:, None, None], u.shape) * u) * ssmkit.silu(z)
+        y = self._normed(y + jnp.broadcast_to(self.D[:, None, None], u.shape) * u) * ssmkit.silu(z)
         y = jnp.sum(y if self.mimo_o is None else y * jnp.broadcast_to(self.mimo_o, y.shape), axis=-2)
         return self.out_proj(jnp.reshape(y, (*axes, -1))), Mamba3Cache(phase=phase, B=B_last, x=u_last, state=state)
+
+    def _normed(self, y: Float[Array, "*time heads rank value"]) -> Float[Array, "*time heads rank value"]:
+        """Every output of every head, normalised if the mixer says so: the norm's weight has all heads in a row."""
+        if self.norm is None:
+            return y
+        rows = jnp.swapaxes(y, -3, -2)
+        return jnp.swapaxes(jnp.reshape(self.norm(jnp.reshape(rows, (*rows.shape[:-2], -1))), rows.shape), -3, -2)
 
     def _turned(
         self,

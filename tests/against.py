@@ -42,6 +42,17 @@ def errors(module: Any, oracle: Callable, inputs: Any, state: Any) -> Mapping[st
     return found | _compare("step", _with_gradients(steps, *arguments), expected)
 
 
+def forward_errors(module: Any, oracle: Callable, inputs: Any, state: Any) -> Mapping[str, float]:
+    """As `errors`, but of outputs and final state alone, in chunks of 16 tokens: for one option among many."""
+    arguments = eqx.filter(module, eqx.is_inexact_array), inputs, state
+    static = eqx.filter(module, eqx.is_inexact_array, inverse=True)
+    many = lambda m, x, s: methods(with_chunk_size(eqx.combine(m, static), 16))[1](x, s)  # noqa: E731
+    names = ("outputs", "final state")
+    got = dict(zip(names, jit(many)(*arguments), strict=True))
+    expected = jit(lambda m, x, s: oracle(eqx.combine(m, static), x, s))(*_in_float64(arguments))
+    return _compare("chunk 16", got, dict(zip(names, expected, strict=True)))
+
+
 def _with_gradients(function: Callable, *arguments: Any) -> dict[str, Any]:
     @jit
     def run(*arguments):

@@ -98,7 +98,14 @@ MIXERS = [
     _mixer("rg-lru-mixer", RGLRUMixer, lru_width=6, num_attention_heads=3),
     _mixer("mlstm-mixer", MLSTMMixer, num_heads=2, qk_dim_factor=0.75),
     _mixer("mamba3-mixer", Mamba3Mixer, **_MAMBA3),
-    _mixer("mamba3-mixer-mimo-softplus", Mamba3Mixer, **_MAMBA3, mimo_rank=3, A_activation="softplus"),
+    _mixer(
+        "mamba3-mixer-mimo-softplus-norm",
+        Mamba3Mixer,
+        **_MAMBA3,
+        mimo_rank=3,
+        A_activation="softplus",
+        is_outproj_norm=True,
+    ),
     _mixer("rg-lru-mixer-bf16", RGLRUMixer, num_attention_heads=2, dtype=jnp.bfloat16),
 ]
 
@@ -244,13 +251,11 @@ def _mlstm_spread(rng: np.random.Generator, time: int) -> jax.Array:
     return _gated(_CAP * np.arctanh((log_decay - np.log(-np.expm1(log_decay))) / _CAP), rng=rng)
 
 
-def _mamba3(rank: int | None, A_activation: str) -> Callable[[], Mamba3Mixer]:
+def _mamba3(rank: int | None, A_activation: str, norm: bool = False) -> Callable[[], Mamba3Mixer]:
+    options = _MAMBA3 | dict(headdim=8, ngroups=3, mimo_rank=rank, A_activation=A_activation, is_outproj_norm=norm)
+
     def make():
-        module = _built(
-            lambda key: Mamba3Mixer(
-                GATED_WIDTH, **_MAMBA3 | dict(headdim=8, ngroups=3), mimo_rank=rank, A_activation=A_activation, key=key
-            )
-        )
+        module = _built(lambda key: Mamba3Mixer(GATED_WIDTH, **options, key=key))
         dt = sum(_mamba3_sizes(module)[:4])
         weight = _picking(_picking(module.in_proj.weight, dt, 0), dt + GATE_HEADS, GATE_HEADS)
         bias = jnp.zeros((GATE_HEADS,), jnp.float32)
@@ -280,17 +285,18 @@ def _mamba3_oracle(module, x, cache):
     B, C = prepared(B, module.B_norm, module.B_bias), prepared(C, module.C_norm, module.C_bias)
     before = cache.state, cache.B, cache.x, 2 * jnp.pi * cache.phase
     activation, bias = module.recurrence.A_activation, module.recurrence.dt_bias
+    norm = None if module.norm is None else module.norm.weight.reshape(heads, -1)
     with jax.numpy_rank_promotion("allow"):
         if module.mimo_x is None:
             before = before[0], before[1][:, 0], *before[2:]
             y, (S, k, v, angle) = published.mamba3_siso(
-                u, dt, A, trap, angles, B[:, :, 0], C[:, :, 0], module.D, bias, before, z, activation
+                u, dt, A, trap, angles, B[:, :, 0], C[:, :, 0], module.D, bias, before, z, activation, norm
             )
             k = k[:, None]
         else:
             maps = module.mimo_x, module.mimo_o
             y, (S, k, v, angle) = published.mamba3_mimo(
-                u, dt, A, trap, angles, B, C, module.D, bias, *maps, before, z, module.mimo_z, activation
+                u, dt, A, trap, angles, B, C, module.D, bias, *maps, before, z, module.mimo_z, activation, norm
             )
     turns = angle / (2 * jnp.pi)
     turns = turns - jax.lax.stop_gradient(jnp.round(turns))
@@ -318,4 +324,10 @@ ORACLES = [
     Oracle("mlstm", _mlstm, _mlstm_oracle, _mlstm_spread),
     Oracle("mamba3", _mamba3(None, "heavy_tail"), _mamba3_oracle, _mamba3_spread("heavy_tail")),
     Oracle("mamba3-mimo-softplus", _mamba3(2, "softplus"), _mamba3_oracle, _mamba3_spread("softplus")),
+    Oracle("mamba3-mimo-norm", _mamba3(2, "heavy_tail", True), _mamba3_oracle, _mamba3_spread("heavy_tail")),
+]
+
+# Further options, which need no gradients of their own.
+VARIANTS = [
+    Oracle("mamba3-norm", _mamba3(None, "heavy_tail", True), _mamba3_oracle, _mamba3_spread("heavy_tail")),
 ]

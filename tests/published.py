@@ -224,7 +224,7 @@ def mlstm_stabilised(q, k, v, i, f, state, scaled="k", eps=1e-6):
     return h, state
 
 
-def mamba3_siso(x, dt, A, trap, angles, B, C, D, dt_bias, state, z=None, A_activation="heavy_tail"):
+def mamba3_siso(x, dt, A, trap, angles, B, C, D, dt_bias, state, z=None, A_activation="heavy_tail", norm=None):
     """Mamba-3: "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569, ICLR 2026).
 
     The exponential-trapezoidal recurrence with data-dependent rotation, one input and one output per head (SISO):
@@ -232,7 +232,9 @@ def mamba3_siso(x, dt, A, trap, angles, B, C, D, dt_bias, state, z=None, A_activ
     alpha = exp(A dt), beta = (1 - lambda) dt alpha, gamma = lambda dt, lambda = sigmoid(trap), dt = softplus(dt + bias)
     and A = -max(activation(A), 1e-4). Keys and queries are B and C turned by the angle summed up so far, which grows by
     pi tanh(angles) dt each token and is kept within [0, 2 pi); here the pairs are neighbours (2j, 2j + 1), and features
-    past the last angle stay put. k_{t-1} was turned by its own token's angle. With `z`, y is multiplied by silu(z).
+    past the last angle stay put. k_{t-1} was turned by its own token's angle. With `norm`, the weight (heads, p) of the
+    layer's option `is_outproj_norm`, y is RMS-normalised over p (epsilon 1e-5); with `z`, it is then multiplied by
+    silu(z).
 
     `A_activation`: "heavy_tail" (1 + a for a >= 0, 1 / (1 - a) below) is the authors' code since commit c69aaab of
     2026-06-02, "softplus" is what it was before and what fla has; no configuration key tells them apart.
@@ -259,6 +261,7 @@ def mamba3_siso(x, dt, A, trap, angles, B, C, D, dt_bias, state, z=None, A_activ
         return (S, k_t, x_t, angle), _read(S, q_t) + D[:, None] * x_t
 
     state, y = jax.lax.scan(step, state, (x, dt, A, trap, angles, B, C))
+    y = y if norm is None else _rms_norm(y, norm[None])
     return (y if z is None else y * jax.nn.silu(z)), state
 
 
@@ -278,13 +281,14 @@ def mamba3_mimo(
     z=None,
     mimo_z=None,
     A_activation="heavy_tail",
+    norm=None,
 ):
     """Mamba-3 with several inputs and outputs per head (arXiv 2603.15569, ICLR 2026: the MIMO variant).
 
     As `mamba3_siso`, but head h has R keys, queries and values: v_r = x * mimo_x[h, r], the state takes the sum over r
     of k_r v_r^T (at both ends of the trapezoid), y_r = S^T q_r + D v_r, then y_r * silu(z * mimo_z[h, r]), and the
     output is the sum over r of mimo_o[h, r] * y_r. Here the pairs that turn are (j, j + n/2), unlike SISO's. With
-    `mimo_o` None the y_r are returned apart, (time, heads, R, p), which is where a layer with an output norm goes on.
+    `mimo_o` None the y_r are returned apart, (time, heads, R, p). With `norm`, each y_r is normalised before its gate.
 
     Re-expresses github.com/state-spaces/mamba, `mamba_ssm/modules/mamba3.py` (`Mamba3.step`, which rotates by
     `mamba_ssm/ops/triton/mamba3/mamba3_mimo_rotary_step.py` with rotate_pairwise=False) and the recurrence of
@@ -313,6 +317,8 @@ def mamba3_mimo(
         return (S, k_t, x_t, angle), y_t
 
     state, y = jax.lax.scan(step, state, (x, dt, A, trap, angles, B, C))
+    if norm is not None:
+        y = _rms_norm(y, norm[None, :, None, :])
     if z is not None:
         y = y * jax.nn.silu(z[:, :, None, :] * mimo_z)
     return (y if mimo_o is None else jnp.sum(mimo_o * y, axis=2)), state
@@ -390,6 +396,10 @@ def rg_lru(x, input_gate, recurrence_gate, a_param, state, starts=None):
 
     state, h = jax.lax.scan(step, state, (x, input_gate, recurrence_gate, jnp.asarray(starts, bool)))
     return h, state
+
+
+def _rms_norm(y, weight):
+    return y / jnp.sqrt(jnp.mean(y**2, axis=-1, keepdims=True) + 1e-5) * weight
 
 
 def _outer(k, v):

@@ -15,6 +15,7 @@ import ssmkit
 
 
 ORACLES = cases_linear_attention.ORACLES + cases_linear_rnn.ORACLES
+VARIANTS = cases_linear_rnn.VARIANTS
 FLOAT32 = [case.id for case in MIXERS if "bf16" not in case.id and case.id != "gated-mlp"]
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5, 8]]
 
@@ -36,6 +37,16 @@ def test_the_published_recurrence(oracle):
     module = oracle.make()
     found = against.errors(module, oracle.oracle, oracle.sample(rng, against.TIME), random_state(module, rng))
     assert len(found) > 12
+    assert {name: error for name, error in found.items() if not error <= against.BOUND} == {}
+
+
+@pytest.mark.parametrize("oracle", [pytest.param(oracle, id=oracle.id) for oracle in VARIANTS])
+def test_options_of_published_layers(oracle):
+    """Outputs and final state, from a state that is not empty."""
+    rng = np.random.default_rng(4)
+    module = oracle.make()
+    found = against.forward_errors(module, oracle.oracle, oracle.sample(rng, against.TIME), random_state(module, rng))
+    assert len(found) > 1
     assert {name: error for name, error in found.items() if not error <= against.BOUND} == {}
 
 
