@@ -202,3 +202,15 @@ def module_classes() -> list[type[eqx.Module]]:
             if isinstance(cls, type) and issubclass(cls, eqx.Module) and cls.__module__ == name:
                 found[f"{name}.{cls.__qualname__}"] = cls
     return list(found.values())
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr and of those inside, the outer first, with how often it runs."""
+    for equation in jaxpr.eqns:
+        yield equation, 1
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        is_jaxpr = lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")  # noqa: E731
+        for inner in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from ((nested, times * often) for nested, often in equations(inner))

@@ -312,8 +312,8 @@ def test_repeats_alternate_and_the_first_is_not_counted():
 def test_peak_memory_is_noticed():
     _memory.reset_peak()
     before = _memory.peak_bytes()
-    block = np.ones(1 << 25, np.uint8)
-    assert block.sum() and _memory.peak_bytes() >= before
+    block = np.ones(1 << 26, np.uint8)
+    assert _memory.peak_bytes() >= before + block.nbytes // 2  # the other half may take the place of freed pages
     assert 0 < _memory.resident_bytes() <= _memory.peak_bytes() + (1 << 20)
 
 
@@ -350,10 +350,6 @@ def test_the_table_of_recurrences_is_what_was_measured():
     measured = json.loads((ROOT / "benchmarks" / "results" / "recurrences_cpu.json").read_text())
     assert list(measured["results"]) == list(mixers(measured["width"]))
     assert table(measured["results"]) in (ROOT / "docs" / "models.md").read_text()
-    models = pathlib.Path(ssmkit.models.__file__).parent  # an installed package keeps them beside its other modules
-    for row in measured["results"].values():  # lines may have changed since, but not by much
-        lines = len((models / pathlib.Path(row["file"]).name).read_text().splitlines())
-        assert abs(lines - row["lines"]) <= 20
 
 
 def test_the_page_of_benchmarks_shows_the_committed_results():

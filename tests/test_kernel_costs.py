@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import jit, many_tokens
+from helpers import equations, jit, many_tokens
 
 import ssmkit
 from ssmkit import kernels
@@ -34,19 +34,6 @@ def structs(time: int):
 def loss(kernel):
     """A scalar of outputs and final state."""
     return lambda *arguments: sum(jnp.sum(jnp.square(result)) for result in kernel(*arguments))
-
-
-def equations(jaxpr):
-    """Every equation of a jaxpr and of those inside, with how often it runs."""
-    for equation in jaxpr.eqns:
-        yield equation, 1
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves(
-            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from ((nested, times * often) for nested, often in equations(inner))
 
 
 def repeats_groups(shape) -> bool:

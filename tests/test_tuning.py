@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import build, over, random_coefficients, relative_error, trees_close
+from helpers import build, equations, over, random_coefficients, relative_error, trees_close
 from registry import LANGUAGE_MODELS
 
 import ssmkit
@@ -26,25 +26,14 @@ def arguments(form: str):
     return random_coefficients(0, **sizes | FORMS[form])
 
 
-def equations(jaxpr):
-    """Every equation of a jaxpr and of those inside, the outer first."""
-    for equation in jaxpr.eqns:
-        yield equation
-        is_jaxpr = lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")  # noqa: E731
-        for inner in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
 def used(function, *arguments) -> tuple[int, str]:
     """How many chunks a program goes through, and by which schedule.
 
     Either has a loop over the chunks; only one without any exponential leaves the work on the chunks outside.
     """
     traced = equations(jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments).jaxpr)
-    loop = next(equation for equation in traced if equation.primitive.name == "scan")
-    inside = {equation.primitive.name for equation in equations(loop.params["jaxpr"].jaxpr)}
+    loop = next(equation for equation, _ in traced if equation.primitive.name == "scan")
+    inside = {equation.primitive.name for equation, _ in equations(loop.params["jaxpr"].jaxpr)}
     return loop.params["length"], "serial" if "exp" in inside else "parallel"
 
 
