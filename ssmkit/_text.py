@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,41 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `tokenizer.json`."""
         self._raw.save(os.fspath(path))
+
+
+def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:
+    """The pieces of a text up to where the first of some texts begins. No part of that text is given.
+
+    What may be its beginning is held back until the next piece decides. Nothing is asked for after it.
+
+    Law: `"".join(until(pieces, stops))` is `text[: min(text.find(stop) for those stops that occur)]` for
+    `text = "".join(pieces)`, however the text is cut in pieces.
+
+    **Arguments:**
+
+    - `pieces`: as from `Tokenizer.decode_stream`.
+    - `stops`: texts of at least one character; without any, all pieces pass as they are.
+    """
+    longest = max(map(len, stops), default=0)
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = min((begin for stop in stops if (begin := held.find(stop)) >= 0), default=len(held))
+        # From here on the text may turn out to be one of them; its end, an empty beginning of each, is the last resort.
+        undecided = next(
+            begin
+            for begin in range(max(0, len(held) - longest), len(held) + 1)
+            if begin == len(held) or any(len(held) - begin < len(stop) and stop.startswith(held[begin:]) for stop in stops)
+        )
+        safe = min(found, undecided)
+        if safe:
+            yield held[:safe]
+        if found <= undecided and found < len(held):
+            return
+        held = held[safe:]
+    rest = held[: min((begin for stop in stops if (begin := held.find(stop)) >= 0), default=len(held))]
+    if rest:
+        yield rest
 
 
 def read_text(path: Path) -> str:

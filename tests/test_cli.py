@@ -127,6 +127,20 @@ def test_stop_token_is_not_written(run, checkpoint):
     assert f"new          {index + 1} tokens" in err
 
 
+def test_stop_texts_are_found_across_tokens(run, checkpoint):
+    """In what is added, not in the prompt; a line break can be written as Python does."""
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
+    prompt, key = tokenizer.encode("To be"), jax.random.key(4)
+    tokens = list(ssmkit.stream(model, prompt, 100, ssmkit.Sampler(1.5), key=key))
+    added = tokenizer.decode(prompt + tokens).removeprefix("To be")
+    several = tokenizer.decode(prompt + tokens[:12]).removeprefix("To be")[-6:]
+    assert len(tokenizer.encode(several)) > 2 and "\n" in added.lstrip("\n")
+    words = ("generate", "To be", "--model", checkpoint, "-n", "100", "--seed", "4", "-t", "1.5")
+    for stop, written in ((several, several), ("\n", "\n"), ("\n", r"\n")):
+        code, out, _ = run(*words, "--stop", written, "--stop", "To be")
+        assert (code, out.rstrip("\n")) == (0, ("To be" + added[: added.index(stop)]).rstrip("\n"))
+
+
 def test_end_of_text_of_the_model_stops(run, checkpoint, tmp_path):
     tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
     first = next(ssmkit.stream(model, tokenizer.encode("To be"), 24))
@@ -364,7 +378,7 @@ BAD = {
     "seed": (["generate", "x", "-m", "MODEL", "--seed", "-1"], "Invalid value for "),
     "dtype": (["generate", "x", "-m", "MODEL", "--dtype", "int8"], "Invalid value for '--dtype'"),
     "quantize": (["generate", "x", "-m", "MODEL", "--quantize", "int4"], "Invalid value for '--quantize'"),
-    "stop": (["generate", "x", "-m", "MODEL", "--stop", "many tokens"], "--stop must be one token"),
+    "stop": (["generate", "x", "-m", "MODEL", "--stop", ""], "--stop must be a text of at least one character"),
     "no tokenizer": (["generate", "x", "-m", "BARE"], "no tokenizer.json beside"),
     "tokenizer missing": (["generate", "x", "-m", "BARE", "--tokenizer", "MISSING"], "no tokenizer at"),
     "tokenizer binary": (["generate", "x", "-m", "BARE", "--tokenizer", "BINARY"], "is not a tokenizer.json"),

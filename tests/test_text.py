@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer as RawTokenizer, decoders, models, pre_tokenizers
 
-from ssmkit._text import Tokenizer, read_text
+from ssmkit._text import Tokenizer, read_text, until
 
 
 CORPUS = "To be, or not to be: that is the question.\nÊtre ou ne pas être ça\n日本語 😀😃 naïve\n" * 20
@@ -94,6 +94,28 @@ def test_bytes_of_tokens_add_up(tokenizer, text):
     else:
         tokens = tokenizer.encode(text)
     assert sum(map(tokenizer.byte_length, tokens)) == len(text.encode())
+
+
+@given(st.lists(st.text("abc", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=5), max_size=3))
+def test_a_text_ends_before_the_first_stop_text(pieces, stops):
+    """However it is cut, and where one of them begins inside another."""
+    text = "".join(pieces)
+    end = min((text.find(stop) for stop in stops if stop in text), default=len(text))
+    given = list(until(iter(pieces), stops))
+    assert "".join(given) == text[:end] and all(given)
+
+
+def test_stop_texts_hold_back_only_what_may_be_theirs():
+    asked = []
+
+    def pieces():
+        for piece in ("ab", "c", "n", "no", "!", "rest"):
+            asked.append(piece)
+            yield piece
+
+    given = [(piece, len(asked)) for piece in until(pieces(), ["no!", "never"])]
+    assert given == [("ab", 1), ("c", 2), ("n", 4)]
+    assert asked == ["ab", "c", "n", "no", "!"]
 
 
 def test_special_tokens_are_left_out():

@@ -1,6 +1,7 @@
 """`ssmkit generate`."""
 
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -44,7 +45,9 @@ def generate(
     ] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="End before this text, which is one token. Can be given more than once."),
+        typer.Option(
+            metavar="TEXT", help=r"End before this text; `\n` and `\t` are written so. Can be given more than once."
+        ),
     ] = None,
     tokenizer: TokenizerOption = None,
     dtype: DTypeOption = DType.float32,
@@ -62,9 +65,11 @@ def generate(
     import jax
 
     from .. import stream
+    from .._text import until
 
     prompt_tokens = words.encode(text)
-    stops = _stop_tokens(words, stop or [], loaded.stop_tokens)
+    stop_texts = _stop_texts(stop or [])
+    stops = _stop_tokens(words, stop_texts, loaded.stop_tokens)
     seed = random.randrange(2**32) if seed is None else seed
     started = time.perf_counter()
     tokens = stream(
@@ -86,7 +91,7 @@ def generate(
 
     last = text
     _write(text)
-    for last in words.decode_stream(shown(), after=prompt_tokens):
+    for last in until(words.decode_stream(shown(), after=prompt_tokens), stop_texts):
         _write(last)
     if not last.endswith("\n"):
         _write("\n")
@@ -130,18 +135,24 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     return text
 
 
-def _stop_tokens(words: "Tokenizer", stops: list[str], own: tuple[int, ...]) -> set[int]:
-    """The ids to stop at: the model's own ends of a text, and those asked for.
+def _stop_texts(stops: list[str]) -> list[str]:
+    """The texts to end before, their escapes read.
 
-    **Raises:** `ValueError` for a text that is not one token.
+    **Raises:** `ValueError` for an empty one.
     """
-    found = set(own)
-    for stop in stops:
-        ids = words.encode(stop)
-        if len(ids) != 1:
-            raise ValueError(f"--stop must be one token of the vocabulary, got {stop!r}, which is {len(ids)}")
-        found.update(ids)
-    return found
+    if "" in stops:
+        raise ValueError("--stop must be a text of at least one character, got an empty one")
+    written = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return [re.sub(r"\\([nrt\\])", lambda found: written[found[1]], stop) for stop in stops]
+
+
+def _stop_tokens(words: "Tokenizer", stops: list[str], own: tuple[int, ...]) -> set[int]:
+    """The ids to stop at: the model's own ends of a text, and special tokens that were asked for.
+
+    Decoding leaves special tokens out, so that they are never found in a text.
+    """
+    ids = {words.token_id(stop) for stop in stops}
+    return set(own) | {id for id in ids if id is not None and not words.decode([id])}
 
 
 def _sampler(
