@@ -139,22 +139,25 @@ def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        found = min((begin for stop in stops if (begin := held.find(stop)) >= 0), default=len(held))
-        # From here on the text may turn out to be one of them; its end, an empty beginning of each, is the last resort.
-        undecided = next(
-            begin
-            for begin in range(max(0, len(held) - longest), len(held) + 1)
-            if begin == len(held) or any(len(held) - begin < len(stop) and stop.startswith(held[begin:]) for stop in stops)
-        )
+        found, undecided = _first(held, stops), len(held)
+        for begin in range(max(0, len(held) - longest + 1), len(held)):
+            if any(stop != held[begin:] and stop.startswith(held[begin:]) for stop in stops):
+                undecided = begin  # what follows decides whether one of them begins here
+                break
         safe = min(found, undecided)
         if safe:
             yield held[:safe]
         if found <= undecided and found < len(held):
             return
         held = held[safe:]
-    rest = held[: min((begin for stop in stops if (begin := held.find(stop)) >= 0), default=len(held))]
+    rest = held[: _first(held, stops)]
     if rest:
         yield rest
+
+
+def _first(text: str, parts: Collection[str]) -> int:
+    """Where the first of some parts begins in a text; its length if there is none."""
+    return min((begin for part in parts if (begin := text.find(part)) >= 0), default=len(text))
 
 
 def read_text(path: Path) -> str:
