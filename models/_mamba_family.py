@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -10,6 +11,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number; true and false are none."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # pyright: ignore[reportArgumentType]
+
+
+def _is_range(value: object) -> bool:
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
+    return all(is_number(item) or item == math.inf for item in pair) and 0 <= pair[0] <= pair[1]
+
+
+# By the type of a field: what it accepts, and how that reads.
+_ACCEPTED: dict[object, tuple[Callable[[object], bool], str]] = {
+    int: (lambda value: type(value) is int and value >= 1, "an integer, at least 1"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    float: (is_number, "a finite number"),
+    tuple[float, float]: (_is_range, "an increasing pair"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +83,12 @@ class AbstractMambaConfig:
                 found.append(f"`{name}` must be an id, a tuple of ids, or None, got {value!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                found.append(f"`{field.name}` must be an integer, at least 1, got {value!r}")
+            if field.type in _ACCEPTED and not _ACCEPTED[field.type][0](value):
+                found.append(f"`{field.name}` must be {_ACCEPTED[field.type][1]}, got {value!r}")
+            elif type(value) is int and value >= 2**31:
+                found.append(f"`{field.name}` must be below 2**31, got {value}")
         for name in ("layer_norm_epsilon", "time_step_min", "time_step_max"):
-            if not getattr(self, name) > 0:
+            if is_number(getattr(self, name)) and getattr(self, name) <= 0:
                 found.append(f"`{name}` must be above 0, got {getattr(self, name)}")
         if self.hidden_act not in ("silu", "swish"):
             found.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._mamba_family import AbstractMambaConfig, initial_dt_bias, language_model_parts
+from ._mamba_family import AbstractMambaConfig, initial_dt_bias, is_number, language_model_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,9 @@ class MambaConfig(AbstractMambaConfig):
         problems = self.problems()
         for name in ("intermediate_size", "time_step_rank", "chunk_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not (type(value) is int and value >= 1):
                 problems.append(f"`{name}` must be an integer, at least 1, or None, got {value!r}")
-        if self.mixer_rms_eps is not None and not self.mixer_rms_eps > 0:
+        if self.mixer_rms_eps is not None and not (is_number(self.mixer_rms_eps) and self.mixer_rms_eps > 0):
             problems.append(f"`mixer_rms_eps` must be above 0, or None, got {self.mixer_rms_eps}")
         self.refuse(problems)
         object.__setattr__(self, "intermediate_size", self.inner_size)

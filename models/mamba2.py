@@ -53,6 +53,8 @@ class Mamba2Config(AbstractMambaConfig):
     def __post_init__(self):
         self.freeze_lists()
         problems = self.problems()
+        if self.num_heads is not None and type(self.num_heads) is not int:
+            problems.append(f"`num_heads` must be an integer, or None, got {self.num_heads!r}")
         if not problems:
             if self.num_heads is None:
                 object.__setattr__(self, "num_heads", self.heads)
@@ -63,8 +65,6 @@ class Mamba2Config(AbstractMambaConfig):
                 )
             elif self.heads % self.n_groups != 0:
                 problems.append(f"`n_groups` must divide the {self.heads} heads, got {self.n_groups}")
-        if not 0.0 <= self.time_step_limit[0] <= self.time_step_limit[1]:
-            problems.append(f"`time_step_limit` must be an increasing pair, got {self.time_step_limit}")
         self.refuse(problems)
 
     @property

@@ -1,6 +1,7 @@
 """Mamba-2 against its equations, in float64 and token by token (`mamba2_numpy`)."""
 
 import functools
+import math
 
 import equinox as eqx
 import jax
@@ -130,11 +131,36 @@ def test_padding_rows_are_never_produced(variant):
         ),
         ({"hidden_act": "gelu"}, "`hidden_act` must be 'silu', got 'gelu'"),
         ({"time_step_limit": (0.2, 0.1)}, r"`time_step_limit` must be an increasing pair, got \(0.2, 0.1\)"),
+        ({"time_step_limit": (0.0, math.nan)}, "`time_step_limit` must be an increasing pair"),
+        ({"hidden_size": 2**62}, f"`hidden_size` must be below 2\\*\\*31, got {2**62}"),
+        ({"vocab_size": True}, "`vocab_size` must be an integer, at least 1, got True"),
+        ({"layer_norm_epsilon": math.nan}, "`layer_norm_epsilon` must be a finite number, got nan"),
+        ({"time_step_max": math.inf}, "`time_step_max` must be a finite number, got inf"),
     ],
 )
 def test_inconsistent_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Mamba2Config(**(CONFIG | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("time_step_limit", [1], "an increasing pair"),
+        ("time_step_limit", 1, "an increasing pair"),
+        ("time_step_limit", (10**400, 10**400), "an increasing pair"),
+        ("use_bias", 3, "true or false"),
+        ("tie_word_embeddings", "x", "true or false"),
+        ("head_dim", 8.0, "an integer, at least 1"),
+        ("time_step_min", 10**400, "a finite number"),
+        ("time_step_floor", "x", "a finite number"),
+    ],
+)
+def test_values_of_another_type_are_problems(name, value, expected):
+    """The checks of annotations, which tests switch on, would speak before they are constructed."""
+    config = Mamba2Config(**CONFIG)
+    object.__setattr__(config, name, value)
+    assert config.problems() == [f"`{name}` must be {expected}, got {value!r}"]
 
 
 def test_heads_follow_from_the_other_sizes():
