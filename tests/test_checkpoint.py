@@ -23,6 +23,7 @@ from ssmkit.checkpoint import (
     CheckpointError,
     Dialect,
     _dialect,
+    check_writable,
     describe,
     from_pretrained,
     open_tensors,
@@ -518,6 +519,9 @@ def test_register_architecture(tmp_path, monkeypatch):
     )
     register_architecture(Architecture("toy", Toy, (dialect,)))
     model = Toy(3, key=jax.random.key(0))
+    check_writable(model, format="mine")
+    with pytest.raises(CheckpointError, match=r"`format` must be one of \['mine'\]"):
+        check_writable(model)
     save_pretrained(model, tmp_path, format="mine")
     assert "layer10/w" in describe(tmp_path).tensors
     assert_same(from_pretrained(tmp_path), model)

@@ -17,7 +17,7 @@ import ssmkit
 from ssmkit import Int8Matrix, _quantize
 from ssmkit._matrix import look_up, project
 from ssmkit._text import Tokenizer
-from ssmkit.checkpoint import CheckpointError, from_pretrained, save_pretrained
+from ssmkit.checkpoint import CheckpointError, check_writable, from_pretrained, save_pretrained
 from ssmkit.models import Mamba2, Mamba2Config
 
 
@@ -350,6 +350,8 @@ def test_mistakes(case, tmp_path):
             ssmkit.quantize(narrowed, kind)
     with pytest.raises(CheckpointError, match="`model` is quantised to int8, which no format here can express"):
         save_pretrained(narrowed, tmp_path / "model")
+    with pytest.raises(CheckpointError, match="`model` is quantised to int8"):
+        check_writable(narrowed)
     assert not (tmp_path / "model").exists()
 
 

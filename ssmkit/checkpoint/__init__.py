@@ -24,6 +24,6 @@ from ._keys import (
     write_keys as write_keys,
 )
 from ._load import Checkpoint as Checkpoint, describe as describe, from_pretrained as from_pretrained
-from ._save import save_pretrained as save_pretrained
+from ._save import check_writable as check_writable, save_pretrained as save_pretrained
 from ._stored import StoredTensor as StoredTensor
 from ._tensors import open_tensors as open_tensors

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -31,17 +31,11 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: st
 
     **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model.
     """
-    dialect, write_config = _writable(model, format)
-    if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):
-        raise CheckpointError(
-            "`model` is quantised to int8, which no format here can express. Save what it was made of."
-        )
+    dialect, write_config = _layout(model, format)
     tensors: dict[str, np.ndarray] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        if isinstance(leaf, jax.Array | np.ndarray):
-            place = jax.tree_util.keystr(path, simple=True, separator=".")
-            shape = dialect.file_shape(place, leaf.shape)
-            tensors[dialect.tensor_name(place)] = np.ascontiguousarray(np.asarray(leaf).reshape(shape))
+    for place, leaf in _arrays(model):
+        shape = dialect.file_shape(place, leaf.shape)
+        tensors[dialect.tensor_name(place)] = np.ascontiguousarray(np.asarray(leaf).reshape(shape))
     if dialect.writes_copies:
         for name, original in dialect.copies.items():
             tensors.setdefault(name, tensors[original])
@@ -66,12 +60,37 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: st
             os.replace(path, directory / path.name)
 
 
+def check_writable(model: Any, *, format: str = "hf") -> None:
+    """Ask whether `save_pretrained` could write a model, before work is put into it.
+
+    **Arguments:**
+
+    - `model`, `format`: as for `save_pretrained`.
+
+    **Raises:** `CheckpointError`, as `save_pretrained`.
+    """
+    dialect, _ = _layout(model, format)
+    for place, _ in _arrays(model):
+        dialect.tensor_name(place)
+
+
+def _arrays(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every array of the model with its path."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        if isinstance(leaf, jax.Array | np.ndarray):
+            yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
 def _is_int8(node: Any) -> bool:
     return isinstance(node, Int8Matrix)
 
 
-def _writable(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
+def _layout(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
     """The dialect of that name of the model's architecture, and its writer of configurations."""
+    if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):
+        raise CheckpointError(
+            "`model` is quantised to int8, which no format here can express. Save what it was made of."
+        )
     known = [architecture for architecture in architectures() if type(model) is architecture.model]
     if not known:
         raise CheckpointError(
