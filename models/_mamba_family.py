@@ -15,12 +15,14 @@ import ssmkit
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite real number; true and false are none."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # pyright: ignore[reportArgumentType]
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_range(value: object) -> bool:
-    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
-    return all(is_number(item) or item == math.inf for item in pair) and 0 <= pair[0] <= pair[1]
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    least, most = value
+    return is_number(least) and (is_number(most) or most == math.inf) and 0 <= least <= most
 
 
 # By the type of a field: what it accepts, and how that reads.
