@@ -1,57 +1,45 @@
 """ssmkit: state-space models, written once, run anywhere XLA does."""
 
+import ast
+import importlib
+import importlib.util
+import pathlib
+from typing import Any
+
 from . import _config
 
+
+__version__ = "0.1.0"
 
 if _config.typecheck_requested():
     _config.install_typechecker()
 
-from . import kernels as kernels, testing as testing
-from ._coefficients import Coefficients as Coefficients
-from ._conv import CausalConv1d as CausalConv1d
-from ._default_model import default_model_path as default_model_path
-from ._engine import Generation as Generation
-from ._generate import generate as generate, resume as resume, stream as stream
-from ._language_model import (
-    AbstractLanguageModel as AbstractLanguageModel,
-    AbstractResidualLanguageModel as AbstractResidualLanguageModel,
-    LanguageModel as LanguageModel,
-)
-from ._layers import Embedding as Embedding, Linear as Linear, matrix_mask as matrix_mask, silu as silu
-from ._matrix import Int8Matrix as Int8Matrix
-from ._mixer import (
-    AbstractMixer as AbstractMixer,
-    AbstractRecurrentMixer as AbstractRecurrentMixer,
-    Advance as Advance,
-    ResidualBlock as ResidualBlock,
-)
-from ._mlp import GatedMLP as GatedMLP
-from ._norms import (
-    GatedRMSNorm as GatedRMSNorm,
-    LayerNorm as LayerNorm,
-    RMSNorm as RMSNorm,
-    rms_normalise as rms_normalise,
-)
-from ._operator import AbstractSequenceOperator as AbstractSequenceOperator
-from ._quantize import quantize as quantize
-from ._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence
-from ._running import (
-    Gates as Gates,
-    RunningPhase as RunningPhase,
-    StabilisedGates as StabilisedGates,
-    Stabiliser as Stabiliser,
-)
-from ._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler
-from ._score import Score as Score, cross_entropy as cross_entropy, score as score
-from ._shift import Shift as Shift
-from ._text import Tokenizer as Tokenizer
-from .checkpoint import (
-    CheckpointError as CheckpointError,
-    from_pretrained as from_pretrained,
-    save_pretrained as save_pretrained,
-)
-from .export import (
-    ExportedModel as ExportedModel,
-    load_exported as load_exported,
-    save_exported as save_exported,
-)
+# Names are imported on first use (PEP 562), so that what needs no JAX does not wait for it. They are written once, as
+# imports in `__init__.pyi`, where type checkers and editors find them (https://scientific-python.org/specs/spec-0001).
+_homes = {
+    alias.name: node.module
+    for node in ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text("utf-8")).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+_needs_an_extra = {"training": "optax"}
+
+__all__ = sorted(_homes.keys() - _needs_an_extra)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a subpackage, and keep it.
+
+    **Raises:** `AttributeError` for any other name.
+    """
+    if name not in _homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _homes[name]
+    module = importlib.import_module(f".{home or name}", __name__)
+    value = globals()[name] = getattr(module, name) if home else module
+    return value
+
+
+def __dir__() -> list[str]:
+    found = [name for name, package in _needs_an_extra.items() if importlib.util.find_spec(package) is not None]
+    return [*__all__, *found, "__version__"]

@@ -3,15 +3,22 @@
 import os
 
 
-def typecheck_requested() -> bool:
-    """Whether `SSMKIT_TYPECHECK` asks for run-time shape and type checks in the whole package.
+_SWITCH = "SSMKIT_TYPECHECK"
 
-    **Raises:** `ValueError` when the variable is neither `0` nor `1`.
+
+def typecheck_requested() -> bool:
+    """Whether `SSMKIT_TYPECHECK` is 1, which asks for run-time shape and type checks in the whole package."""
+    return os.environ.get(_SWITCH) == "1"
+
+
+def check_environment() -> None:
+    """Called when anything that computes is imported; `import ssmkit` alone raises nothing, nor does the command line.
+
+    **Raises:** `ValueError` when `SSMKIT_TYPECHECK` is neither `0` nor `1`.
     """
-    value = os.environ.get("SSMKIT_TYPECHECK", "0")
-    if value not in ("0", "1"):
-        raise ValueError(f"`SSMKIT_TYPECHECK` must be 0 or 1, got {value!r}. Unset it to run without checks.")
-    return value == "1"
+    value = os.environ.get(_SWITCH, "0")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"`{_SWITCH}` must be 0 or 1, got {value!r}. Unset it to run without checks.")
 
 
 def install_typechecker() -> None:

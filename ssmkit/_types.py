@@ -23,6 +23,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
 
+from ._config import check_environment
+
+
+check_environment()  # every module that computes imports this one
 
 Token: TypeAlias = Int[Array, ""]
 Tokens: TypeAlias = Int[Array, " time"]

@@ -1,8 +1,10 @@
 """How the package is built: who may subclass, import and know whom, and how long a file may be."""
 
 import ast
+import graphlib
 import inspect
 import io
+import os
 import subprocess
 import sys
 import textwrap
@@ -183,15 +185,72 @@ def test_importing_models_would_be_noticed(line, package):
     assert not imports_models("from .models import x\nfrom . import _models\nimport models", "ssmkit.cli")
 
 
-@pytest.mark.parametrize("module", ["ssmkit", "ssmkit.models"])
-def test_importing_needs_nothing_heavy(module):
-    code = f"import sys, {module}; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a process of its own."""
+    environment = os.environ | {"SSMKIT_TYPECHECK": "0"} | environment
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_importing_needs_nothing_heavy():
+    """Neither does the use of every public name, but for training, which is an extra."""
+    run = fresh("import sys, ssmkit; print(*sys.modules)")
+    assert run.returncode == 0, run.stderr
+    assert not {name.partition(".")[0] for name in run.stdout.split()} & (HEAVY | {"jax", "numpy", "equinox"})
+    run = fresh("import sys; from ssmkit import *; print(*sys.modules)")
     assert run.returncode == 0, run.stderr
     loaded = {name.partition(".")[0] for name in run.stdout.split()}
     assert {"ssmkit", "equinox", "jax"} <= loaded
     assert not loaded & HEAVY
-    assert ("ssmkit.models" in run.stdout.split()) == (module == "ssmkit.models")
+    assert "ssmkit.training" not in run.stdout.split()
+
+
+def test_public_names():
+    """Each can be had as an attribute after a bare import, in a process that imported nothing else."""
+    code = """
+import ssmkit
+assert isinstance(ssmkit.models.GLAMixer, type) and callable(ssmkit.training.fit) and ssmkit.export
+assert ssmkit.generate is ssmkit._generate.generate and "generate" in vars(ssmkit)
+assert not hasattr(ssmkit, "nonsense")
+try:
+    from ssmkit import nonsense
+except ImportError:
+    print(ssmkit.__version__)
+"""
+    run = fresh(code)
+    assert (run.returncode, run.stdout) == (0, f"{ssmkit.__version__}\n"), run.stderr
+    assert {*ssmkit.__all__, "training", "__version__"} == set(dir(ssmkit))
+    assert all(getattr(ssmkit, name) is not None for name in dir(ssmkit))
+
+
+@pytest.mark.parametrize("package", ["optax", "matplotlib"])
+def test_training_names_its_extra(package):
+    use = {"optax": "", "matplotlib": "; training.LossCurve(pathlib.Path('.')).plot()"}[package]
+    code = f"import sys, pathlib, ssmkit; sys.modules[{package!r}] = None; from ssmkit import training{use}"
+    run = fresh(code)
+    message = f"ModuleNotFoundError: training needs {package}: pip install 'ssmkit[train]'"
+    assert run.stderr.splitlines()[-1] == message
+    assert run.returncode == 1
+
+
+def test_a_wrong_switch_is_named():
+    """By everything that computes; the command line must be able to say it in a line."""
+    run = fresh("import ssmkit.cli; import ssmkit.models", SSMKIT_TYPECHECK="x")
+    assert run.stderr.splitlines()[-1].startswith("ValueError: `SSMKIT_TYPECHECK` must be 0 or 1, got 'x'")
+    assert "import ssmkit.models" not in run.stderr.splitlines()[1] and "_config.py" in run.stderr
+
+
+def test_imports_have_no_circle():
+    """Whichever module comes first, as each may where names are imported on first use."""
+    paths = {f"{package_of(path)}.{path.stem}".removesuffix(".__init__"): path for path in CORE_FILES}
+    chain = lambda name: {name[:end] for end, letter in enumerate(name + ".") if letter == "."}  # noqa: E731
+    needs = {}
+    for name, path in paths.items():
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        found = imports("\n".join(map(ast.unparse, top)), package_of(path))
+        places = set().union(*(chain(f"{module}.{own}") for module, own in found))
+        needs[name] = places & paths.keys() - chain(name)
+    assert needs["ssmkit._recurrence"] >= {"ssmkit.kernels", "ssmkit._types"} and "ssmkit.export" in needs
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
 
 
 # How long.

@@ -528,9 +528,14 @@ def test_interrupt(checkpoint):
     assert (process.returncode, err) == (130, b"")
 
 
-def test_light_to_import():
-    code = "import sys, ssmkit.cli; print(*sys.modules)"
+def test_help_and_mistakes_wait_for_nothing_heavy():
+    """What needs no model is answered at once: neither JAX nor anything else that is slow to import."""
+    calls = [["--help"], ["--version"], ["genrate"], ["generate", "x", "--modle", "m"], ["generate"], ["score"]]
+    calls += [[command, "--help"] for command in ("generate", "bench", "train")]
+    code = f"import sys, ssmkit.cli; print([ssmkit.cli.main(words) for words in {calls}]); print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SSMKIT_TYPECHECK": "0"}
-    loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
-    heavy = {"tokenizers", "huggingface_hub", "optax", "matplotlib", "rich", "ssmkit.models", "ssmkit.training"}
-    assert not heavy & set(loaded.stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
+    *_, codes, loaded = done.stdout.splitlines()
+    assert codes == "[0, 0, 2, 2, 2, 2, 0, 0, 0]"
+    heavy = {"jax", "numpy", "equinox", "tokenizers", "huggingface_hub", "optax", "matplotlib", "rich"}
+    assert not heavy & set(loaded.split())

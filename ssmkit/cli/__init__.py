@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ._bench import bench
 from ._convert import convert
 from ._export import export
@@ -31,12 +32,7 @@ _ArgumentError: type[Exception] = next(
 
 def _show_version(wanted: bool) -> bool:
     if wanted:
-        import importlib.metadata
-
-        try:
-            print(f"ssmkit {importlib.metadata.version('ssmkit')}")
-        except importlib.metadata.PackageNotFoundError:
-            print("ssmkit, not installed: run from its source")
+        print(f"ssmkit {__version__}")
         raise typer.Exit()
     return wanted
 

@@ -44,14 +44,16 @@ def train(
 
     An interrupted run continues when the same command is given again.
     """
-    try:
-        import matplotlib  # noqa: F401
-        import optax  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(f"training needs {error.name}: pip install 'ssmkit[train]'") from None
     enable_compilation_cache()
+    try:
+        from ..training import TrainConfig, train_files
+        from ..training._extra import require
+
+        require("optax")
+        require("matplotlib")
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from None
     from .._text import Tokenizer, read_text
-    from ..training import TrainConfig, train_files
 
     run = TrainConfig.from_toml(config) if config else TrainConfig(_DEFAULT_MODEL, **_DEFAULT_TRAINING)
     try:

@@ -1,5 +1,6 @@
 """Training: small but real. Needs the `train` extra (`pip install 'ssmkit[train]'`)."""
 
+from . import _extra as _extra  # first: without optax, it names the extra
 from ._config import TrainConfig as TrainConfig
 from ._data import Windows as Windows
 from ._loop import Progress as Progress, fit as fit

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from .._files import replacing
+from ._extra import require
 from ._loop import Progress
 
 
@@ -30,7 +31,11 @@ class LossCurve:
             csv.writer(file).writerows([self._columns, *self._rows])
 
     def plot(self) -> None:
-        """Draw `loss.png`."""
+        """Draw `loss.png`.
+
+        **Raises:** `ModuleNotFoundError` naming the extra that is needed, without matplotlib.
+        """
+        require("matplotlib")
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 4), layout="constrained")
