@@ -5,10 +5,12 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 
 _GREY = "#808080"
 _COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#d55e00", "#e69f00", "#cc79a7", "#999933", "#888888")
+_MARKERS = "osD^vP"  # with these, a ninth line differs from the first
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ssmkit",  # the same file from the same figures
     "font.size": 9,
@@ -44,13 +46,17 @@ def draw(content: dict[str, Any], path: Path) -> Path | None:
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for i, (label, points) in enumerate(lines.items()):
-            axes.plot(*zip(*points, strict=True), marker="o", ms=3.5, lw=1.6, label=label, color=_COLOURS[i % 8])
+            turn, colour = divmod(i, len(_COLOURS))
+            style = {"marker": _MARKERS[turn], "color": _COLOURS[colour], "ls": "-" if turn == 0 else "--"}
+            axes.plot(*zip(*points, strict=True), **style, ms=3.5, lw=1.6, label=label)
         if logarithmic:
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             sizes = sorted({x for points in lines.values() for x, _ in points})
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
             axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
         else:
             axes.set_ylim(0, 1.25 * max(y for points in lines.values() for _, y in points))
         axes.set(xlabel=x_label, ylabel=y_label)

@@ -1,5 +1,6 @@
 """The diagrams of the documentation: `python docs/figures/draw.py` writes them beside this file."""
 
+import json
 import pathlib
 
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 
 HERE = pathlib.Path(__file__).parent
+DECODING = HERE.parents[1] / "benchmarks" / "results" / "decode_130m_cpu_jax0.10.json"
 INK, DIRECT = "#2b2b2b", "#c9c9c9"
 SEAMS = ["#9ecae1", "#4a98c9", "#1764ab"]  # the first, second and third doubling
 
@@ -74,10 +76,27 @@ def layers(axes: Axes) -> None:
     axes.axis("off")
 
 
+def speed(axes: Axes) -> None:
+    """Tokens per second of one sequence, the quickest at the top."""
+    rows = [row for row in json.loads(DECODING.read_text())["rows"] if row["batch"] == 1]
+    rows.sort(key=lambda row: row["tokens_per_s"])
+    names = [row["label"].replace("`", "") for row in rows]
+    colours = ["#e6843d" if name.startswith("ssmkit") else "#9aa7b1" for name in names]
+    bars = axes.barh(names, [row["tokens_per_s"] for row in rows], color=colours)
+    axes.bar_label(bars, fmt="%.0f", padding=3, color=INK)
+    axes.set_xlabel("tokens per second")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
 def main() -> None:
-    """Write both, the same bytes every time."""
+    """Write all, the same bytes every time."""
     matplotlib.rcParams.update({"svg.hashsalt": "ssmkit", "font.size": 10})
-    for name, draw, size in (("k2-seams", seams, (6.8, 3.9)), ("one-method", layers, (7.2, 4.2))):
+    for name, draw, size in (
+        ("k2-seams", seams, (7.8, 3.9)),
+        ("one-method", layers, (7.2, 4.2)),
+        ("speed", speed, (7.2, 3.2)),
+    ):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         draw(axes)
         figure.savefig(HERE / f"{name}.svg", metadata={"Date": None}, facecolor="white")
