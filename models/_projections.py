@@ -1,6 +1,7 @@
 """What several models share: how projections are initialised, and how channels are split into heads."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -33,7 +34,10 @@ def projection(
     return with_weight(linear, initializer(key, linear.weight.shape, jnp.float32))
 
 
-def with_weight(linear: ssmkit.Linear, weight: Float[Array, "out in"]) -> ssmkit.Linear:
+Layer = TypeVar("Layer", ssmkit.Linear, ssmkit.BlockDiagonalLinear)
+
+
+def with_weight(linear: Layer, weight: Float[Array, "*blocks out in"]) -> Layer:
     """The same layer with another weight, in the dtype of the old one."""
     return eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))
 

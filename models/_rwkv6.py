@@ -7,7 +7,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._projections import projection
+from ._projections import projection, with_weight
 
 
 class DataDependentLerp(eqx.Module):
@@ -21,7 +21,7 @@ class DataDependentLerp(eqx.Module):
     mu_x: Float[Array, " width"]
     mu: Float[Array, "5 width"]
     down: ssmkit.Linear
-    up: Float[Array, "5 rank width"]
+    up: ssmkit.BlockDiagonalLinear
 
     def __init__(
         self, width: int, rank: int, before: float, after: float, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray
@@ -32,14 +32,15 @@ class DataDependentLerp(eqx.Module):
 
         - `width`, `rank`: of $x$, and of each $W^1_j$.
         - `before`, `after`: as `depth` returns them.
-        - `dtype`: of $W^1$; the rest is float32.
+        - `dtype`: of $W^1$ and $W^2$; the rest is float32.
         - `key`: for the initialisation.
         """
         early, late = lerp_weights(width, after), lerp_weights(width, 0.5 * after)
         self.mu_x = early
         self.mu = jnp.stack([late, early, early, early - 0.3 * before, late])
         self.down = projection(width, 5 * rank, jax.nn.initializers.zeros, dtype=dtype, key=key)
-        self.up = small_uniform(key, (5, rank, width))
+        up = ssmkit.BlockDiagonalLinear(5 * rank, 5 * width, 5, dtype=dtype, key=key)
+        self.up = with_weight(up, small_uniform(key, up.weight.shape))
 
     def __call__(
         self, x: Float[Array, "*time width"], previous: Float[Array, "*time width"]
@@ -47,7 +48,7 @@ class DataDependentLerp(eqx.Module):
         """The five, for many tokens or one."""
         delta = previous - x
         low = jnp.tanh(self.down(x + delta * jnp.broadcast_to(self.mu_x, x.shape)))
-        dynamic = jnp.einsum("...jr,jrd->...jd", jnp.reshape(low, (*x.shape[:-1], 5, -1)), self.up)
+        dynamic = jnp.reshape(self.up(low), (*x.shape[:-1], 5, -1))
         share = jnp.broadcast_to(self.mu, dynamic.shape) + dynamic
         return tuple(jnp.unstack(x[..., None, :] + delta[..., None, :] * share, axis=-2))
 

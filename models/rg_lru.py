@@ -5,12 +5,11 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._projections import projection
+from ._projections import projection, with_weight
 
 
 _FAN_IN = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
@@ -55,28 +54,6 @@ class RGLRURecurrence(ssmkit.DiagonalChunkedRecurrence[RGLRUInputs]):
         return ssmkit.Coefficients(log_decay=log_a[:, None], write=one, value=value[:, None], read=one)
 
 
-class BlockDiagonalLinear(eqx.Module):
-    r"""$y = W x + b$ with as many independent square blocks of $W$ as there are, each stored as `(in, out)`."""
-
-    weight: Float[Array, "blocks before after"]
-    bias: Float[Array, "blocks after"]
-
-    def __init__(self, width: int, blocks: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
-        """Normal initialisation with variance 1 over a block's width; the bias starts at zero."""
-        size = width // blocks
-        self.weight = jax.random.normal(key, (blocks, size, size), dtype) / math.sqrt(size)
-        self.bias = jnp.zeros((blocks, size), dtype)
-
-    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
-        """Float32 (or wider) output, from operands in the weight's dtype."""
-        blocks, size, _ = self.weight.shape
-        parts = jnp.reshape(x, (*x.shape[:-1], blocks, size)).astype(self.weight.dtype)
-        # Widened before the product: XLA on the CPU has no batched bfloat16 product with a float32 result.
-        dtype = np.promote_types(self.weight.dtype, np.float32)
-        y = jnp.einsum("...bi,bio->...bo", parts.astype(dtype), self.weight.astype(dtype))
-        return jnp.reshape(y + jnp.broadcast_to(self.bias.astype(y.dtype), y.shape), x.shape)
-
-
 class RGLRUCache(eqx.Module):
     """Everything Griffin's recurrent block remembers: constant in the number of tokens."""
 
@@ -95,8 +72,8 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
     linear_x: ssmkit.Linear
     linear_y: ssmkit.Linear
     conv: ssmkit.CausalConv1d
-    input_gate: BlockDiagonalLinear
-    recurrence_gate: BlockDiagonalLinear
+    input_gate: ssmkit.BlockDiagonalLinear
+    recurrence_gate: ssmkit.BlockDiagonalLinear
     recurrence: RGLRURecurrence
     linear_out: ssmkit.Linear
 
@@ -135,8 +112,8 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         conv = ssmkit.CausalConv1d(channels, conv1d_width, dtype=dtype, key=conv_key)
         taps = jax.random.normal(conv_key, conv.weight.shape, dtype) * math.sqrt(0.01 / conv1d_width)
         self.conv = eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, jnp.zeros((channels,), dtype)))
-        self.input_gate = BlockDiagonalLinear(channels, num_attention_heads, dtype=dtype, key=input_key)
-        self.recurrence_gate = BlockDiagonalLinear(channels, num_attention_heads, dtype=dtype, key=recurrence_key)
+        self.input_gate = _gate(channels, num_attention_heads, dtype, input_key)
+        self.recurrence_gate = _gate(channels, num_attention_heads, dtype, recurrence_key)
         self.recurrence = RGLRURecurrence(channels, key=lambda_key)
         self.linear_out = projection(channels, width, _FAN_IN, use_bias=True, dtype=dtype, key=out_key)
 
@@ -153,3 +130,9 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         h, state = advance(self.recurrence, inputs, cache.state)
         y = self.linear_out(h[..., 0] * jax.nn.gelu(self.linear_y(x)))
         return y, RGLRUCache(window=window, state=state)
+
+
+def _gate(channels: int, blocks: int, dtype: DTypeLike, key: PRNGKeyArray) -> ssmkit.BlockDiagonalLinear:
+    """A map of every block of channels to itself: normal weights with variance 1 over a block's width."""
+    layer = ssmkit.BlockDiagonalLinear(channels, channels, blocks, use_bias=True, dtype=dtype, key=key)
+    return with_weight(layer, jax.random.normal(key, layer.weight.shape, jnp.float32) / math.sqrt(channels // blocks))

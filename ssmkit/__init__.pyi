@@ -18,7 +18,13 @@ from ._language_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
     LanguageModel as LanguageModel,
 )
-from ._layers import Embedding as Embedding, Linear as Linear, matrix_mask as matrix_mask, silu as silu
+from ._layers import (
+    BlockDiagonalLinear as BlockDiagonalLinear,
+    Embedding as Embedding,
+    Linear as Linear,
+    matrix_mask as matrix_mask,
+    silu as silu,
+)
 from ._matrix import Int8Matrix as Int8Matrix
 from ._mixer import (
     AbstractMixer as AbstractMixer,

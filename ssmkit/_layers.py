@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
-from ._matrix import Matrix, look_up, project
+from ._matrix import Int8Matrix, Matrix, look_up, project
 from ._types import PRNGKeyArray
 
 
@@ -36,6 +36,53 @@ class Linear(eqx.Module):
     def __call__(self, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
         """Float32 (or wider) output, whatever the weight's dtype."""
         y = project(self.weight, x)
+        return y if self.bias is None else y + along_last(self.bias, y)
+
+
+class BlockDiagonalLinear(eqx.Module):
+    r"""$y = W x + b$ with a block-diagonal $W$: every one of `blocks` equal parts of $x$ has a matrix of its own.
+
+    The matrices are stored as `(blocks, out, in)`, where `out` and `in` are the features of one block. Products are
+    those of `ssmkit.Linear`, in float32 or wider however narrow the weight is.
+    """
+
+    weight: Float[Array, "blocks out in"] | Int8Matrix
+    bias: Float[Array, " features"] | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        blocks: int,
+        *,
+        use_bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Initialised as a `Linear` for each block.
+
+        **Arguments:**
+
+        - `in_features`, `out_features`: of all blocks together.
+        - `blocks`: divides both.
+        - `use_bias`: whether $b$ exists; it starts at zero.
+        - `dtype`: of weight and bias.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` when the blocks do not divide the features.
+        """
+        if blocks < 1 or in_features % blocks != 0 or out_features % blocks != 0:
+            raise ValueError(f"`blocks` must divide {in_features} inputs and {out_features} outputs, got {blocks}.")
+        bound = (in_features // blocks) ** -0.5
+        shape = (blocks, out_features // blocks, in_features // blocks)
+        self.weight = jax.random.uniform(key, shape, dtype, -bound, bound)
+        self.bias = jnp.zeros((out_features,), dtype) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*axes in_features"]) -> Float[Array, "*axes out_features"]:
+        """Float32 (or wider) output, whatever the weight's dtype."""
+        parts = jnp.reshape(x, (*x.shape[:-1], self.weight.shape[0], -1))
+        y = jax.vmap(project, in_axes=(0, -2), out_axes=-2)(self.weight, parts)
+        y = jnp.reshape(y, (*x.shape[:-1], -1))
         return y if self.bias is None else y + along_last(self.bias, y)
 
 
@@ -76,8 +123,11 @@ class Embedding(eqx.Module):
         return look_up(self.weight, tokens)
 
 
+_WITH_MATRIX = Linear | BlockDiagonalLinear | Embedding
+
+
 def matrix_mask(model: PyTree) -> PyTree[bool]:
-    """True for the weights of `Linear` and `Embedding`, false for everything else.
+    """True for the weights of `Linear`, `BlockDiagonalLinear` and `Embedding`, false for everything else.
 
     It tells the matrices of any model from decay rates, step sizes, skips, norms, biases and convolutions without
     naming them: weight decay (`mask=` of optax) and quantisation act on the former only.
@@ -85,8 +135,8 @@ def matrix_mask(model: PyTree) -> PyTree[bool]:
 
     def mask(node: PyTree) -> PyTree:
         nothing = jax.tree.map(lambda _: False, node)
-        if isinstance(node, Linear | Embedding):
+        if isinstance(node, _WITH_MATRIX):
             return eqx.tree_at(lambda layer: layer.weight, nothing, True)
         return nothing
 
-    return jax.tree.map(mask, model, is_leaf=lambda node: isinstance(node, Linear | Embedding))
+    return jax.tree.map(mask, model, is_leaf=lambda node: isinstance(node, _WITH_MATRIX))

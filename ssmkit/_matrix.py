@@ -16,15 +16,16 @@ class Int8Matrix(eqx.Module):
     """A matrix of 8-bit integers with one scale per row: entry `(o, i)` is `values[o, i] * scale[o]`.
 
     As the weight of a `Linear` or an `Embedding` it takes a quarter of the memory of float32. Make it by
-    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`.
+    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`. The blocks of a `BlockDiagonalLinear` are
+    stacked along a leading axis of both.
     """
 
-    values: Int8[Array, "out in"]
-    scale: Float[Array, " out"]
+    values: Int8[Array, "*blocks out in"]
+    scale: Float[Array, "*blocks out"]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix, `(out, in)`."""
+        """Of the matrix, `(out, in)`, or of all blocks, `(blocks, out, in)`."""
         return self.values.shape
 
     @property

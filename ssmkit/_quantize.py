@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._layers import matrix_mask
-from ._matrix import Int8Matrix, Matrix
+from ._matrix import Int8Matrix
 
 
 Model = TypeVar("Model")
@@ -24,7 +24,7 @@ def quantize(model: Model, kind: str) -> Model:
 
     **Arguments:**
 
-    - `model`: any module with `ssmkit.Linear` and `ssmkit.Embedding` layers.
+    - `model`: any module with `ssmkit.Linear`, `ssmkit.BlockDiagonalLinear` and `ssmkit.Embedding` layers.
     - `kind`: `"int8"`, a quarter of float32 with one scale per row (an output channel, or a token), or `"bfloat16"`,
         half of it.
 
@@ -46,7 +46,8 @@ def quantize(model: Model, kind: str) -> Model:
 
 def _int8(matrix: ArrayLike) -> Int8Matrix:
     """Every entry rounded to one of 255 steps between its row's largest entry and the negative of it."""
-    given = np.asarray(matrix)
+    stacked = np.asarray(matrix)
+    given = np.reshape(stacked, (-1, stacked.shape[-1]))  # the rows of all blocks
     values, scale = np.empty(given.shape, np.int8), np.empty(given.shape[:1], np.float32)
     for start in range(0, given.shape[0], _ROWS_PER_BLOCK):  # few rows at a time are widened
         block = slice(start, start + _ROWS_PER_BLOCK)
@@ -56,12 +57,12 @@ def _int8(matrix: ArrayLike) -> Int8Matrix:
             raise ValueError("a matrix holds NaN or infinity, which 8 bits cannot express.")
         scale[block] = np.where(largest > 0, largest, 1) / 127
         values[block] = np.rint(rows / scale[block, None])
-    return Int8Matrix(jnp.asarray(values), jnp.asarray(scale))
+    return Int8Matrix(jnp.asarray(values.reshape(stacked.shape)), jnp.asarray(scale.reshape(stacked.shape[:-1])))
 
 
-def _bfloat16(matrix: ArrayLike) -> Float[Array, "out in"]:
+def _bfloat16(matrix: ArrayLike) -> Float[Array, "*blocks out in"]:
     return jnp.array(matrix, jnp.bfloat16)
 
 
-NARROW: dict[str, Callable[[ArrayLike], Matrix]] = {"int8": _int8, "bfloat16": _bfloat16}
+NARROW: dict[str, Callable[[ArrayLike], Array | Int8Matrix]] = {"int8": _int8, "bfloat16": _bfloat16}
 """How a matrix is stored in fewer bits, by the name that users give it."""

@@ -157,6 +157,32 @@ def test_linear(axes, use_bias):
     assert relative_error(y, expected) <= BOUND
 
 
+@AXES
+@pytest.mark.parametrize("kind", [None, "bfloat16", "int8"])
+def test_block_diagonal_linear(axes, kind):
+    """Each part has its own matrix, products are those of float32 however it is stored, and so are gradients."""
+    layer = ssmkit.BlockDiagonalLinear(6, 12, 3, use_bias=True, key=jax.random.key(0))
+    layer = jax.tree.map(lambda array: normal(1, *array.shape), layer)
+    layer = layer if kind is None else ssmkit.quantize(layer, kind)
+    weight = layer.weight
+    if isinstance(weight, ssmkit.Int8Matrix):
+        assert (weight.values.shape, weight.scale.shape) == ((3, 4, 2), (3, 4))
+        weight = precise(weight.values) * precise(weight.scale)[..., None]
+    x, back = normal(2, *axes, 6), normal(3, *axes, 12)
+    expected = np.einsum("...bi,boi->...bo", precise(x).reshape(*axes, 3, 2), precise(weight))
+    y, gradient = jit(lambda x: (layer(x), jax.vjp(layer, x)[1](back)[0]))(x)
+    assert y.dtype == jnp.float32
+    assert relative_error(y, expected.reshape(*axes, 12) + precise(layer.bias)) <= BOUND
+    expected = np.einsum("...bo,boi->...bi", precise(back).reshape(*axes, 3, 4), precise(weight))
+    assert relative_error(gradient, expected.reshape(*axes, 6)) <= BOUND
+
+
+@pytest.mark.parametrize("blocks", [0, 4])
+def test_blocks_must_divide_the_features(blocks):
+    with pytest.raises(ValueError, match=f"`blocks` must divide 6 inputs and 12 outputs, got {blocks}"):
+        ssmkit.BlockDiagonalLinear(6, 12, blocks, key=jax.random.key(0))
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_the_cast_point_of_a_projection(dtype):
     """Products, their sum and the bias are float32; the other operand is as it was on a CPU, and rounded elsewhere."""

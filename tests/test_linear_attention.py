@@ -98,8 +98,8 @@ def rwkv6(m, x, state):
     past = jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
     mix = lambda mu: x + (past - x) * mu  # noqa: E731
     low = jnp.tanh(mix(jnp.broadcast_to(m.lerp.mu_x, x.shape)) @ m.lerp.down.weight.T)
-    rank = m.lerp.up.shape[1]
-    xs = [mix(m.lerp.mu[j][None] + low[:, j * rank : (j + 1) * rank] @ m.lerp.up[j]) for j in range(5)]
+    rank = m.lerp.up.weight.shape[2]
+    xs = [mix(m.lerp.mu[j][None] + low[:, j * rank : (j + 1) * rank] @ m.lerp.up.weight[j].T) for j in range(5)]
     w = jnp.tanh(xs[1] @ m.decay_down.weight.T) @ m.decay_up.weight.T
     w = w.reshape(len(x), 3, -1) + m.recurrence.time_decay[None]
     r, k, v = (_heads(xs[j], proj.weight, 3) for j, proj in ((0, m.r_proj), (2, m.k_proj), (3, m.v_proj)))

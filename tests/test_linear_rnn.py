@@ -55,8 +55,10 @@ def _filled(theirs, torch, scale: float = 0.3):
 
 
 def _loaded(mixer, theirs, names: dict[str, str]):
-    """With HF's arrays: `names` maps the paths of its parameters to paths of ours."""
+    """With HF's arrays: `names` maps the paths of its parameters to paths of ours. Stacks of matrices it multiplies
+    from the right."""
     arrays = {name: jnp.asarray(array.detach().numpy()) for name, array in theirs.named_parameters()}
+    arrays = {name: array.mT if name.endswith("_gate_weight") else array for name, array in arrays.items()}
     assert set(arrays) == set(names)
 
     def at(tree, path):

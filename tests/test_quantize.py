@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import BF16_BOUND, all_finite, build, jit, over, random_tokens, relative_error, trees_equal_bitwise
-from registry import LANGUAGE_MODELS
+from registry import LANGUAGE_MODELS, MIXERS
 
 import ssmkit
 from ssmkit import Int8Matrix, _quantize
@@ -22,6 +22,20 @@ from ssmkit.models import Mamba2, Mamba2Config
 
 
 KINDS = ("int8", "bfloat16")
+# What has two axes or more and is no matrix: it is multiplied entry by entry.
+ENTRY_BY_ENTRY = {
+    ".conv.weight": "taps of each channel",
+    ".A_log": "a decay rate of each channel and state",
+    ".D": "a skip of each head's channel",
+    ".time_decay": "a decay rate of each key channel",
+    ".bonus": "of each key channel",
+    ".lerp.mu": "five shares of each feature",
+    ".B_bias": "added to keys",
+    ".C_bias": "added to queries",
+    ".mimo_x": "scales values",
+    ".mimo_z": "scales gates",
+    ".mimo_o": "scales outputs",
+}
 FLAGSHIP = over(LANGUAGE_MODELS, "mamba2-groups2-biases-limits-D_has_hdim-tied")
 
 
@@ -49,7 +63,7 @@ def narrow(kind: str, matrix: jax.Array | None = None):
 def exact(matrix) -> np.ndarray:
     """The matrix that is stored, in float64."""
     if isinstance(matrix, Int8Matrix):
-        return np.asarray(matrix.values, np.float64) * np.asarray(matrix.scale, np.float64)[:, None]
+        return np.asarray(matrix.values, np.float64) * np.asarray(matrix.scale, np.float64)[..., None]
     return np.asarray(matrix).astype(np.float64)
 
 
@@ -283,6 +297,38 @@ def test_only_matrices_change(case, kind):
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype(jnp.float32)}
 
 
+@over(MIXERS + LANGUAGE_MODELS)
+def test_every_matrix_is_known_as_one(case):
+    """Whatever else has two axes is on the list above, with a reason."""
+    mask = ssmkit.matrix_mask(eqx.filter(build(case), eqx.is_inexact_array))
+    leaves = jax.tree.leaves_with_path(eqx.filter(build(case), eqx.is_inexact_array))
+    for (path, leaf), is_matrix in zip(leaves, jax.tree.leaves(mask), strict=True):
+        name = jax.tree_util.keystr(path)
+        known = any(name.endswith(end) for end in ENTRY_BY_ENTRY)
+        assert is_matrix != (known or leaf.ndim < 2), name
+
+
+def widened(module):
+    """The same module in float32, and its matrices still those that are stored."""
+    is_int8 = lambda node: isinstance(node, Int8Matrix)  # noqa: E731
+    wide = lambda leaf: jnp.asarray(exact(leaf), jnp.float32) if is_int8(leaf) else leaf.astype(jnp.float32)  # noqa: E731
+    return jax.tree.map(
+        lambda leaf: wide(leaf) if eqx.is_array(leaf) or is_int8(leaf) else leaf, module, is_leaf=is_int8
+    )
+
+
+@pytest.mark.skipif(not ON_CPU, reason="elsewhere inputs are rounded to the dtype of the matrix")
+@over(MIXERS, *(case.id for case in MIXERS if "bf16" not in case.id))
+def test_a_narrow_mixer_is_as_exact_as_its_matrices(case):
+    """No activation is rounded on the way: a bfloat16 one is right to 4e-3 only."""
+    x = case.sample(np.random.default_rng(0), 1)[0]
+    for kind in KINDS:
+        narrowed = ssmkit.quantize(build(case), kind)
+        runs = (jit(lambda x, m=m: m.step(x, m.init_cache()))(x) for m in (narrowed, widened(narrowed)))
+        for got, expected in zip(*map(jax.tree.leaves, runs), strict=True):
+            assert relative_error(got, expected) <= 1e-6, kind
+
+
 def test_memory_is_a_quarter_and_a_half():
     model = Mamba2(Mamba2Config(vocab_size=500, hidden_size=128, num_hidden_layers=1), key=jax.random.key(0))
     before = nbytes(Parts.of(model).matrices)
@@ -318,10 +364,7 @@ def test_generation(case):
 @FLAGSHIP
 def test_logits_are_those_of_the_widened_model(case, kind):
     model, tokens = ssmkit.quantize(build(case), kind), jnp.arange(6)
-    is_int8 = lambda node: isinstance(node, Int8Matrix)  # noqa: E731
-    wide = lambda leaf: jnp.asarray(exact(leaf), jnp.float32) if is_int8(leaf) else leaf.astype(jnp.float32)  # noqa: E731
-    widened = jax.tree.map(wide, model, is_leaf=is_int8)
-    logits = [eqx.filter_jit(lambda model: model(tokens))(m) for m in (model, widened)]
+    logits = [eqx.filter_jit(lambda model: model(tokens))(m) for m in (model, widened(model))]
     assert relative_error(*logits) <= (4e-6 if kind == "int8" or ON_CPU else BF16_BOUND)
 
 
