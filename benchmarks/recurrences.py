@@ -82,7 +82,6 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
     form = jax.eval_shape(jax.vmap(recurrence.coefficients), inputs)
     return {
         "file": f"models/{source.name}",
-        "lines": len(source.read_text().splitlines()),
         "family": kernels.family_of(form).name,
         "prefill_tokens_per_s": tokens / median["prefill"],
         "step_tokens_per_s": tokens / median["steps"],
@@ -133,12 +132,12 @@ def _compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results in Markdown."""
     lines = [
-        "| model | file | lines | kernel family | prefill, tokens/s | step, tokens/s | chunks : scan | and gradients |",
-        "|---|---|--:|---|--:|--:|--:|--:|",
+        "| model | file | kernel family | prefill, tokens/s | step, tokens/s | chunks : scan | and gradients |",
+        "|---|---|---|--:|--:|--:|--:|",
     ]
     for name, row in results.items():
         lines.append(
-            f"| {name} | `{row['file']}` | {row['lines']} | {row['family']} | {row['prefill_tokens_per_s']:,.0f} "
+            f"| {name} | `{row['file']}` | {row['family']} | {row['prefill_tokens_per_s']:,.0f} "
             f"| {row['step_tokens_per_s']:,.0f} | {row['chunks_over_scan']:.1f} "
             f"| {row['chunks_over_scan_gradient']:.1f} |"
         )
