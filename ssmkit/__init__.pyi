@@ -8,6 +8,7 @@ from . import (
     testing as testing,
     training as training,
 )
+from ._cache_file import load_cache as load_cache, save_cache as save_cache
 from ._coefficients import Coefficients as Coefficients
 from ._conv import CausalConv1d as CausalConv1d
 from ._default_model import default_model_path as default_model_path

@@ -25,4 +25,6 @@ def install_typechecker() -> None:
     """Check every annotation of `ssmkit` with jaxtyping and beartype, from the next import on."""
     from jaxtyping import install_import_hook
 
-    install_import_hook("ssmkit", "beartype.beartype")
+    from . import _typecheck as _typecheck  # the hook looks for it in the package
+
+    install_import_hook("ssmkit", "ssmkit._typecheck.checked")

@@ -6,8 +6,9 @@ from typing import Generic
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from ._keys import plain_keys
 from ._mixer import Cache
 from ._prompts import Prompts
 
@@ -20,7 +21,8 @@ class Generation(eqx.Module, Generic[Cache]):
     """What was generated, and everything to go on from there.
 
     `cache` and `logits` are what consuming the prompt and `tokens[row, :lengths[row]]` gives, the stop token included:
-    pass `cache` back to `generate` with a further prompt, or the whole to `resume`.
+    pass `cache` back to `generate` with a further prompt, or the whole to `resume`. All of it is arrays of numbers, so
+    that it can be stored: by `ssmkit.save_cache`, or by `equinox.tree_serialise_leaves`.
     """
 
     tokens: Int[Array, "batch new"]
@@ -33,10 +35,12 @@ class Generation(eqx.Module, Generic[Cache]):
     """The model's cache, with a leading `batch` axis on every array."""
     logits: Float[Array, "batch vocab"]
     """Logits for the token that would come next."""
-    keys: Key[Array, " batch"]
-    """The random state of every row."""
+    keys: UInt32[Array, "batch _"]
+    """The random state of every row, as `jax.random.key_data` gives it; zeros if no key was ever given."""
     history: Bool[Array, "batch vocab"] | None
     """Which ids each row has seen, if the sampler asked for it."""
+    key_kind: str | None = eqx.field(static=True, default=None)
+    """The kind of `keys`, as `jax.random.key_impl` names it; `None` if no key was ever given."""
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -45,13 +49,14 @@ def begin(inputs, capacity: int, cache):
 
     **Arguments:**
 
-    - `inputs`: model, sampler, `Prompts`, stop tokens, how many tokens to generate, and a key per row.
+    - `inputs`: model, sampler, `Prompts`, stop tokens, how many tokens to generate, and a key per row, or `None`.
     - `capacity`: static; the most tokens that this executable can generate.
     - `cache`: donated; `None` for an empty one.
 
     **Returns:** a `Generation` with a buffer of `capacity` tokens.
     """
     model, sampler, batch, stops, limit, keys = inputs
+    keys, key_kind = plain_keys(keys, batch.size)
     if cache is None:
         cache = empty_cache(model, batch.size)
     logits, cache = _consume(model, batch, cache)
@@ -62,6 +67,7 @@ def begin(inputs, capacity: int, cache):
         cache=cache,
         logits=logits,
         keys=keys,
+        key_kind=key_kind,
         history=batch.seen(model.vocab_size) if sampler.needs_history else None,
     )
     return _decode(model, sampler, stops, limit, capacity, start)
@@ -126,9 +132,10 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
     def token(carry):
         count, state = carry
         active = ~state.finished
-        keys = fresh = state.keys
+        keys, fresh = state.keys, None
         if sampler.needs_key:
-            keys, fresh = jnp.unstack(jax.vmap(jax.random.split)(state.keys), axis=1)
+            split = jax.vmap(jax.random.split)(jax.random.wrap_key_data(state.keys, impl=state.key_kind))
+            keys, fresh = jax.random.key_data(split[:, 0]), split[:, 1]
         choose = lambda logits, key, history: sampler(logits, key=key, history=history)  # noqa: E731
         chosen = jax.vmap(choose)(state.logits, fresh, state.history)
         step = lambda token, cache, valid: model.step(token, cache, valid=valid)  # noqa: E731
@@ -142,8 +149,9 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
             finished=state.finished | jnp.any(chosen[:, None] == stops[None, :], axis=1),
             cache=cache,
             logits=jnp.where(active[:, None], logits, state.logits),
-            keys=jnp.where(active, keys, state.keys),
+            keys=jnp.where(active[:, None], keys, state.keys),
             history=history,
+            key_kind=state.key_kind,
         )
 
     buffer = jnp.pad(start.tokens, ((0, 0), (0, capacity)))

@@ -1,20 +1,23 @@
 """Generation: what users call. The loop itself is in `_engine.py`."""
 
-import operator
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, UInt32
+from jaxtyping import Array, Int
 
-from ._engine import Generation, begin, empty_cache, proceed
+from ._cache import check_cache, check_generation
+from ._engine import Generation, begin, proceed
+from ._keys import Keys, check_key, check_sampler, plain_keys, row_keys
 from ._language_model import AbstractLanguageModel
 from ._mixer import Cache
-from ._prompts import batch_bucket, bucket, read_prompts, read_stop_tokens
+from ._prompts import batch_bucket, bucket, read_prompt, read_prompts, read_stop_tokens
 from ._sampling import AbstractSampler, Greedy
+from ._types import TokensLike, checks_itself, shown, whole
 
 
 # Tokens that `stream` generates per dispatch, after the first.
@@ -22,13 +25,12 @@ _STREAM_TOKENS = 16
 _MOST_TOKENS = 2**30
 
 Tree = TypeVar("Tree")
-# One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
-Keys: TypeAlias = Key[Array, "*batch"] | UInt32[Array, "*batch _"]
 
 
+@checks_itself
 def generate(
     model: AbstractLanguageModel[Cache],
-    prompts: Int[Array, "batch time"] | np.ndarray | Sequence[Sequence[int]],
+    prompts: Int[Array, "batch time"] | np.ndarray | Sequence[Sequence[int] | TokensLike],
     max_new_tokens: int = 64,
     sampler: AbstractSampler = Greedy(),  # noqa: B008 (immutable)
     *,
@@ -50,7 +52,8 @@ def generate(
     - `max_new_tokens`: how many tokens to generate at most; 0 only consumes the prompts.
     - `sampler`: `Greedy()` or a `Sampler`.
     - `lengths`: valid tokens of each row of an array; `None` means all.
-    - `stop_token`: one id or several; a row ends with the first of them it produces.
+    - `stop_token`: one id or several; a row ends with the first of them it produces. They replace the model's own,
+        `model.stop_tokens`, which are the default; `()` means none at all.
     - `cache`: of earlier tokens, as `Generation.cache`; it is not consumed. `None` starts anew. A repetition penalty
         does not see those tokens.
     - `key`: needed by a `Sampler`. One key: row `i` uses `jax.random.fold_in(key, i)`, so that a row does not depend on
@@ -60,16 +63,21 @@ def generate(
 
     **Raises:** `ValueError` naming the argument; `FloatingPointError` when the model's logits are not finite.
     """
+    _check_model(model)
     batch, rows = read_prompts(prompts, lengths, model.vocab_size)
-    capacity = _capacity(max_new_tokens)
-    stops = read_stop_tokens(stop_token, model.vocab_size)
-    keys = _with_rows(_row_keys(sampler, key, rows), rows, batch.size)
+    count = _count(max_new_tokens)
+    stops = read_stop_tokens(stop_token, model.vocab_size, model.stop_tokens)
+    check_sampler(sampler)
+    check_key(sampler, key is not None)
+    keys = row_keys(key, rows, batch.size)
     if cache is not None:
-        cache = _with_rows(_check_cache(model, cache, rows), rows, batch.size)
-    result = begin((model, sampler, batch, stops, _limit(max_new_tokens), keys), capacity, cache)
-    return _finish(result, max_new_tokens, rows)
+        check_cache(model, cache, rows)
+        cache = _with_rows(cache, rows, batch.size)
+    result = begin((model, sampler, batch, stops, _limit(count), keys), _capacity(count), cache)
+    return _finish(result, count, rows)
 
 
+@checks_itself
 def resume(
     model: AbstractLanguageModel[Cache],
     generation: Generation[Cache],
@@ -77,28 +85,40 @@ def resume(
     sampler: AbstractSampler = Greedy(),  # noqa: B008 (immutable)
     *,
     stop_token: int | Sequence[int] | None = None,
+    key: Keys | None = None,
 ) -> Generation[Cache]:
     """Go on where a generation ended, without a new prompt token.
 
     `generate` followed by `resume` gives the tokens of one longer `generate`, random ones too. Rows that had finished
     stay as they are.
 
-    **Arguments:** as `generate`; `generation` is not consumed.
+    **Arguments:** as `generate`; `generation` is not consumed, and
+
+    - `key`: `None` goes on with each row's own random state, so that copies of one row stay copies. A key starts it
+        anew, as in `generate`: needed by a `Sampler` where `generation` was made without one, and to let copies differ.
 
     **Returns:** a `Generation` whose `tokens` and `lengths` are the new tokens only.
 
-    **Raises:** as `generate`.
+    **Raises:** as `generate`; `ValueError` when `generation` is of another model.
     """
+    _check_model(model)
+    rows = check_generation(model, generation)
+    check_sampler(sampler)
     if sampler.needs_history and generation.history is None:
         raise ValueError("`sampler` has a repetition penalty, but `generation` was made by one without.")
-    stops = read_stop_tokens(stop_token, model.vocab_size)
-    capacity = _capacity(max_new_tokens)
-    rows = generation.finished.shape[0]
-    _check_cache(model, generation.cache, rows)
-    result = proceed((model, sampler, stops, _limit(max_new_tokens)), capacity, _padded(_last_token(generation)))
-    return _finish(result, max_new_tokens, rows)
+    check_key(sampler, key is not None or generation.key_kind is not None, "`generation` was made without one; ")
+    stops = read_stop_tokens(stop_token, model.vocab_size, model.stop_tokens)
+    count = _count(max_new_tokens)
+    start = _padded(_last_token(generation))
+    if key is not None:
+        size = start.finished.shape[0]
+        data, kind = plain_keys(row_keys(key, rows, size), size)
+        start = dataclasses.replace(start, keys=data, key_kind=kind)
+    result = proceed((model, sampler, stops, _limit(count)), _capacity(count), start)
+    return _finish(result, count, rows)
 
 
+@checks_itself
 def stream(
     model: AbstractLanguageModel[Cache],
     prompt: Sequence[int] | Int[Array, " time"] | np.ndarray,
@@ -116,15 +136,16 @@ def stream(
 
     **Raises:** as `generate`, at the call rather than at the first token.
     """
-    _capacity(max_new_tokens)
-    batch, rows = read_prompts([prompt] if np.ndim(prompt) == 1 else prompt, None, model.vocab_size)
-    if rows != 1:
-        raise ValueError(f"`prompt` must be one sequence of ids, got {rows}. Use `generate` for a batch.")
-    stops = read_stop_tokens(stop_token, model.vocab_size)
-    keys = _row_keys(sampler, key, 1)
+    _check_model(model)
+    count = _count(max_new_tokens)
+    batch = read_prompt(prompt, model.vocab_size)
+    stops = read_stop_tokens(stop_token, model.vocab_size, model.stop_tokens)
+    check_sampler(sampler)
+    check_key(sampler, key is not None)
+    keys = row_keys(key, 1, 1)
 
     def tokens() -> Iterator[int]:
-        left, ask = max_new_tokens, 1
+        left, ask = count, 1
         result = begin((model, sampler, batch, stops, _limit(0), keys), 0, None)
         while left > 0 and not bool(result.finished[0]):
             ask = min(ask, left)
@@ -134,6 +155,11 @@ def stream(
             left, ask = left - ask, _STREAM_TOKENS
 
     return tokens()
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, AbstractLanguageModel):
+        raise ValueError(f"`model` must be an `ssmkit.AbstractLanguageModel`, got {type(model).__name__}.")
 
 
 def _last_token(generation: Generation[Cache]) -> Generation[Cache]:
@@ -160,48 +186,19 @@ def _resized(tree: Tree, size: int) -> Tree:
     return jax.tree.map(lambda x: x[jnp.minimum(jnp.arange(size), x.shape[0] - 1)], tree)
 
 
-def _row_keys(sampler: AbstractSampler, key: Keys | None, size: int) -> Key[Array, " batch"]:
-    if not isinstance(sampler, AbstractSampler):
-        raise ValueError(f"`sampler` must be a sampler such as `ssmkit.Greedy()`, got {sampler!r}.")
-    if key is not None and not isinstance(key, jax.Array):
-        raise ValueError(f"`key` must be made by `jax.random.key(seed)`, got {key!r}.")
-    if key is None and sampler.needs_key:
-        raise ValueError(f"`key` is needed by {type(sampler).__name__}: pass `key=jax.random.key(seed)`.")
-    keys: Array = jax.random.key(0) if key is None else key
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        keys = jax.random.wrap_key_data(keys)
-    if keys.ndim == 0:
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys, jnp.arange(size, dtype=jnp.uint32))
-    if keys.shape != (size,):
-        raise ValueError(f"`key` must be one key or one per prompt, {size}, got shape {keys.shape}.")
-    return jnp.copy(keys)
+def _count(max_new_tokens: Any) -> int:
+    count = whole(max_new_tokens)
+    if count is None or not 0 <= count <= _MOST_TOKENS:
+        raise ValueError(f"`max_new_tokens` must be an integer in [0, {_MOST_TOKENS}], got {shown(max_new_tokens)}.")
+    return count
 
 
-def _capacity(max_new_tokens: int) -> int:
-    if not hasattr(max_new_tokens, "__index__") or not 0 <= operator.index(max_new_tokens) <= _MOST_TOKENS:
-        raise ValueError(f"`max_new_tokens` must be an integer in [0, {_MOST_TOKENS}], got {max_new_tokens}.")
-    return 0 if max_new_tokens == 0 else bucket(operator.index(max_new_tokens))
+def _capacity(count: int) -> int:
+    return 0 if count == 0 else bucket(count)
 
 
 def _limit(max_new_tokens: int) -> Int[Array, ""]:
     return jnp.asarray(max_new_tokens, jnp.int32)
-
-
-def _check_cache(model, cache, size: int):
-    expected = eqx.filter_eval_shape(lambda: empty_cache(model, size))
-    describe = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{x.shape}", tree)  # noqa: E731
-    if jax.tree.structure(cache) != jax.tree.structure(expected):
-        raise ValueError(
-            f"`cache` must have the structure of `model.init_cache()`, {jax.tree.structure(expected)}, got "
-            f"{jax.tree.structure(cache)}."
-        )
-    pairs = zip(jax.tree.leaves(describe(cache)), jax.tree.leaves(describe(expected)), strict=True)
-    wrong = [f"got {got}, expected {want}" for got, want in pairs if got != want]
-    if wrong:
-        raise ValueError(
-            f"`cache` must have a leading batch axis of {size} on every array, as `Generation.cache` has: {wrong[0]}."
-        )
-    return cache
 
 
 def _finish(result: Generation, max_new_tokens: int, rows: int) -> Generation:

@@ -1,11 +1,14 @@
 """What users pass to the engine, checked and brought into bucketed shapes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+
+from ._types import shown, whole
 
 
 class Prompts(eqx.Module):
@@ -29,9 +32,9 @@ class Prompts(eqx.Module):
         return jnp.zeros((self.size, vocab_size), bool).at[rows, self.tokens].max(valid)
 
 
-def bucket(length: int) -> int:
-    """The size of the buffer for `length` tokens: the next power of two, at least 16."""
-    return max(16, 1 << (length - 1).bit_length())
+def bucket(length: int, least: int = 16) -> int:
+    """The size of the buffer for `length` tokens: the next power of two, at least `least`."""
+    return max(least, 1 << (length - 1).bit_length())
 
 
 def batch_bucket(rows: int) -> int:
@@ -40,7 +43,7 @@ def batch_bucket(rows: int) -> int:
     return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
 
 
-def read_prompts(prompts, lengths, vocab_size: int) -> tuple[Prompts, int]:
+def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, int]:
     """Check and pad prompts.
 
     **Returns:** the padded prompts, and how many of their rows are prompts.
@@ -48,20 +51,13 @@ def read_prompts(prompts, lengths, vocab_size: int) -> tuple[Prompts, int]:
     **Raises:** `ValueError` naming the argument, for no prompts, an empty prompt, ids outside the vocabulary, or
     lengths that do not fit.
     """
-    if isinstance(prompts, Sequence):
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes):
         if lengths is not None:
             raise ValueError("`lengths` belongs to an array of prompts; a list of prompts has its own lengths.")
         rows = [_ids(f"prompts[{i}]", row, 1) for i, row in enumerate(prompts)]
     else:
         array = _ids("prompts", prompts, 2)
-        counts = np.full(len(array), array.shape[1]) if lengths is None else np.asarray(lengths)
-        if counts.shape != array.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
-            raise ValueError(f"`lengths` must be {len(array)} integers, one per prompt, got {lengths}.")
-        if lengths is not None and counts.size and (counts.min() < 1 or counts.max() > array.shape[1]):
-            raise ValueError(
-                f"`lengths` must lie in [1, {array.shape[1]}], the time axis of `prompts`, got {counts.tolist()}."
-            )
-        rows = [row[:count] for row, count in zip(array, counts, strict=True)]
+        rows = [row[:count] for row, count in zip(array, _counts(lengths, array), strict=True)]
     if not rows:
         raise ValueError("`prompts` must hold at least one prompt, got none.")
     for i, row in enumerate(rows):
@@ -80,26 +76,67 @@ def read_prompts(prompts, lengths, vocab_size: int) -> tuple[Prompts, int]:
     return Prompts(jnp.asarray(padded), jnp.asarray(counts)), len(rows)
 
 
-def read_stop_tokens(stop_token: int | Sequence[int] | None, vocab_size: int) -> Int[Array, " stops"]:
+def read_prompt(prompt: Any, vocab_size: int) -> Prompts:
+    """As `read_prompts`, for one sequence of ids, or an array of one row."""
+    array = _array(prompt)
+    count = len(prompt) if array is None else array.shape[0] if array.ndim == 2 else 1
+    if count != 1:
+        raise ValueError(f"`prompt` must be one sequence of ids, got {count}. Use `generate` for a batch.")
+    row = prompt[0] if array is None or array.ndim == 2 else prompt
+    return read_prompts([_ids("prompt", row, 1)], None, vocab_size)[0]
+
+
+def read_stop_tokens(stop_token: Any, vocab_size: int, own: tuple[int, ...] = ()) -> Int[Array, " stops"]:
     """Stop ids, filled up with -1, which no token equals, so that their number rarely matters.
+
+    **Arguments:**
+
+    - `stop_token`: the user's, one id or several, or `None` for those of the model.
+    - `vocab_size`: ids of the user's lie below it.
+    - `own`: those of the model.
 
     **Raises:** `ValueError` for ids outside the vocabulary.
     """
-    stops = [] if stop_token is None else np.atleast_1d(np.asarray(stop_token)).tolist()
-    wrong = [stop for stop in stops if not isinstance(stop, int) or not 0 <= stop < vocab_size]
-    if wrong:
-        raise ValueError(f"`stop_token` must have ids in [0, {vocab_size}), got {wrong}.")
-    return jnp.asarray(stops + [-1] * (-len(stops) % 8 or 8), jnp.int32)
+    stops = list(own)
+    if stop_token is not None:
+        array = _array(stop_token)
+        stops = [stop_token] if array is None else np.atleast_1d(array).tolist()
+        wrong = [stop for stop in stops if whole(stop) is None or not 0 <= stop < vocab_size]
+        if wrong:
+            raise ValueError(f"`stop_token` must have ids in [0, {vocab_size}), got {shown(wrong)}.")
+    return jnp.asarray(stops + [-1] * (bucket(len(stops) + 1, 8) - len(stops)), jnp.int32)
 
 
-def _ids(name: str, ids, ndim: int) -> np.ndarray:
-    array = np.asarray(ids)
-    if array.size == 0 and array.ndim == ndim:
-        return array.astype(np.int32)
-    if array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
-        shape = "a sequence of integer ids" if ndim == 1 else "an integer array of shape (batch, time)"
+def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
+    """The length of every row of an array of prompts."""
+    if lengths is None:
+        return np.full(len(array), array.shape[1])
+    counts = _array(lengths)
+    if counts is None or counts.shape != array.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(f"`lengths` must be {len(array)} integers, one per prompt, got {shown(lengths)}.")
+    if counts.size and (counts.min() < 1 or counts.max() > array.shape[1]):
         raise ValueError(
-            f"`{name}` must be {shape}, got {array.dtype} of shape {array.shape}. One prompt is a list of one list: "
-            "`[tokenizer.encode(text)]`."
+            f"`lengths` must lie in [1, {array.shape[1]}], the time axis of `prompts`, got {shown(counts.tolist())}."
+        )
+    return counts
+
+
+def _ids(name: str, ids: Any, ndim: int) -> np.ndarray:
+    array = _array(ids)
+    if array is not None and array.size == 0 and array.ndim == ndim:
+        return array.astype(np.int32)
+    if array is None or array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
+        shape = "a sequence of integer ids" if ndim == 1 else "an integer array of shape (batch, time)"
+        got = shown(ids) if array is None or array.dtype.kind in "OUS" else f"{array.dtype} of shape {array.shape}"
+        raise ValueError(
+            f"`{name}` must be {shape}, got {got}. One prompt is a list of one list: `[tokenizer.encode(text)]`."
         )
     return array
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """As NumPy understands it; `None` for what has no shape, such as rows of unequal length."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,14 +1,16 @@
 """How the next token is chosen from logits."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
-from ._types import Logits, PRNGKeyArray, Token
+from ._types import Logits, PRNGKeyArray, Token, checks_itself, real, shown, whole
 
 
 class AbstractSampler(eqx.Module):
@@ -25,13 +27,13 @@ class AbstractSampler(eqx.Module):
         """Whether `history` is looked at; the engine keeps none otherwise."""
 
     @abc.abstractmethod
-    def __call__(self, logits: Logits, *, key: PRNGKeyArray, history: Bool[Array, " vocab"] | None) -> Token:
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray | None, history: Bool[Array, " vocab"] | None) -> Token:
         """One token of one sequence.
 
         **Arguments:**
 
         - `logits`: float32.
-        - `key`: fresh for every token if `needs_key`.
+        - `key`: fresh for every token if `needs_key`, else `None`.
         - `history`: which ids occurred in the prompt or were generated; `None` unless `needs_history`.
         """
 
@@ -49,9 +51,20 @@ class Greedy(AbstractSampler):
         """Never."""
         return False
 
-    def __call__(self, logits: Logits, *, key: PRNGKeyArray, history: Bool[Array, " vocab"] | None) -> Token:
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray | None, history: Bool[Array, " vocab"] | None) -> Token:
         """As `AbstractSampler.__call__`."""
         return jnp.argmax(logits).astype(jnp.int32)
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+# How each number of a `Sampler` is read, which values are good, and how that is said.
+_RANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
+    "temperature": (real, lambda x: x >= 1e-6, "at least 1e-6 (use `Greedy()` for 0)"),
+    "top_k": (whole, lambda k: k >= 1, "an integer, at least 1"),
+    "top_p": (real, lambda p: 0 < np.float32(p) and p <= 1, "in (0, 1]"),
+    "min_p": (real, lambda p: 0 <= p <= 1, "in [0, 1]"),
+    "repetition_penalty": (real, lambda x: np.float32(x) > 0, "above 0"),
+}
 
 
 class Sampler(AbstractSampler):
@@ -68,17 +81,18 @@ class Sampler(AbstractSampler):
     min_p: Float[Array, ""] | None
     repetition_penalty: Float[Array, ""] | None
 
+    @checks_itself
     def __init__(
         self,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
+        temperature: Float[ArrayLike, ""] = 1.0,
+        top_k: Int[ArrayLike, ""] | None = None,
+        top_p: Float[ArrayLike, ""] | None = None,
+        min_p: Float[ArrayLike, ""] | None = None,
+        repetition_penalty: Float[ArrayLike, ""] | None = None,
     ):
         """**Arguments:**
 
-        - `temperature`: divides the logits, at least 1e-6 (for 0 use `Greedy`).
+        - `temperature`: divides the logits, a finite number of at least 1e-6 (for 0 use `Greedy`).
         - `top_k`: keep the k most probable tokens, at least 1.
         - `top_p`: keep the smallest set of most probable tokens with at least this mass, in (0, 1] (arXiv 1904.09751).
         - `min_p`: keep tokens at least this fraction as probable as the best one, in [0, 1] (arXiv 2407.01082).
@@ -86,21 +100,23 @@ class Sampler(AbstractSampler):
 
         **Raises:** `ValueError` listing every value out of range.
         """
-        checks = {
-            "temperature": (temperature, temperature >= 1e-6, "at least 1e-6 (use `Greedy()` for 0)"),
-            "top_k": (top_k, top_k is None or (isinstance(top_k, int) and top_k >= 1), "an integer, at least 1"),
-            "top_p": (top_p, top_p is None or (0 < np.float32(top_p) and top_p <= 1), "in (0, 1]"),
-            "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "in [0, 1]"),
-            "repetition_penalty": (repetition_penalty, repetition_penalty is None or repetition_penalty > 0, "above 0"),
-        }
-        problems = [f"`{name}` must be {need}, got {value}" for name, (value, good, need) in checks.items() if not good]
+        given = (temperature, top_k, top_p, min_p, repetition_penalty)
+        values, problems = {}, []
+        for (name, (read, is_good, need)), value in zip(_RANGES.items(), given, strict=True):
+            optional = value is None and name != "temperature"
+            values[name] = number = None if optional else read(value)
+            finite = number is not None and not abs(number) > _LARGEST
+            if not optional and not (finite and is_good(number)):
+                kind = "one finite number, " if read is real and not finite else ""
+                problems.append(f"`{name}` must be {kind}{need}, got {shown(value)}")
         if problems:
             raise ValueError("Sampler: " + "; ".join(problems) + ".")
-        self.temperature = jnp.asarray(temperature, jnp.float32)
-        self.top_k = None if top_k is None else jnp.asarray(min(top_k, 2**31 - 1), jnp.int32)
-        self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.float32)
-        self.min_p = None if min_p is None else jnp.asarray(min_p, jnp.float32)
-        self.repetition_penalty = None if repetition_penalty is None else jnp.asarray(repetition_penalty, jnp.float32)
+        scalar = lambda value: None if value is None else jnp.asarray(value, jnp.float32)  # noqa: E731
+        self.temperature = jnp.asarray(values["temperature"], jnp.float32)
+        self.top_k = None if top_k is None else jnp.asarray(min(values["top_k"], 2**31 - 1), jnp.int32)
+        self.top_p = scalar(values["top_p"])
+        self.min_p = scalar(values["min_p"])
+        self.repetition_penalty = scalar(values["repetition_penalty"])
 
     @property
     def needs_key(self) -> bool:
@@ -128,8 +144,9 @@ class Sampler(AbstractSampler):
             logits = jnp.where(logits >= jnp.max(logits) + jnp.log(self.min_p), logits, -jnp.inf)
         return logits
 
-    def __call__(self, logits: Logits, *, key: PRNGKeyArray, history: Bool[Array, " vocab"] | None) -> Token:
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray | None, history: Bool[Array, " vocab"] | None) -> Token:
         """As `AbstractSampler.__call__`."""
+        assert key is not None, "`needs_key` says so"
         return jax.random.categorical(key, self.filtered(logits, history)).astype(jnp.int32)
 
 
@@ -138,7 +155,7 @@ def _keep_top(logits: Logits, weight: Float[Array, " vocab"], target: Float[Arra
     order = _ordered_bits(logits)
 
     def refine(i, threshold):
-        candidate = threshold | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        candidate = threshold | (jnp.uint32(1) << (31 - jnp.asarray(i, jnp.uint32)))
         mass = jnp.sum(jnp.where(order >= candidate, weight, 0.0))
         return jnp.where(mass >= target, candidate, threshold)
 

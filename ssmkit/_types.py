@@ -17,11 +17,14 @@ A leading `*axes` stands for any number of leading axes, none included. Inside e
 `k` key, `v` value.
 """
 
-from typing import TypeAlias
+import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
 
 from ._config import check_environment
 
@@ -29,11 +32,25 @@ from ._config import check_environment
 check_environment()  # every module that computes imports this one
 
 Token: TypeAlias = Int[Array, ""]
+TokenLike: TypeAlias = Int[ArrayLike, ""]
+TokensLike: TypeAlias = Int[ArrayLike, " time"]
 Tokens: TypeAlias = Int[Array, " time"]
 Length: TypeAlias = Int[Array, ""] | int
 Valid: TypeAlias = Bool[Array, ""] | bool
 Logits: TypeAlias = Float[Array, " vocab"]
 State: TypeAlias = Inexact[Array, "heads key value"]
+StateLike: TypeAlias = Inexact[ArrayLike, "heads key value"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def checks_itself(function: Function) -> Function:
+    """Marks a public function whose own checks, and their messages, cover its arguments.
+
+    `SSMKIT_TYPECHECK=1` leaves them alone: one mistake has one message, with the switch and without.
+    """
+    vars(function)["__no_type_check__"] = True
+    return function
 
 
 def check_length(length: Length, time: int) -> Int[Array, ""]:
@@ -55,3 +72,32 @@ def check_length(length: Length, time: int) -> Int[Array, ""]:
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """The precision of everything that is not a projection's operand: float32, or `dtype` if that is wider."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+
+
+def whole(value: Any) -> int | None:
+    """`value` as a Python integer, if it is one integer of Python, NumPy or JAX; a boolean is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def real(value: Any) -> float | None:
+    """`value` as a Python number, if it is one real number of Python, NumPy or JAX; a boolean is none."""
+    try:
+        array = np.asarray(value)
+        is_real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+        return float(array) if array.ndim == 0 and is_real else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def shown(value: Any) -> str:
+    """`value` as a message shows it: on one line, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

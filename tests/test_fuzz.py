@@ -1,12 +1,13 @@
 """Damaged files of every kind that is read: only documented errors, within bounds of time and memory."""
 
+import fuzz_caches
 import fuzz_checkpoints
 import pytest
 from fuzz import Kind, fuzz
 
 
 # A module per kind of user: each has a list `KINDS`.
-KINDS = [kind for kind in fuzz_checkpoints.KINDS if kind.name in ("safetensors", "torch")]
+KINDS = [kind for kind in fuzz_checkpoints.KINDS if kind.name in ("safetensors", "torch")] + fuzz_caches.KINDS
 
 each_kind = pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in KINDS])
 

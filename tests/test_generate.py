@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import operator
+from typing import Any
 
 import equinox as eqx
 import hypothesis
@@ -126,11 +127,6 @@ def row(tree, i):
     return jax.tree.map(lambda x: np.asarray(x[i]), tree)
 
 
-def data(generation):
-    """A generation with its keys as plain numbers."""
-    return eqx.tree_at(lambda g: g.keys, generation, jax.random.key_data(generation.keys))
-
-
 def assert_same(a, b):
     assert trees_equal_bitwise(a, b)
 
@@ -196,12 +192,12 @@ def test_a_padded_array_with_lengths_is_a_list():
     array = np.full((BATCH, 12), -100)  # what stands in the padding does not matter
     for target, ids in zip(array, ROWS, strict=True):
         target[: len(ids)] = ids
-    expected = data(ssmkit.generate(model, ROWS, 5))
-    assert_same(data(ssmkit.generate(model, array, 5, lengths=lengths)), expected)
-    assert_same(data(ssmkit.generate(model, jnp.asarray(array), 5, lengths=jnp.asarray(lengths))), expected)
-    assert_same(data(ssmkit.generate(model, array.astype(np.int16), 5, lengths=np.asarray(lengths))), expected)
+    expected = ssmkit.generate(model, ROWS, 5)
+    assert_same(ssmkit.generate(model, array, 5, lengths=lengths), expected)
+    assert_same(ssmkit.generate(model, jnp.asarray(array), 5, lengths=jnp.asarray(lengths)), expected)
+    assert_same(ssmkit.generate(model, array.astype(np.int16), 5, lengths=np.asarray(lengths)), expected)
     square = np.array([ids[:1] * 4 for ids in ROWS])
-    assert_same(data(ssmkit.generate(model, square, 5)), data(ssmkit.generate(model, square.tolist(), 5)))
+    assert_same(ssmkit.generate(model, square, 5), ssmkit.generate(model, square.tolist(), 5))
 
 
 def test_any_number_of_tokens():
@@ -297,9 +293,49 @@ def test_a_row_that_stopped_stays_as_it_was(case):
     for i in np.flatnonzero(out.finished).tolist():
         length = int(out.lengths[i])
         short = ssmkit.generate(model, ROWS, length, **arguments)
-        kept = lambda g: (g.cache, g.logits, jax.random.key_data(g.keys), g.history)  # noqa: E731
+        kept = lambda g: (g.cache, g.logits, g.keys, g.history)  # noqa: E731
         assert_same(row(kept(out), i), row(kept(short), i))
         assert_consumed(model, ROWS[i], out.tokens[i, :length].tolist(), out, i)
+
+
+class Counting(ssmkit.AbstractLanguageModel[Any]):
+    """After each id the next one, and the end of its text at 5 and 9."""
+
+    vocab_size: int = eqx.field(static=True, default=VOCAB)
+
+    @property
+    def stop_tokens(self):
+        return (5, 9)
+
+    def init_cache(self):
+        return ()
+
+    def prefill(self, tokens, cache, length=None):
+        last = tokens.shape[0] if length is None else length
+        return self.step(tokens[jnp.maximum(last, 1) - 1], cache)
+
+    def step(self, token, cache, valid=None):
+        return jax.nn.one_hot(token + 1, VOCAB, dtype=jnp.float32), cache
+
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        return jax.nn.one_hot(tokens + 1, VOCAB, dtype=jnp.float32), cache
+
+
+@pytest.mark.parametrize(
+    "stop, ends",
+    [(None, [5, 9]), ((), [9, 13]), ([], [9, 13]), (7, [7, 7]), ([8, 5], [5, 8])],
+    ids=["the model's own", "none", "an empty list", "one instead", "several instead"],
+)
+def test_the_models_own_stop_tokens_are_the_default(stop, ends):
+    model = Counting()
+    out = ssmkit.generate(model, [[1], [2, 5]], 8, stop_token=stop)
+    last = out.tokens[jnp.arange(2), out.lengths - 1]
+    assert last.tolist() == ends
+    assert out.finished.tolist() == [stop not in ((), [])] * 2
+    first = ssmkit.generate(model, [[1], [2, 5]], 1, stop_token=())
+    more = ssmkit.resume(model, first, 7, stop_token=stop)
+    assert more.tokens[jnp.arange(2), more.lengths - 1].tolist() == ends
+    assert list(ssmkit.stream(model, [1], 8, stop_token=stop))[-1] == ends[0]
 
 
 # Going on
@@ -319,7 +355,7 @@ def test_resume_equals_one_generation(case, stopping):
         np.testing.assert_array_equal(jnp.concatenate([start.tokens, end.tokens], axis=1), whole.tokens)
         np.testing.assert_array_equal(start.lengths + end.lengths, whole.lengths)
         np.testing.assert_array_equal(end.finished, whole.finished)
-        np.testing.assert_array_equal(jax.random.key_data(end.keys), jax.random.key_data(whole.keys))
+        np.testing.assert_array_equal(end.keys, whole.keys)
         assert_close((end.cache, end.logits), (whole.cache, whole.logits))
         assert_same(row(end.history, ...), row(whole.history, ...))
         for i in np.flatnonzero(start.finished).tolist():
@@ -362,19 +398,19 @@ def test_a_further_prompt_continues_the_first(model):
 def test_a_new_cache_is_an_empty_one():
     model = mamba2()
     cache = jax.tree.map(lambda x: np.zeros((BATCH, *x.shape), x.dtype), model.init_cache())  # NumPy will do
-    assert_close(data(ssmkit.generate(model, ROWS, 9, cache=cache)), data(ssmkit.generate(model, ROWS, 9)))
+    assert_close(ssmkit.generate(model, ROWS, 9, cache=cache), ssmkit.generate(model, ROWS, 9))
 
 
 def test_nothing_that_is_passed_is_consumed():
     model, key = mamba2(), jax.random.split(jax.random.key(3), BATCH)
     out = ssmkit.generate(model, ROWS, 6, SAMPLER, key=key)
-    before = jax.tree.map(np.array, data(out))
+    before = jax.tree.map(np.array, out)
     for _ in range(2):
         ssmkit.resume(model, out, 6, SAMPLER)
         ssmkit.generate(model, ROWS, 6, cache=out.cache)
     for leaf in jax.tree.leaves((model, out, key, SAMPLER)):
         assert not (isinstance(leaf, jax.Array) and leaf.is_deleted())
-    assert_same(jax.tree.map(np.array, data(out)), before)
+    assert_same(jax.tree.map(np.array, out), before)
 
 
 # Random keys
@@ -385,7 +421,7 @@ def test_one_key_is_folded_by_row():
     expected = ssmkit.generate(model, ROWS, 12, SAMPLER, key=key)
     rows = jnp.stack([jax.random.fold_in(key, i) for i in range(BATCH)])
     for same in (rows, jax.random.key_data(key), jax.random.key_data(rows)):
-        assert_same(data(ssmkit.generate(model, ROWS, 12, SAMPLER, key=same)), data(expected))
+        assert_same(ssmkit.generate(model, ROWS, 12, SAMPLER, key=same), expected)
     other = ssmkit.generate(model, ROWS, 12, SAMPLER, key=jax.random.key(8))
     assert (other.tokens != expected.tokens).any(axis=1).all()
     equal = ssmkit.generate(model, [ROWS[0]] * BATCH, 12, SAMPLER, key=key)
@@ -405,6 +441,47 @@ def test_a_row_does_not_depend_on_its_batch():
     order = jnp.array([2, 0, 3, 1])
     shuffled = ssmkit.generate(model, [ROWS[i] for i in order], 12, SAMPLER, key=keys[order]).tokens
     np.testing.assert_array_equal(shuffled, expected[order])
+
+
+def test_a_generation_without_a_key_has_no_random_state():
+    """Or everybody would get the same "random" text."""
+    model, sampler = mamba2(), ssmkit.Sampler(temperature=3.0)
+    greedy = ssmkit.generate(model, ROWS, 4)
+    assert greedy.key_kind is None
+    with pytest.raises(ValueError, match=r"`key` is needed by Sampler: `generation` was made without one; pass `key="):
+        ssmkit.resume(model, greedy, 12, sampler)
+    # A key that came with greedy choices is kept for what follows.
+    kept = ssmkit.resume(model, ssmkit.generate(model, ROWS, 4, key=jax.random.key(1)), 12, sampler)
+    again = ssmkit.resume(model, greedy, 12, sampler, key=jax.random.key(1))
+    np.testing.assert_array_equal(kept.tokens, again.tokens)
+    assert (again.tokens != ssmkit.resume(model, greedy, 12, sampler, key=jax.random.key(2)).tokens).any()
+
+
+def test_copies_of_a_row_go_their_own_ways_with_a_key():
+    """Without one they stay copies, of one random state."""
+    model, sampler = mamba2(), ssmkit.Sampler(temperature=3.0)
+    start = ssmkit.generate(model, [ROWS[0]], 4, sampler, key=jax.random.key(1))
+    copies = jax.tree.map(lambda x: jnp.repeat(x, BATCH, axis=0), start)
+    distinct = lambda generation: len({tuple(ids) for ids in generation.tokens.tolist()})  # noqa: E731
+    assert distinct(ssmkit.resume(model, copies, 12, sampler)) == 1
+    expected = ssmkit.resume(model, copies, 12, sampler, key=jax.random.key(5))
+    assert distinct(expected) == BATCH
+    rows = jnp.stack([jax.random.fold_in(jax.random.key(5), i) for i in range(BATCH)])
+    assert_same(ssmkit.resume(model, copies, 12, sampler, key=rows), expected)
+    # What follows goes on from the new key.
+    short = ssmkit.resume(model, copies, 5, sampler, key=jax.random.key(5))
+    rest = ssmkit.resume(model, short, 7, sampler)
+    np.testing.assert_array_equal(jnp.concatenate([short.tokens, rest.tokens], axis=1), expected.tokens)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_another_kind(kind):
+    model = toy()
+    key = jax.random.key(3, impl=kind)
+    out = ssmkit.generate(model, ROWS, 2, ssmkit.Sampler(), key=key)
+    assert out.key_kind == kind
+    more = ssmkit.resume(model, out, 2, ssmkit.Sampler())
+    assert more.key_kind == kind and (more.keys != out.keys).any()
 
 
 # Streaming
@@ -566,7 +643,41 @@ def cache_of(*batch, dtype="float32"):
         ({"prompts": np.ones((1, 3), int), "lengths": np.array(2)}, "`lengths` must be 1 integers"),
         ({"prompts": np.ones((2, 3), int), "lengths": [3, 0]}, r"`lengths` must lie in \[1, 3\], .* got \[3, 0\]"),
         ({"prompts": np.ones((2, 3), int), "lengths": [4, 1]}, r"`lengths` must lie in \[1, 3\], .* got \[4, 1\]"),
+        (
+            {"prompts": "ROMEO."},
+            "`prompts` must be an integer array .*, got 'ROMEO.'. One prompt is a list of one list",
+        ),
+        ({"prompts": ["ROMEO."]}, r"`prompts\[0\]` must be a sequence of integer ids, got 'ROMEO.'. One prompt"),
+        ({"prompts": None}, "`prompts` must be an integer array .*, got None"),
+        ({"prompts": [None]}, r"`prompts\[0\]` must be a sequence of integer ids, got None"),
+        ({"prompts": 5}, "`prompts` must be an integer array"),
+        ({"prompts": [1, 2]}, r"`prompts\[0\]` must be a sequence of integer ids, got int64 of shape \(\)"),
+        ({"prompts": [[[1], [2, 3]]]}, r"`prompts\[0\]` must be a sequence of integer ids, got \[\[1\], \[2, 3\]\]"),
+        ({"prompts": [[1.5]]}, r"`prompts\[0\]` must be a sequence of integer ids, got float64 of shape \(1,\)"),
+        ({"prompts": [[1, "2"]]}, r"`prompts\[0\]` must be .*, got \[1, '2'\]"),
+        ({"prompts": [[True]]}, r"`prompts\[0\]` must be a sequence of integer ids, got bool"),
+        ({"prompts": {1: 2}}, r"`prompts` must be an integer array .*, got \{1: 2\}"),
+        ({"prompts": [[2**64]]}, r"`prompts\[0\]` must be a sequence of integer ids, got \[18446744073709551616\]"),
+        (
+            {"prompts": np.ones((2, 3), int), "lengths": [[1], [2, 3]]},
+            r"`lengths` must be 2 integers, .* got \[\[1\], ",
+        ),
+        ({"prompts": np.ones((1, 3), int), "lengths": "1"}, "`lengths` must be 1 integers, one per prompt, got '1'"),
+        ({"prompts": np.ones((1, 3), int), "lengths": [True]}, r"`lengths` must be 1 integers, .* got \[True\]"),
         ({"max_new_tokens": -1}, "`max_new_tokens` must be an integer in .*, got -1"),
+        ({"max_new_tokens": True}, "`max_new_tokens` must be an integer in .*, got True"),
+        ({"max_new_tokens": 2.0}, "`max_new_tokens` must be an integer in .*, got 2.0"),
+        ({"max_new_tokens": "2"}, "`max_new_tokens` must be an integer in .*, got '2'"),
+        ({"max_new_tokens": None}, "`max_new_tokens` must be an integer in .*, got None"),
+        ({"max_new_tokens": jnp.array([2])}, r"`max_new_tokens` must be an integer in .*, got Array\(\[2\]"),
+        ({"max_new_tokens": 10**5000}, "`max_new_tokens` must be an integer in .*, got a very long int"),
+        ({"sampler": "greedy"}, r"`sampler` must be a sampler such as `ssmkit.Greedy\(\)`, got 'greedy'"),
+        ({"key": 0}, r"`key` must be made by `jax.random.key\(seed\)`, got 0"),
+        ({"key": jnp.zeros(3)}, r"`key` must be made by `jax.random.key\(seed\)`, got Array\(\[0., 0., 0.\]"),
+        ({"key": jnp.zeros(3, jnp.uint32)}, r"`key` must be made by `jax.random.key\(seed\)`"),
+        ({"stop_token": "end"}, r"`stop_token` must have ids in .*, got \['end'\]"),
+        ({"stop_token": True}, r"`stop_token` must have ids in .*, got \[True\]"),
+        ({"stop_token": [[1], [2, 3]]}, "`stop_token` must have ids in"),
         ({"stop_token": VOCAB}, rf"`stop_token` must have ids in \[0, {VOCAB}\), got \[{VOCAB}\]"),
         ({"stop_token": [3, -1]}, r"`stop_token` must have ids .* got \[-1\]"),
         ({"sampler": SAMPLER}, r"`key` is needed by Sampler: pass `key=jax.random.key\(seed\)`"),
@@ -603,9 +714,58 @@ def test_what_resume_refuses():
         ssmkit.resume(model, fewer, 2)
 
 
+def test_what_is_no_model_is_refused():
+    for call in (ssmkit.generate, ssmkit.stream):
+        with pytest.raises(ValueError, match="`model` must be an `ssmkit.AbstractLanguageModel`, got NoneType"):
+            call(None, [[1]])
+
+
+def test_integers_of_every_library():
+    model = toy()
+    expected = ssmkit.generate(model, ROWS, 3, stop_token=4).tokens
+    for kind in (np.int64, np.uint8, jnp.asarray):
+        np.testing.assert_array_equal(ssmkit.generate(model, ROWS, kind(3), stop_token=kind(4)).tokens, expected)
+
+
+def other_vocabulary():
+    """A model whose cache is of the toy's form."""
+    return ToySSM(VOCAB + 2, width=16, layers=1, heads=2, key=jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda out: None, "`generation` must be what `ssmkit.generate` returns, got NoneType"),
+        (lambda out: out.cache, "`generation` must be what `ssmkit.generate` returns, got tuple"),
+        (
+            lambda out: ssmkit.generate(other_vocabulary(), ROWS, 2),
+            r"`generation` is not of this model: `logits` must have the axes \('batch', 'vocab'\) with "
+            rf"{{'batch': 4, 'vocab': {VOCAB}}}, got shape \(4, {VOCAB + 2}\)",
+        ),
+        (
+            lambda out: eqx.tree_at(lambda g: g.finished, out, out.finished[:2]),
+            r"`finished` must have the axes \('batch',\) with {'batch': 4, .*, got shape \(2,\)",
+        ),
+        (lambda out: eqx.tree_at(lambda g: g.keys, out, out.keys[:2]), "`keys` must have the axes"),
+    ],
+    ids=["nothing", "a cache", "another vocabulary", "half of the flags", "half of the keys"],
+)
+def test_generations_that_do_not_fit(change, message):
+    model = toy()
+    with pytest.raises(ValueError, match=message):
+        ssmkit.resume(model, change(ssmkit.generate(model, ROWS, 2)), 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"prompt": [[1, 2], [3]]}, "`prompt` must be one sequence of ids, got 2. Use `generate` for a batch"),
+        ({"prompt": "ROMEO."}, "`prompt` must be a sequence of integer ids, got 'ROMEO.'"),
+        ({"prompt": None}, "`prompt` must be a sequence of integer ids, got None"),
+        ({"prompt": [[1], 2]}, "`prompt` must be one sequence of ids, got 2"),
+        ({"prompt": np.ones((1, 2, 3), int)}, "`prompt` must be a sequence of integer ids, got int64 of shape"),
+        ({"max_new_tokens": True}, "`max_new_tokens` must be an integer in"),
+        ({"sampler": None}, "`sampler` must be a sampler such as"),
         ({"prompt": []}, "prompt 0 is empty"),
         ({"prompt": np.array([VOCAB])}, "prompt 0 must have ids"),
         ({"prompt": np.array([1.0])}, "must be a sequence of integer ids, got float64"),

@@ -84,7 +84,8 @@ def generations(model, sampler, batch: int, platform: str) -> Iterator[str]:
         finished=jnp.zeros(batch, bool),
         cache=_engine.empty_cache(model, batch),
         logits=jnp.zeros((batch, model.vocab_size), jnp.float32),
-        keys=keys,
+        keys=jax.random.key_data(keys),
+        key_kind=str(jax.random.key_impl(keys)),
         history=jnp.zeros((batch, model.vocab_size), bool) if sampler.needs_history else None,
     )
     yield lowered(begin, model, sampler, prompts, stops, limit, keys, platform=platform)

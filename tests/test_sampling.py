@@ -164,6 +164,15 @@ def test_history_is_asked_for_by_a_repetition_penalty_only():
     assert ssmkit.Sampler().needs_key
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, jnp.float32, jnp.bfloat16], ids=lambda kind: kind.__name__)
+def test_numbers_of_every_library(number):
+    sampler = ssmkit.Sampler(number(0.5), np.int64(5), number(0.5), number(0.25), number(1.5))
+    plain = ssmkit.Sampler(0.5, 5, 0.5, 0.25, 1.5)
+    for got, expected in zip(jax.tree.leaves(sampler), jax.tree.leaves(plain), strict=True):
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape) and got == expected
+    assert ssmkit.Sampler(top_k=jnp.asarray(5)).top_k == ssmkit.Sampler(top_k=np.uint8(5)).top_k == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -177,6 +186,26 @@ def test_history_is_asked_for_by_a_repetition_penalty_only():
         ({"min_p": 1.1}, r"`min_p` must be in \[0, 1\]"),
         ({"repetition_penalty": 0.0}, "`repetition_penalty` must be above 0, got 0.0"),
         ({"temperature": 0.0, "top_p": 2.0}, "`temperature` must .*; `top_p` must "),
+        ({"temperature": "1"}, "`temperature` must be one finite number, at least 1e-6 .*, got '1'"),
+        ({"temperature": None}, "`temperature` must be one finite number, at least 1e-6 .*, got None"),
+        ({"temperature": True}, "`temperature` must be one finite number, .*, got True"),
+        ({"temperature": 1j}, "`temperature` must be one finite number, .*, got 1j"),
+        ({"temperature": float("inf")}, "`temperature` must be one finite number, .*, got inf"),
+        ({"temperature": 1e39}, r"`temperature` must be one finite number, .*, got 1e\+39"),
+        ({"temperature": jnp.array([0.5, 1.0])}, r"`temperature` must be one finite number, .*, got Array\(\[0.5, 1"),
+        ({"temperature": [0.5, 1.0]}, r"`temperature` must be one finite number, .*, got \[0.5, 1.0\]"),
+        ({"top_k": 2.0}, "`top_k` must be an integer, at least 1, got 2.0"),
+        ({"top_k": True}, "`top_k` must be an integer, at least 1, got True"),
+        ({"top_k": "5"}, "`top_k` must be an integer, at least 1, got '5'"),
+        ({"top_k": np.array([5, 6])}, r"`top_k` must be an integer, at least 1, got array\(\[5, 6\]\)"),
+        ({"top_p": "0.5"}, r"`top_p` must be one finite number, in \(0, 1\], got '0.5'"),
+        ({"top_p": float("nan")}, r"`top_p` must be in \(0, 1\], got nan"),
+        ({"top_p": 1e-60}, r"`top_p` must be in \(0, 1\], got 1e-60"),
+        ({"min_p": float("nan")}, r"`min_p` must be in \[0, 1\], got nan"),
+        ({"min_p": []}, r"`min_p` must be one finite number, in \[0, 1\], got \[\]"),
+        ({"repetition_penalty": float("nan")}, "`repetition_penalty` must be above 0, got nan"),
+        ({"repetition_penalty": float("inf")}, "`repetition_penalty` must be one finite number, above 0, got inf"),
+        ({"repetition_penalty": 1e-60}, "`repetition_penalty` must be above 0, got 1e-60"),
     ],
 )
 def test_values_out_of_range(arguments, message):

@@ -47,7 +47,7 @@ def open_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:
     if path.name.endswith(".index.json"):
         return _open_index(path)
     if path.suffix == ".safetensors":
-        return _open_safetensors(path)
+        return open_safetensors(path)
     if path.suffix in (".bin", ".pt", ".pth"):
         return open_torch_pickle(path)
     raise CheckpointError(f"`{path}` is no weight file: expected `.safetensors`, `.bin` or `.index.json`.")
@@ -118,7 +118,7 @@ def _open_index(path: pathlib.Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
+def open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
     """As `open_tensors`, for one safetensors file.
 
     The safetensors library validates the file. Its own arrays would keep every page that was read in memory until the

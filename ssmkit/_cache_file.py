@@ -1,0 +1,159 @@
+"""Files of caches: a session goes on where it ended, in another process or on another machine."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Array
+from safetensors import safe_open
+
+from ._cache import GENERATION_AXES, cache_form, check_cache, check_fields
+from ._engine import Generation
+from ._files import replacing
+from ._language_model import AbstractLanguageModel
+from ._mixer import AbstractMixer
+from ._types import checks_itself, shown
+from .checkpoint._tensors import open_safetensors
+
+
+_CACHE = "cache/"
+_KEY_KIND = "key_kind"
+
+
+@checks_itself
+def save_cache(cache: Any, path: str | os.PathLike[str]) -> None:
+    """Write a cache, or a whole `Generation` with its random state, to one safetensors file.
+
+    The file is whole or absent, however writing ends; one that was there before is replaced.
+
+    **Arguments:**
+
+    - `cache`: of one sequence, as `model.init_cache()`; of a batch, as `Generation.cache`; or a `Generation`.
+    - `path`: the file.
+
+    **Raises:** `ValueError` when `cache` holds anything but arrays; `OSError` that names the file when it cannot be
+    written.
+    """
+    tensors, metadata = {}, {"format": "ssmkit cache"}
+    if isinstance(cache, Generation):
+        tensors |= {name: getattr(cache, name) for name in GENERATION_AXES if getattr(cache, name) is not None}
+        metadata |= {} if cache.key_kind is None else {_KEY_KIND: cache.key_kind}
+        cache = cache.cache
+    tensors |= _named(cache)
+    for name, leaf in tensors.items():
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise ValueError(f"`cache` must hold arrays, got {type(leaf).__name__} at `{name}`.")
+    with replacing(Path(path)) as partial:
+        safetensors.numpy.save_file({name: _as_stored(leaf) for name, leaf in tensors.items()}, partial, metadata)
+
+
+@checks_itself
+def load_cache(path: str | os.PathLike[str], model: Any) -> Any:
+    """Read what `save_cache` wrote, if it fits the model.
+
+    What is compared is the form: names, shapes and dtypes of all arrays, and of a `Generation` the vocabulary too.
+    Another model of the same geometry is not recognised. Nothing in the file is executed.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `model`: the language model, or the mixer, that is to go on.
+
+    **Returns:** a cache, with a batch axis if the one that was saved had one, or a `Generation`.
+
+    **Raises:** `ValueError` when the file is damaged, or is not of this model; `FileNotFoundError` when there is none.
+    """
+    if not isinstance(model, AbstractLanguageModel | AbstractMixer):
+        raise ValueError(f"`model` must be a language model or a mixer, got {type(model).__name__}.")
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    tensors = {name: np.array(tensor.read()) for name, tensor in open_safetensors(path).items()}
+    with safe_open(path, framework="np") as file:
+        key_kind = (file.metadata() or {}).get(_KEY_KIND)
+    fields = {name: tensors.pop(name) for name in GENERATION_AXES if name in tensors}
+    try:
+        cache = _cache(model, tensors)
+        if not fields:
+            return cache
+        if not isinstance(model, AbstractLanguageModel):
+            raise ValueError("it holds the generation of a language model.")
+        return _generation(model, cache, fields, key_kind)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from None
+
+
+def _named(cache: Any) -> dict[str, Any]:
+    """The leaves of a cache by their names in a file."""
+    leaves = jax.tree_util.tree_leaves_with_path(cache)
+    return {_CACHE + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _cache(model: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """The cache that these are the leaves of, all with a batch axis in front, or none of them.
+
+    **Raises:** `ValueError` when names, shapes or dtypes are not those of the model.
+    """
+    form = cache_form(model, None)
+    expected = _named(form)
+    if different := sorted(tensors.keys() ^ expected.keys()):
+        raise ValueError(f"only one of the two has {shown(different)}.")
+    arrays = {name: _as_kept(tensors[name], leaf.dtype) for name, leaf in expected.items()}
+    batches = {array.shape[: array.ndim - expected[name].ndim] for name, array in arrays.items()}
+    for name, leaf in expected.items():
+        got, batch = arrays[name], arrays[name].shape[: arrays[name].ndim - leaf.ndim]
+        if got.dtype != leaf.dtype or got.shape != (*batch, *leaf.shape) or len(batch) > 1 or len(batches) > 1:
+            raise ValueError(
+                f"`{name}` must be {leaf.dtype} of shape {leaf.shape}, with one batch axis before it or none, the same "
+                f"for all, got {got.dtype} of shape {got.shape}."
+            )
+    return jax.tree.unflatten(jax.tree.structure(form), [jnp.asarray(array) for array in arrays.values()])
+
+
+def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind: str | None) -> Generation:
+    """The generation of these parts.
+
+    **Raises:** `ValueError` when one is missing, of another form than `Generation` says, or out of range.
+    """
+    kinds = dict(tokens=np.int32, lengths=np.int32, finished=np.bool_, logits=np.inexact, keys=np.uint32)
+    if missing := [name for name in kinds if name not in fields]:
+        raise ValueError(f"a generation has {missing} too.")
+    for name, array in fields.items():
+        kind = kinds.get(name, np.bool_)
+        if array.ndim != len(axes := GENERATION_AXES[name]) or not jnp.issubdtype(array.dtype, kind):
+            raise ValueError(
+                f"`{name}` must be {kind.__name__} with the axes {axes}, got {array.dtype} of shape {array.shape}."
+            )
+    check_cache(model, cache, check_fields(model, fields))
+    for name, stop in (("tokens", model.vocab_size), ("lengths", fields["tokens"].shape[1] + 1)):
+        if fields[name].size and not (fields[name].min() >= 0 and fields[name].max() < stop):
+            raise ValueError(f"`{name}` must lie in [0, {stop}).")
+    arrays: dict[str, Any] = {name: jnp.asarray(array) for name, array in fields.items()}
+    if key_kind is not None:
+        try:
+            jax.random.wrap_key_data(arrays["keys"], impl=key_kind)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"`keys` are not of the kind {shown(key_kind)}: {shown(str(error))}") from None
+    return Generation(history=arrays.pop("history", None), **arrays, cache=cache, key_kind=key_kind)
+
+
+# The format knows no complex numbers: they are kept as pairs.
+
+
+def _as_stored(leaf: Array | np.ndarray) -> np.ndarray:
+    array = np.asarray(leaf, order="C")
+    return array[..., None].view(_part(array.dtype)) if np.iscomplexobj(array) else array
+
+
+def _as_kept(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    pairs = np.issubdtype(dtype, np.complexfloating) and array.dtype == _part(dtype) and array.shape[-1:] == (2,)
+    return array.view(dtype)[..., 0] if pairs else array
+
+
+def _part(dtype: np.dtype) -> np.dtype:
+    """The dtype of the real part of a complex number."""
+    return np.finfo(dtype).dtype
