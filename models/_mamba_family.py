@@ -66,7 +66,7 @@ class AbstractMambaConfig:
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+        return padded(self.vocab_size, self.pad_vocab_size_multiple)
 
     def freeze_lists(self) -> None:
         """Make tuples of lists, as a configuration must be hashable."""
@@ -100,6 +100,11 @@ class AbstractMambaConfig:
         """Raise `ValueError` listing the problems, if there are any."""
         if problems:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+
+
+def padded(vocab_size: int, pad_vocab_size_multiple: int) -> int:
+    """The least multiple that is not below `vocab_size`."""
+    return -(-vocab_size // pad_vocab_size_multiple) * pad_vocab_size_multiple
 
 
 def initial_dt_bias(size: int, least: float, most: float, floor: float, *, key: PRNGKeyArray) -> Float[Array, " size"]:

@@ -14,17 +14,18 @@ from ssmkit.checkpoint import (
     positive,
     read_keys,
     token_ids,
+    unknown_keys,
     write_keys,
 )
 
-from ._mamba_family import AbstractMambaConfig
+from ._mamba_family import AbstractMambaConfig, padded
+from ._unsupported_keys import UNSUPPORTED
 
 
 Config = TypeVar("Config", bound=AbstractMambaConfig)
 
 HF_KEYS = {
-    "unpadded_vocab_size": Key(positive, "vocab_size", None),
-    "pad_vocab_size_multiple": Key(positive, "pad_vocab_size_multiple", 1),
+    **UNSUPPORTED,
     "expand": Key(positive, "expand", 2),
     "conv_kernel": Key(positive, "conv_kernel", 4),
     "use_bias": Key(boolean, "use_bias", False),
@@ -41,13 +42,14 @@ HF_KEYS = {
 HF_DEAD = frozenset(
     """
     _attn_implementation_autoset _name_or_path architectures auto_map chunk_size_feed_forward dtype id2label
-    initializer_range is_decoder is_encoder_decoder label2id output_attentions output_hidden_states problem_type
-    rescale_prenorm_residual return_dict time_step_init_scheme time_step_scale torch_dtype torchscript
+    initializer_range is_decoder is_encoder_decoder label2id model_type output_attentions output_hidden_states
+    problem_type rescale_prenorm_residual return_dict time_step_init_scheme time_step_scale torch_dtype torchscript
     transformers_version use_cache
     """.split()
 )
 
 STATE_SPACES_KEYS = {
+    **UNSUPPORTED,
     "d_model": Key(positive, "hidden_size", 2560),
     "n_layer": Key(positive, "num_hidden_layers", 64),
     "vocab_size": Key(positive, "vocab_size", 50277),
@@ -56,7 +58,6 @@ STATE_SPACES_KEYS = {
     "residual_in_fp32": Key(boolean, "residual_in_fp32", True),
     "rms_norm": Key(only(True), default=True),
     "d_intermediate": Key(only(0), default=0),
-    "attn_layer_idx": Key(only([]), default=[]),
     "ssm_cfg.d_conv": Key(positive, "conv_kernel", 4),
     "ssm_cfg.expand": Key(positive, "expand", 2),
     "ssm_cfg.bias": Key(boolean, "use_bias", False),
@@ -75,7 +76,7 @@ def hf_keys(
     """The keys of HF's classes that have other defaults in each; `tokens` are the ids of bos, eos and pad."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
-        "vocab_size": Key(positive, "padded_vocab_size", vocab_size),
+        "vocab_size": Key(positive, "vocab_size", vocab_size),
         "hidden_size": Key(positive, "hidden_size", hidden_size),
         "num_hidden_layers": Key(positive, "num_hidden_layers", layers),
         "state_size": Key(positive, "state_size", state_size),
@@ -111,26 +112,47 @@ def refuse_unless(config: Any, format: str, **expressible: Any) -> None:
         raise CheckpointError(f"The {format} format cannot express this model.", problems)
 
 
-def read_hf(
-    build: Callable[..., Config], content: Mapping[str, Any], keys: Mapping[str, Key], dead: Collection[str]
-) -> Config:
-    """The configuration in HF's `content`, whose `vocab_size` counts padding rows."""
-    content = {"unpadded_vocab_size": content.get("vocab_size", keys["vocab_size"].default), **content}
-    return made(build, read_keys(content, keys, dead), "padded_vocab_size")
+PADDING_KEYS = {
+    "unpadded_vocab_size": Key(positive, "vocab_size"),
+    "pad_vocab_size_multiple": Key(positive, "pad_vocab_size_multiple"),
+}
+
+
+def _padding(content: Mapping[str, Any]) -> dict[str, int]:
+    """The fields that our own two keys set, as long as they explain the `vocab_size` of the file.
+
+    Other software knows neither: it keeps them when it resizes the vocabulary, and HF's own files of old have the
+    second one, which says nothing in them.
+    """
+    try:
+        fields = read_keys(content, PADDING_KEYS)
+    except CheckpointError:
+        return {}
+    return fields if padded(**fields) == content.get("vocab_size") else {}
+
+
+def _unknown_hf(content: Mapping[str, Any], keys: Mapping[str, Key], dead: Collection[str]) -> dict[str, Any]:
+    """As `Dialect.unknown_keys`; a padding that the file does not have is none that we know of."""
+    unread = {"unpadded_vocab_size"} if not _padding(content) else set()
+    return unknown_keys(content, keys, {*dead, *PADDING_KEYS} - unread)
+
+
+def read_hf(build: Callable[..., Config], content: Mapping[str, Any], keys: Mapping[str, Key], *checked: str) -> Config:
+    """The configuration in HF's `content`, whose `vocab_size` counts padding rows; `checked` as for `made`."""
+    return made(build, read_keys(content, keys) | _padding(content), *checked)
 
 
 def write_hf(
     config: AbstractMambaConfig, keys: Mapping[str, Key], *, architecture: str, model_type: str, dtype: str
 ) -> dict[str, Any]:
     """What `read_hf` reads."""
-    content = {"architectures": [architecture], "model_type": model_type, "dtype": dtype}
-    content |= write_keys(config, keys)
-    if config.padded_vocab_size == config.vocab_size:
-        del content["unpadded_vocab_size"], content["pad_vocab_size_multiple"]
+    content = {"architectures": [architecture], "model_type": model_type, "dtype": dtype} | write_keys(config, keys)
+    if config.padded_vocab_size != config.vocab_size:
+        content |= write_keys(config, PADDING_KEYS) | {"vocab_size": config.padded_vocab_size}
     return content
 
 
-def read_state_spaces(content: Mapping[str, Any], keys: Mapping[str, Key], dead: Collection[str]) -> dict[str, Any]:
+def read_state_spaces(content: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
     """As `read_keys`; `ssm_cfg` holds arguments of the mixer's class."""
     if _layer(content) not in STATE_SPACES_LAYERS:
         default, *others = STATE_SPACES_LAYERS
@@ -138,9 +160,13 @@ def read_state_spaces(content: Mapping[str, Any], keys: Mapping[str, Key], dead:
             f"`ssm_cfg` must name the layer {' or '.join(f'`{name}`' for name in others)}, or none, which means "
             f"`{default}`, got {content['ssm_cfg']!r}."
         )
+    return read_keys(_flat(content), keys)
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """With `ssm_cfg.expand` and so on in place of the one key `ssm_cfg`."""
     flat = {name: value for name, value in content.items() if name != "ssm_cfg"}
-    flat |= {f"ssm_cfg.{name}": value for name, value in content.get("ssm_cfg", {}).items()}
-    return read_keys(flat, keys, dead)
+    return flat | {f"ssm_cfg.{name}": value for name, value in content.get("ssm_cfg", {}).items()}
 
 
 def write_state_spaces(config: AbstractMambaConfig, keys: Mapping[str, Key]) -> dict[str, Any]:
@@ -191,22 +217,33 @@ FILE_SHAPES = {"blocks.{}.mixer.conv.weight": insert_axis}
 
 def hf(
     layer: Mapping[str, str],
-    model_types: Collection[str],
+    models: Mapping[str, Mapping[str, Key]],
+    dead: Collection[str],
     read_config: Read,
     write_config: Write,
     file_shapes: Mapping[str, Callable] = FILE_SHAPES,
 ) -> Dialect:
-    """HF's dialect of these `model_type`s; `layer` as for `names`, the rest as for `Dialect`."""
+    """HF's dialect.
+
+    **Arguments:**
+
+    - `layer`: as for `names`.
+    - `models`: the keys that are understood, by `model_type`.
+    - `dead`: those that change nothing.
+    - `read_config`, `write_config`, `file_shapes`: as for `Dialect`.
+    """
     weights = ("model.safetensors", "pytorch_model.bin")
     return Dialect(
         name="hf",
         config_file="config.json",
         weight_files=tuple(name for weight in weights for name in (weight, f"{weight}.index.json")),
-        matches=lambda content: content.get("model_type") in tuple(model_types),
+        matches=lambda content: content.get("model_type") in tuple(models),
         read_config=read_config,
+        unknown_keys=lambda content: _unknown_hf(content, models[content["model_type"]], dead),
         write_config=write_config,
         names=names(layer, "embeddings"),
         aliases={"backbone.embedding.weight": "backbone.embeddings.weight"},
+        base="backbone.",
         copies={"lm_head.weight": "backbone.embeddings.weight"},
         file_shapes=file_shapes,
     )
@@ -215,11 +252,13 @@ def hf(
 def state_spaces(
     layer: Mapping[str, str],
     name: str,
+    keys: Mapping[str, Key],
+    dead: Collection[str],
     read_config: Read,
     write_config: Write,
     file_shapes: Mapping[str, Callable] = FILE_SHAPES,
 ) -> Dialect:
-    """The state-spaces dialect of the layer called `name`; other arguments as for `hf`.
+    """The state-spaces dialect of the layer called `name`, with the `keys` that are understood; the rest as for `hf`.
 
     Every architecture claims the files that name a layer unknown to all, so that one of them says so.
     """
@@ -235,8 +274,10 @@ def state_spaces(
         weight_files=("pytorch_model.bin", "model.safetensors"),
         matches=matches,
         read_config=read_config,
+        unknown_keys=lambda content: unknown_keys(_flat(content), keys, dead),
         write_config=write_config,
         names=names(layer, "embedding"),
+        base="backbone.",
         copies={"lm_head.weight": "backbone.embedding.weight"},
         writes_copies=True,
         file_shapes=file_shapes,

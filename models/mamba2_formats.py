@@ -22,6 +22,7 @@ from ssmkit.checkpoint import (
     pair,
     positive,
     read_keys,
+    unknown_keys,
 )
 
 from ._mamba_family_formats import (
@@ -41,13 +42,13 @@ from ._mamba_family_formats import (
     write_hf,
     write_state_spaces,
 )
+from ._unsupported_keys import UNSUPPORTED
 from .mamba2 import Mamba2, Mamba2Config
 
 
 _UNBOUNDED = (0.0, math.inf)
 
 _HF_KEYS = {
-    "model_type": Key(only("mamba2")),
     **hf_keys(vocab_size=32768, hidden_size=4096, layers=64, state_size=128, tied=False, tokens=(0, 2, 1)),
     **HF_KEYS,
     "head_dim": Key(positive, "head_dim", 64),
@@ -83,7 +84,7 @@ _STATE_SPACES_DEAD = (
 )
 
 _MISTRAL_KEYS = {
-    "model_type": Key(only("mamba")),
+    **UNSUPPORTED,
     "dim": Key(positive, "hidden_size"),
     "n_layers": Key(positive, "num_hidden_layers"),
     "vocab_size": Key(positive, "vocab_size"),
@@ -93,12 +94,12 @@ _MISTRAL_KEYS = {
     "residual_in_fp32": Key(boolean, "residual_in_fp32", True),
     "rms_norm": Key(only(True), default=True),
 }
-_MISTRAL_DEAD = ("fused_add_norm",)
+_MISTRAL_DEAD = ("fused_add_norm", "model_type")
 
 
 def _read_hf(content: Mapping[str, Any]) -> Mamba2Config:
     """As `Dialect.read_config`."""
-    return read_hf(Mamba2Config, content, _HF_KEYS, _HF_DEAD)
+    return read_hf(Mamba2Config, content, _HF_KEYS)
 
 
 def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
 
 def _read_state_spaces(content: Mapping[str, Any]) -> Mamba2Config:
     """As `Dialect.read_config`."""
-    return made(Mamba2Config, read_state_spaces(content, _STATE_SPACES_KEYS, _STATE_SPACES_DEAD), "inner_size")
+    return made(Mamba2Config, read_state_spaces(content, _STATE_SPACES_KEYS), "inner_size")
 
 
 def _write_state_spaces(config: Mamba2Config, dtype: str) -> dict[str, Any]:
@@ -128,15 +129,17 @@ def _write_state_spaces(config: Mamba2Config, dtype: str) -> dict[str, Any]:
 
 def _read_mistral(content: Mapping[str, Any]) -> Mamba2Config:
     """As `Dialect.read_config`."""
-    return made(Mamba2Config, read_keys(content, _MISTRAL_KEYS, _MISTRAL_DEAD))
+    return made(Mamba2Config, read_keys(content, _MISTRAL_KEYS))
 
 
 _LAYER = {"mixer.recurrence.dt_bias": "mixer.dt_bias", "mixer.norm.weight": "mixer.norm.weight"}
 _FILE_SHAPES = FILE_SHAPES | {"blocks.{}.mixer.D": flatten}
 
-_HF = hf(_LAYER, ("mamba2",), _read_hf, _write_hf, _FILE_SHAPES)
+_HF = hf(_LAYER, {"mamba2": _HF_KEYS}, _HF_DEAD, _read_hf, _write_hf, _FILE_SHAPES)
 
-_STATE_SPACES = state_spaces(_LAYER, "Mamba2", _read_state_spaces, _write_state_spaces, _FILE_SHAPES)
+_STATE_SPACES = state_spaces(
+    _LAYER, "Mamba2", _STATE_SPACES_KEYS, _STATE_SPACES_DEAD, _read_state_spaces, _write_state_spaces, _FILE_SHAPES
+)
 
 _MISTRAL = Dialect(
     name="mistral",
@@ -144,8 +147,10 @@ _MISTRAL = Dialect(
     weight_files=("consolidated.safetensors",),
     matches=lambda content: "dim" in content and content.get("model_type") == "mamba",
     read_config=_read_mistral,
+    unknown_keys=lambda content: unknown_keys(content, _MISTRAL_KEYS, _MISTRAL_DEAD),
     names=names(_LAYER, "embedding", prefix="model."),
     file_shapes=_FILE_SHAPES,
+    base="model.backbone.",
     copies={"model.lm_head.weight": "model.backbone.embedding.weight"},
 )
 

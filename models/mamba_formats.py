@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ssmkit.checkpoint import Architecture, Key, number, only, optional, positive
+from ssmkit.checkpoint import Architecture, Key, number, only, optional, positive, without
 
 from ._mamba_family_formats import (
     HF_DEAD,
@@ -48,13 +48,11 @@ _HF_KEYS = {
     "time_step_rank": Key(_rank, "time_step_rank", "auto"),
     "chunk_size": Key(optional(positive), "chunk_size", None),
 }
-_HF_MODELS = {  # the keys and the class of each `model_type`
-    "mamba": (_HF_KEYS | {"model_type": Key(only("mamba"))}, "MambaForCausalLM"),
-    "falcon_mamba": (
-        _HF_KEYS | {"model_type": Key(only("falcon_mamba")), "mixer_rms_eps": Key(number, "mixer_rms_eps", 1e-6)},
-        "FalconMambaForCausalLM",
-    ),
+_HF_MODELS = {  # the keys of each `model_type`
+    "mamba": _HF_KEYS | {"mixer_rms_eps": Key(without("only the `model_type` falcon_mamba has it"), default=None)},
+    "falcon_mamba": _HF_KEYS | {"mixer_rms_eps": Key(number, "mixer_rms_eps", 1e-6)},
 }
+_HF_CLASSES = {"mamba": "MambaForCausalLM", "falcon_mamba": "FalconMambaForCausalLM"}
 # Which implementation of the scan HF runs; and, in files converted from the other format, what that one said.
 _HF_DEAD = HF_DEAD | frozenset(
     """
@@ -62,8 +60,13 @@ _HF_DEAD = HF_DEAD | frozenset(
     """.split()
 )
 
+_OF_MAMBA2 = without("only the layer `Mamba2` has it, which `ssm_cfg` does not name")
 _STATE_SPACES_KEYS = {
     **STATE_SPACES_KEYS,
+    **{
+        f"ssm_cfg.{name}": Key(_OF_MAMBA2, default=None)
+        for name in ("headdim", "ngroups", "d_ssm", "rmsnorm", "norm_before_gate", "D_has_hdim", "dt_limit")
+    },
     "ssm_cfg.layer": Key(only("Mamba1"), default="Mamba1"),
     "ssm_cfg.d_state": Key(positive, "state_size", 16),
     "ssm_cfg.dt_rank": Key(_rank, "time_step_rank", "auto"),
@@ -73,13 +76,13 @@ _STATE_SPACES_DEAD = (*STATE_SPACES_DEAD, "ssm_cfg.dt_init", "ssm_cfg.dt_scale",
 
 def _read_hf(content: Mapping[str, Any]) -> MambaConfig:
     """As `Dialect.read_config`."""
-    return read_hf(MambaConfig, content, _HF_MODELS[content["model_type"]][0], _HF_DEAD)
+    return read_hf(MambaConfig, content, _HF_MODELS[content["model_type"]])
 
 
 def _write_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
     """As `Dialect.write_config`."""
     model_type = "mamba" if config.mixer_rms_eps is None else "falcon_mamba"
-    keys, architecture = _HF_MODELS[model_type]
+    keys, architecture = _HF_MODELS[model_type], _HF_CLASSES[model_type]
     content = write_hf(config, keys, architecture=architecture, model_type=model_type, dtype=dtype)
     if config.chunk_size is None:
         del content["chunk_size"]
@@ -88,7 +91,7 @@ def _write_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
 
 def _read_state_spaces(content: Mapping[str, Any]) -> MambaConfig:
     """As `Dialect.read_config`."""
-    return made(MambaConfig, read_state_spaces(content, _STATE_SPACES_KEYS, _STATE_SPACES_DEAD))
+    return made(MambaConfig, read_state_spaces(content, _STATE_SPACES_KEYS))
 
 
 def _write_state_spaces(config: MambaConfig, dtype: str) -> dict[str, Any]:
@@ -113,7 +116,10 @@ _LAYER = {
     "mixer.recurrence.dt_bias": "mixer.dt_proj.bias",
 }
 
-_HF = hf(_LAYER, tuple(_HF_MODELS), _read_hf, _write_hf)
-_STATE_SPACES = state_spaces(_LAYER, "Mamba1", _read_state_spaces, _write_state_spaces)
+_HF = hf(_LAYER, _HF_MODELS, _HF_DEAD, _read_hf, _write_hf)
+_STATE_SPACES = state_spaces(
+    _LAYER, "Mamba1", _STATE_SPACES_KEYS, _STATE_SPACES_DEAD, _read_state_spaces, _write_state_spaces
+)
+
 
 ARCHITECTURE = Architecture(name="mamba", model=Mamba, dialects=(_HF, _STATE_SPACES))

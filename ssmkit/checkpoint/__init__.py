@@ -20,7 +20,9 @@ from ._keys import (
     positive as positive,
     read_keys as read_keys,
     token_ids as token_ids,
+    unknown_keys as unknown_keys,
     whole as whole,
+    without as without,
     write_keys as write_keys,
 )
 from ._load import Checkpoint as Checkpoint, describe as describe, from_pretrained as from_pretrained

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ._errors import CheckpointError
@@ -42,8 +42,12 @@ class Dialect:
     """For tensors stored in another shape: from the model's path to the stored shape, given the model's."""
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Other spellings of a tensor's name that are read, but not written."""
+    base: str = ""
+    """What the names of a model begin with that has a head; a file of the model without its head may leave it out."""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Tensors that the model does not have when it ties weights, and of which tensor they may then be a copy."""
+    unknown_keys: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda content: {}
+    """The keys of a configuration file that nobody here has heard of, which are ignored with a warning, and values."""
     write_config: Callable[[Any, str], dict[str, Any]] | None = None
     """From a configuration and the name of the weights' dtype; `None` when the dialect is only read."""
     writes_copies: bool = False
@@ -58,6 +62,28 @@ class Dialect:
         if pattern not in self.names:
             raise CheckpointError(f"The {self.name} format has no place for the array `{path}`.")
         return self.names[pattern].format(*indices)
+
+    def canonical(self, name: str, known: Collection[str]) -> str:
+        """The spelling of a tensor's name that is written.
+
+        **Arguments:**
+
+        - `name`: as a file spells it.
+        - `known`: every name that a file may have, in the spelling that is written.
+
+        **Returns:** one of `known`, or `name` itself if it stands for none of them.
+        """
+        for spelling in (name, self.base + name):
+            spelling = self.aliases.get(spelling, spelling)
+            if spelling in known:
+                return spelling
+        return name
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """Every spelling of a tensor's name that is read, the one that is written first."""
+        names = [name, *(alias for alias, written in self.aliases.items() if written == name)]
+        bare = [spelling.removeprefix(self.base) for spelling in names if spelling.startswith(self.base)]
+        return tuple(dict.fromkeys(names + bare))
 
     def file_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in which the array at `path`, of `shape` in the model, is stored."""

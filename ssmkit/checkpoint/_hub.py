@@ -54,6 +54,17 @@ class Place:
                 f"({type(error).__name__}: {reason}). Check the id and the connection, or pass a local folder."
             ) from error
 
+    def names(self) -> list[str]:
+        """The names of all its files, none where the hub does not tell: for messages."""
+        if self.path is not None:
+            return [path.name for path in self.fetch([]).iterdir()]
+        import huggingface_hub
+
+        try:
+            return huggingface_hub.list_repo_files(self.repo_id, revision=self.revision)
+        except Exception:  # as in `fetch`
+            return []
+
     def file(self, name: str) -> pathlib.Path | None:
         """One file, fetched if need be.
 

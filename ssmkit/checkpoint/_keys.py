@@ -85,6 +85,27 @@ def only(*accepted: Any) -> Callable[[Any], Any]:
     return parse_only
 
 
+def without(reason: str, *neutral: Any) -> Callable[[Any], None]:
+    """A `Key.parse` of a key that changes results and that the model cannot honour: nothing may be asked for.
+
+    **Arguments:**
+
+    - `reason`: why not, for the message.
+    - `neutral`: values that ask for nothing, besides null, false and what is empty.
+
+    **Returns:** the parser.
+    """
+
+    def parse_without(value: Any) -> None:
+        """As `without`."""
+        empty = value is None or value is False or (isinstance(value, str | list | dict) and not value)
+        if not empty and (value is True or value not in neutral):
+            accepted = " or ".join(map(repr, neutral)) or "nothing"
+            raise ValueError(f"{accepted}: {reason}")
+
+    return parse_without
+
+
 @dataclasses.dataclass(frozen=True)
 class Key:
     """One key of a configuration file."""
@@ -97,23 +118,32 @@ class Key:
     """What the format means by leaving the key out."""
 
 
-def read_keys(content: Mapping[str, Any], table: Mapping[str, Key], dead: Collection[str] = ()) -> dict[str, Any]:
+def unknown_keys(content: Mapping[str, Any], table: Mapping[str, Key], dead: Collection[str] = ()) -> dict[str, Any]:
+    """The keys of a configuration file that nobody here has heard of.
+
+    **Arguments:**
+
+    - `content`, `table`: as for `read_keys`.
+    - `dead`: keys that are known to change nothing in the model, whatever their value.
+
+    **Returns:** their values by name, sorted.
+    """
+    return {name: content[name] for name in sorted(content.keys() - table.keys() - set(dead))}
+
+
+def read_keys(content: Mapping[str, Any], table: Mapping[str, Key]) -> dict[str, Any]:
     """The fields that a configuration file sets.
 
     **Arguments:**
 
     - `content`: the file.
-    - `table`: every key that is understood.
-    - `dead`: keys that are known to change nothing in the model, whatever their value.
+    - `table`: every key that is understood; the others are those of `unknown_keys`.
 
     **Returns:** values by field name, defaults filled in.
 
-    **Raises:** `CheckpointError` listing every key that is unknown, missing or has a value that cannot be honoured.
+    **Raises:** `CheckpointError` listing every key that is missing or has a value that cannot be honoured.
     """
-    problems = [
-        f"`{key}`: got {content[key]!r}, but the key is unknown and may change the model. Remove it if it does not"
-        for key in sorted(content.keys() - table.keys() - set(dead))
-    ]
+    problems: list[str] = []
     fields: dict[str, Any] = {}
     for name, key in table.items():
         value = content.get(name, key.default)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from .._layers import matrix_mask
 from .._quantize import NARROW
 from ._dialect import Architecture, Dialect, architectures
 from ._errors import CheckpointError
+from ._foreign import ADAPTER_FILE, foreign_files, foreign_tensors, refuse_foreign_file
 from ._hub import locate
 from ._keys import token_ids
 from ._stored import StoredTensor
@@ -24,6 +26,10 @@ from ._tensors import open_tensors, read_json, shard_names
 
 _GENERATION_FILE = "generation_config.json"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
+_UNTIED = (
+    ": the configuration does not tie the head to the embedding, so a file without a head is of a base model alone. "
+    "Save the whole language model, or tie them in the configuration if the head is the embedding"
+)
 _BLOCK = 1 << 20
 
 
@@ -38,20 +44,28 @@ class Checkpoint:
     """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
 
 
-def describe(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
+def describe(source: str | os.PathLike[str], *, revision: str | None = None, strict: bool = False) -> Checkpoint:
     """Detect what a checkpoint is, and list its tensors.
 
     **Arguments:**
 
-    - `source`, `revision`: as for `from_pretrained`.
+    - `source`, `revision`, `strict`: as for `from_pretrained`.
 
     **Returns:** a `Checkpoint`; no weight has been read.
 
     **Raises:** `CheckpointError`, as `from_pretrained`.
     """
+    return _describe(source, revision, strict)
+
+
+def _describe(source: str | os.PathLike[str], revision: str | None, strict: bool) -> Checkpoint:
+    """As `describe`, called by what a user calls, to which warnings point."""
     place = locate(source, revision)
-    folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE}))
+    folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE, ADAPTER_FILE}))
     file = place.path if place.path is not None and place.path != folder else None
+    for path in (file, *map(folder.joinpath, _config_files())):
+        if path is not None:
+            refuse_foreign_file(path)
     contents = {name: read_json(folder / name) for name in sorted(_config_files()) if (folder / name).is_file()}
     found = [
         (architecture, dialect, contents[dialect.config_file])
@@ -60,20 +74,43 @@ def describe(source: str | os.PathLike[str], *, revision: str | None = None) -> 
         if dialect.config_file in contents and dialect.matches(contents[dialect.config_file])
     ]
     if not found:
-        raise CheckpointError(f"`{source}` holds no model of a known architecture.", _unknown(contents))
+        problems = [*foreign_files(place.names())] or [*_unknown(contents)]
+        raise CheckpointError(f"`{source}` holds no model of a known architecture.", problems)
+    if (folder / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"`{source}` holds an adapter (`{ADAPTER_FILE}`) beside a model, which would change its results and is not "
+            "applied. Merge it into the model (`merge_and_unload()` of peft) and save that alone, or remove its files."
+        )
     # A folder may hold two dialects of one model: the one that the named weight file belongs to comes first.
     found.sort(key=lambda entry: file is not None and file.name not in entry[1].weight_files)
     for architecture, dialect, content in found:
         config = _with_stop_tokens(dialect.read_config(content), folder / _GENERATION_FILE)
+        unknown = dialect.unknown_keys(content)
+        if strict and unknown:
+            raise CheckpointError(
+                f"`{folder / dialect.config_file}` has keys that are unknown, and may change the model. Remove those "
+                "that do not, or load it without `strict`.",
+                [f"`{key}`: got {value!r}" for key, value in unknown.items()],
+            )
         for weights in map(folder.joinpath, dialect.weight_files) if file is None else [file]:
             place.fetch([weights.name])
             if not weights.is_file():
                 continue
-            if weights.name.endswith(".index.json"):
-                place.fetch(sorted(set(shard_names(weights).values())))
-            return Checkpoint(architecture, dialect, config, open_tensors(weights))
+            shards = sorted(set(shard_names(weights).values())) if weights.name.endswith(".index.json") else []
+            place.fetch(shards) if shards else None
+            for path in (weights, *map(weights.with_name, shards)):
+                refuse_foreign_file(path)
+            checkpoint = Checkpoint(architecture, dialect, config, open_tensors(weights))
+            if unknown:
+                listed = ", ".join(f"`{key}`" for key in unknown)
+                warnings.warn(
+                    f"`{folder / dialect.config_file}` has keys that are unknown and were ignored: {listed}. The model "
+                    "is another one if they matter; `strict=True` refuses them.",
+                    stacklevel=3,
+                )
+            return checkpoint
     expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
-    raise CheckpointError(f"`{source}` holds no weights: expected {expected}.")
+    raise CheckpointError(f"`{source}` holds no weights: expected {expected}.", foreign_files(place.names()))
 
 
 def _config_files() -> set[str]:
@@ -111,6 +148,7 @@ def from_pretrained(
     *,
     quantize: str | None = None,
     revision: str | None = None,
+    strict: bool = False,
 ) -> Any:
     """Load a model. The architecture and the file format are detected; everything that does not fit is an error.
 
@@ -125,6 +163,8 @@ def from_pretrained(
     - `quantize`: `"int8"` or `"bfloat16"` stores the matrices of projections and embeddings so, and nothing else, as
         `ssmkit.quantize`; they are narrowed one at a time as they are read.
     - `revision`: the branch, tag or commit of a model on the hub; `None` for its main branch.
+    - `strict`: whether keys of the configuration that are unknown are an error. They are ignored otherwise, with one
+        warning that lists them. Keys known to change results are an error in any case, unless they are supported.
 
     **Returns:** the model.
 
@@ -139,7 +179,7 @@ def from_pretrained(
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
     if quantize is not None and quantize not in NARROW:
         raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {quantize!r}.")
-    checkpoint = describe(source, revision=revision)
+    checkpoint = _describe(source, revision, strict)
     dialect = checkpoint.dialect
     try:
         # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.
@@ -174,8 +214,9 @@ def _checked(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> d
     dialect = checkpoint.dialect
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
+    known = {*shapes, *dialect.copies}
     for name, tensor in checkpoint.tensors.items():
-        canonical = dialect.aliases.get(name, name)
+        canonical = dialect.canonical(name, known)
         if canonical in tensors:
             problems.append(f"`{name}`: unexpected beside its other spelling")
         tensors[canonical] = tensor
@@ -183,7 +224,11 @@ def _checked(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> d
         if name in tensors and name not in shapes and original in tensors:
             if not _identical(tensors.pop(name), tensors[original]):
                 problems.append(f"`{name}`: differs from `{original}` although the configuration ties them")
-    problems += [f"`{name}`: missing, expected shape {shapes[name]}" for name in shapes if name not in tensors]
+    problems += [
+        f"`{name}`: missing, expected shape {shape}{_UNTIED if name in dialect.copies else ''}"
+        for name, shape in shapes.items()
+        if name not in tensors
+    ]
     for name, tensor in tensors.items():
         if name not in shapes:
             problems.append(f"`{name}`: unexpected, got shape {tensor.shape}")
@@ -191,6 +236,9 @@ def _checked(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> d
             problems.append(f"`{name}`: got shape {tensor.shape}, expected {shapes[name]}")
         elif tensor.dtype.name not in _FLOATS:
             problems.append(f"`{name}`: got dtype {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
+    what = foreign_tensors(checkpoint.tensors) if problems else None
+    if what is not None:
+        raise CheckpointError(f"`{next(iter(checkpoint.tensors.values())).path}` holds {what}.")
     if problems:
         raise CheckpointError(
             f"The weights do not fit {checkpoint.architecture.name} as configured in `{dialect.config_file}` "

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -63,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
     except BrokenPipeError:
         _discard_output()
         return 0
@@ -92,6 +95,11 @@ def _run(words: list[str]) -> int:
         return _fail(error, 2)
     except _ArgumentError as error:
         return _fail(getattr(error, "format_message", error.__str__)(), 2)
+
+
+def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
+    """One line, without the place in the source that Python adds."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(error: object, code: int) -> int:

@@ -164,11 +164,10 @@ def _layouts(model: Any, parts: Parts) -> dict[str, Layout]:
         except CheckpointError:  # arrays that no checkpoint has, such as scales of quantised weights
             continue
         paths = {name: path for path, name in names.items()}
-        other = {name: [a for a, canonical in dialect.aliases.items() if canonical == name] for name in paths}
         shapes = {path: dialect.file_shape(path, leaf.shape) for path, leaf in parts.weights.items()}
         found[dialect.name] = Layout(
             files=dialect.weight_files,
-            tensors={path: (name, *other[name]) for path, name in names.items()},
+            tensors={path: dialect.spellings(name) for path, name in names.items()},
             shapes={path: shape for path, shape in shapes.items() if shape != parts.weights[path].shape},
             copies={n: paths[o] for n, o in dialect.copies.items() if n not in paths and o in paths},
         )

@@ -1,0 +1,127 @@
+"""What people take for a checkpoint and is none that can be read: how to tell, and what to do about it."""
+
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from safetensors import SafetensorError, safe_open
+
+from ._errors import CheckpointError
+from ._stored import StoredTensor
+
+
+ADAPTER_FILE = "adapter_config.json"
+
+_SOURCE = "Take the checkpoint that it was made of"
+_MERGE = "Merge it into its model first (`merge_and_unload()` of peft), and save the whole"
+_DEQUANTISE = (
+    "Dequantise them with the library that made them, or take the checkpoint that they were made of, and quantise that "
+    "here with `quantize=`"
+)
+_ADAPTER = f"an adapter such as LoRA, and not a model. {_MERGE}"
+_GGUF = f"weights in llama.cpp's format (GGUF). {_SOURCE}"
+_CONVERT = "Load it with the library that made it, and save it as safetensors"
+
+_BY_START = {
+    b"GGUF": _GGUF,
+    b"lmgg": _GGUF,
+    b"fmgg": _GGUF,
+    b"tjgg": _GGUF,
+    b"\x89HDF": f"weights of TensorFlow or Keras (HDF5). {_CONVERT}",
+    b"version https://git-lfs": "a pointer of Git LFS in place of the file. Run `git lfs pull`, or download the file",
+    b"<!DOCTYPE": "a web page in place of the file. Download it again",
+    b"<!doctype": "a web page in place of the file. Download it again",
+    b"<html": "a web page in place of the file. Download it again",
+}
+_BY_SUFFIX = {
+    ".gguf": _GGUF,
+    ".ggml": _GGUF,
+    ".onnx": f"a program in the ONNX format. {_SOURCE}",
+    ".tflite": f"a program of TensorFlow Lite. {_SOURCE}",
+    ".engine": f"a program of TensorRT. {_SOURCE}",
+    ".h5": f"weights of TensorFlow or Keras (HDF5). {_CONVERT}",
+    ".keras": f"weights of Keras. {_CONVERT}",
+    ".pb": f"a program of TensorFlow. {_SOURCE}",
+    ".msgpack": f"weights of Flax. {_CONVERT}",
+    ".npz": f"weights of NumPy or MLX. {_CONVERT}",
+    ".ckpt": f"a checkpoint of a trainer, which holds more than a model. {_CONVERT}",
+    ".distcp": f"a shard of PyTorch's distributed checkpoints. {_CONVERT}",
+}
+_BY_TENSOR = {
+    r"(^|\.)(lora_\w+|ia3_\w+|hada_\w+|lokr_\w+)(\.|$)|^base_model\.model\.": _ADAPTER,
+    r"\.(qweight|qzeros|g_idx)$": f"weights quantised by GPTQ or AWQ. {_DEQUANTISE}",
+    r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state\.": (
+        f"weights quantised by bitsandbytes. {_DEQUANTISE}"
+    ),
+    r"\.(weight_packed|weight_shape|weight_zero_point)$": f"weights quantised by compressed-tensors. {_DEQUANTISE}",
+    r"\.(weight_scale|weight_scale_inv|weight_scale_2|input_scale)$": f"weights quantised to 8 bits. {_DEQUANTISE}",
+    r"\.(W_q)$": f"weights quantised by HQQ. {_DEQUANTISE}",
+    r"\.scales$": f"weights quantised by MLX. {_DEQUANTISE}",
+}
+_MLX = f"weights in the layout of MLX. {_SOURCE}"
+
+
+def refuse_foreign_file(path: pathlib.Path) -> None:
+    """Look at the name and the first bytes of a file.
+
+    **Arguments:**
+
+    - `path`: may be missing.
+
+    **Raises:** `CheckpointError` saying what the file is, when it is known to be of no kind that can be read.
+    """
+    start = b""
+    if path.is_file():
+        try:
+            with open(path, "rb") as file:
+                start = file.read(32)
+        except OSError:
+            return  # reading it will say so
+    found = [what for magic, what in _BY_START.items() if start.startswith(magic)]
+    found += [_BY_SUFFIX[suffix] for suffix in [path.suffix.lower()] if suffix in _BY_SUFFIX]
+    if found:
+        raise CheckpointError(f"`{path}` is {found[0]}.")
+
+
+def foreign_files(names: Iterable[str]) -> Iterator[str]:
+    """What the files of a folder are in which no model was found.
+
+    **Arguments:**
+
+    - `names`: of the files.
+
+    **Returns:** a sentence for each file that is known.
+    """
+    for name in sorted(names):
+        what = _ADAPTER if name == ADAPTER_FILE else _BY_SUFFIX.get(pathlib.Path(name).suffix.lower())
+        if what is not None:
+            yield f"`{name}`: {what}"
+
+
+def foreign_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
+    """What a file holds whose tensors do not fit.
+
+    **Arguments:**
+
+    - `tensors`: by name.
+
+    **Returns:** what they are and the remedy, or `None` when they are of no known kind.
+    """
+    for pattern, what in _BY_TENSOR.items():
+        if any(re.search(pattern, name) for name in tensors):
+            return what
+    narrow = {tensor.dtype.name for tensor in tensors.values() if tensor.dtype.itemsize == 1}
+    if narrow:
+        return f"weights quantised to 8 bits or less ({', '.join(sorted(narrow))}). {_DEQUANTISE}"
+    return _MLX if any(map(_written_by_mlx, {tensor.path for tensor in tensors.values()})) else None
+
+
+def _written_by_mlx(path: pathlib.Path) -> bool:
+    """Whether a safetensors file says that it is of MLX, which orders the axes of convolutions in another way."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("format") == "mlx"
+    except (OSError, SafetensorError):
+        return False
