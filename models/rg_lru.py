@@ -16,19 +16,23 @@ _FAN_IN = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=
 
 
 class RGLRUInputs(eqx.Module):
-    """What the recurrence sees of one token, gates before their sigmoids; a leading `time` axis for many."""
+    """What the recurrence sees of one token, gates before their sigmoids; a leading `time` axis for many.
+
+    `seen` is 0 at the first token of a sequence and 1 at others; `None` where no token is treated as the first.
+    """
 
     x: Float[Array, "*time heads"]
     input_gate: Float[Array, "*time heads"]
     recurrence_gate: Float[Array, "*time heads"]
+    seen: Float[Array, "*time"] | None = None
 
 
 class RGLRURecurrence(ssmkit.DiagonalChunkedRecurrence[RGLRUInputs]):
     r"""$h_t = a_t \odot h_{t-1} + \sqrt{1 - a_t^2} \odot (\sigma(i_t) \odot x_t)$, the output (equations 1 to 4).
 
     $\log a_t = -8 \, \sigma(r_t) \odot \operatorname{softplus}(\Lambda)$. Every channel is a head with a state of one
-    number. As the paper has it at every token: recurrentgemma's code takes $h = \sigma(i) \odot x$, without the square
-    root, at the first token of a sequence.
+    number. That is the paper; recurrentgemma's code takes $h = \sigma(i) \odot x$, without the square root, at the
+    first token of a sequence, and so does this one where `seen` says which token that is.
     """
 
     Lambda: Float[Array, " heads"]
@@ -45,20 +49,26 @@ class RGLRURecurrence(ssmkit.DiagonalChunkedRecurrence[RGLRUInputs]):
 
         **Arguments:**
 
-        - `inputs`: arrays of shape `(heads,)`.
+        - `inputs`: arrays of shape `(heads,)`, and the scalar `seen`.
         """
         log_a = -8.0 * jax.nn.sigmoid(inputs.recurrence_gate) * jax.nn.softplus(self.Lambda)
         scale = jnp.sqrt(jnp.maximum(-jnp.expm1(2.0 * log_a), 1e-36))
+        if inputs.seen is not None:
+            scale = jnp.where(inputs.seen > 0.0, scale, jnp.ones_like(scale))
         value = scale * jax.nn.sigmoid(inputs.input_gate) * inputs.x
         one = jnp.ones((1, 1), jnp.float32)
         return ssmkit.Coefficients(log_decay=log_a[:, None], write=one, value=value[:, None], read=one)
 
 
 class RGLRUCache(eqx.Module):
-    """Everything Griffin's recurrent block remembers: constant in the number of tokens."""
+    """Everything Griffin's recurrent block remembers: constant in the number of tokens.
+
+    `seen` is 0 before the first token and 1 after it, where that token is treated otherwise, and else `None`.
+    """
 
     window: Float[Array, "*batch window channel"]
     state: Float[Array, "*batch channel 1 1"]
+    seen: Float[Array, "*batch"] | None = None
 
 
 class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
@@ -75,6 +85,7 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
     input_gate: ssmkit.BlockDiagonalLinear
     recurrence_gate: ssmkit.BlockDiagonalLinear
     recurrence: RGLRURecurrence
+    seen: ssmkit.Shift | None
     linear_out: ssmkit.Linear
 
     def __init__(
@@ -84,6 +95,7 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         lru_width: int | None = None,
         num_attention_heads: int = 10,
         conv1d_width: int = 4,
+        scale_first_token: bool = True,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -96,6 +108,8 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         - `num_attention_heads`: blocks of the gates' maps, a divisor of `lru_width`. The published configurations have
             one key for this and for the heads of the attention layers.
         - `conv1d_width`: taps of the causal convolution.
+        - `scale_first_token`: whether $\sqrt{1 - a^2}$ scales the first token of a sequence too, as the paper has it;
+            false in recurrentgemma's code, and so for its weights.
         - `dtype`: of the projections and the convolution; the rest stays float32.
         - `key`: for the initialisation.
         """
@@ -115,21 +129,27 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         self.input_gate = _gate(channels, num_attention_heads, dtype, input_key)
         self.recurrence_gate = _gate(channels, num_attention_heads, dtype, recurrence_key)
         self.recurrence = RGLRURecurrence(channels, key=lambda_key)
+        self.seen = None if scale_first_token else ssmkit.Shift(())
         self.linear_out = projection(channels, width, _FAN_IN, use_bias=True, dtype=dtype, key=out_key)
 
     def init_cache(self) -> RGLRUCache:
         """An empty window and a zero state, float32."""
-        return RGLRUCache(window=self.conv.init_state(), state=self.recurrence.init_state())
+        seen = None if self.seen is None else self.seen.init_state()
+        return RGLRUCache(window=self.conv.init_state(), state=self.recurrence.init_state(), seen=seen)
 
     def mix(
         self, x: Float[Array, "*time width"], cache: RGLRUCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], RGLRUCache]:
         """The equations above, for many tokens or one."""
         u, window = advance(self.conv, self.linear_x(x), cache.window)
-        inputs = RGLRUInputs(x=u, input_gate=self.input_gate(u), recurrence_gate=self.recurrence_gate(u))
+        before = last = None
+        if self.seen is not None:  # each token is told whether one came before it
+            before, last = advance(self.seen, jnp.ones(x.shape[:-1], jnp.float32), cache.seen)
+        gates = self.input_gate(u), self.recurrence_gate(u)
+        inputs = RGLRUInputs(x=u, input_gate=gates[0], recurrence_gate=gates[1], seen=before)
         h, state = advance(self.recurrence, inputs, cache.state)
         y = self.linear_out(h[..., 0] * jax.nn.gelu(self.linear_y(x)))
-        return y, RGLRUCache(window=window, state=state)
+        return y, RGLRUCache(window=window, state=state, seen=last)
 
 
 def _gate(channels: int, blocks: int, dtype: DTypeLike, key: PRNGKeyArray) -> ssmkit.BlockDiagonalLinear:

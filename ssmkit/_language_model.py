@@ -1,6 +1,8 @@
 """Language models: tokens in, logits out, under the same cache protocol as mixers."""
 
 import abc
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
@@ -9,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int
 
+from ._fits import check_mixers
 from ._layers import Embedding, Linear
 from ._matrix import project
 from ._mixer import AbstractMixer, Cache, ResidualBlock
 from ._norms import LayerNorm, RMSNorm
-from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
+from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, at_least_float32, check_length
 
 
 class AbstractLanguageModel(eqx.Module, Generic[Cache]):
@@ -87,16 +90,23 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
 
 class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
-    """Embedding, residual blocks, final norm and (tied) head; generic over the blocks' mixer.
+    r"""Embedding, residual blocks, final norm and (tied) head; generic over the blocks' mixer.
 
     A model names its fields and builds them in `__init__`; everything else is final. The cache is the tuple of the
     blocks' caches.
+
+    Three facts have a default that leaves things as they are, and any model may set them: `embedding_multiplier` scales
+    the embedding, `embedding_norm` normalises it, and with `final_logit_softcapping` $c$ the logits are
+    $c \tanh(z / c)$.
     """
 
     embedding: eqx.AbstractVar[Embedding]
     blocks: eqx.AbstractVar[tuple[ResidualBlock[Cache], ...]]
     norm: eqx.AbstractVar[RMSNorm | LayerNorm]
     head: eqx.AbstractVar[Linear | None]
+    embedding_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
+    embedding_norm: RMSNorm | LayerNorm | None = eqx.field(default=None, kw_only=True)
+    final_logit_softcapping: float | None = eqx.field(static=True, default=None, kw_only=True)
 
     def init_cache(self) -> tuple[Cache, ...]:
         """The blocks' empty caches."""
@@ -107,7 +117,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.prefill`."""
         tokens = _ids("tokens", tokens, 1)
-        x, caches = self.embedding(tokens), []
+        x, caches = self._embed(tokens), []
         for block, block_cache in self._pairs(cache):
             x, block_cache = _prefill(block, x, block_cache, length)
             caches.append(block_cache)
@@ -120,7 +130,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.step`."""
         token = _ids("token", token, 0)
-        x, caches = self.embedding(token), []
+        x, caches = self._embed(token), []
         for block, block_cache in self._pairs(cache):
             x, block_cache = _step(block, x, block_cache, valid)
             caches.append(block_cache)
@@ -133,7 +143,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         tokens = _ids("tokens", tokens, 1)
         drop = eqx.nn.Dropout(dropout, inference=dropout == 0.0)
         first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
-        x, caches = drop(self.embedding(tokens), key=first), []
+        x, caches = drop(self._embed(tokens), key=first), []
         for (block, block_cache), block_key in zip(self._pairs(cache), keys, strict=True):
             x, block_cache = _forward(block, x, block_cache, drop, block_key)
             caches.append(block_cache)
@@ -148,9 +158,16 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
             )
         return list(zip(self.blocks, cache, strict=True))
 
+    def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
+        x = self.embedding(tokens)
+        if self.embedding_multiplier != 1.0:
+            x = self.embedding_multiplier * x.astype(at_least_float32(x.dtype))
+        return x if self.embedding_norm is None else self.embedding_norm(x)
+
     def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
         weight = self.embedding.weight if self.head is None else self.head.weight
-        return project(weight, self.norm(x))[..., : self.vocab_size]
+        logits, cap = project(weight, self.norm(x))[..., : self.vocab_size], self.final_logit_softcapping
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 # Blocks of the same structure are traced once, however deep the model.
@@ -197,10 +214,13 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         *,
         norm: Callable[[int], RMSNorm | LayerNorm] = RMSNorm,
         tie_word_embeddings: bool = False,
+        embedding_multiplier: float | int = 1.0,
+        embedding_norm: Callable[[int], RMSNorm | LayerNorm] | None = None,
+        final_logit_softcapping: float | int | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Random initialisation of everything but the mixers.
+        r"""Random initialisation of everything but the mixers.
 
         **Arguments:**
 
@@ -209,26 +229,46 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         - `mixers`: the layers, first to last.
         - `norm`: makes a norm of a given width, before every mixer and before the head.
         - `tie_word_embeddings`: the head is the embedding.
+        - `embedding_multiplier`: scales the embedding; the square root of `width` in Gemma and RecurrentGemma.
+        - `embedding_norm`: makes a norm between the embedding and the first mixer: the `ln0` of RWKV.
+        - `final_logit_softcapping`: $c$, where logits $z$ become $c \tanh(z / c)$; 30 in Gemma and RecurrentGemma,
+            which calls it `logits_soft_cap`.
         - `dtype`: of the embedding and the head.
         - `key`: for the initialisation.
 
-        **Raises:** `ValueError` or `TypeError` naming the argument that does not fit.
+        **Raises:** `ValueError` or `TypeError` naming the argument that does not fit, a mixer among them: each is
+        traced with one token, which computes nothing.
         """
-        if vocab_size < 1:
-            raise ValueError(f"`vocab_size` must be at least 1, got {vocab_size}.")
+        for name, size in (("vocab_size", vocab_size), ("width", width)):
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {size}.")
         if not isinstance(mixers, Sequence):
             raise TypeError(f"`mixers` must be a list of mixers, got {type(mixers).__name__}.")
         for i, mixer in enumerate(mixers):
             if not isinstance(mixer, AbstractMixer):
                 raise TypeError(f"`mixers[{i}]` must be an `ssmkit.AbstractMixer`, got {type(mixer).__name__}.")
-        if isinstance(norm, RMSNorm | LayerNorm):
-            raise TypeError("`norm` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got a norm.")
+        for name, make in (("norm", norm), ("embedding_norm", embedding_norm)):
+            if isinstance(make, RMSNorm | LayerNorm):
+                raise TypeError(
+                    f"`{name}` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got a norm."
+                )
+        check_mixers(mixers, width)
         embedding_key, head_key = jax.random.split(key)
         self.vocab_size = vocab_size
         self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)
         self.blocks = tuple(ResidualBlock(norm=norm(width), mixer=mixer) for mixer in mixers)
         self.norm = norm(width)
         self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
+        self.embedding_multiplier = _positive("embedding_multiplier", embedding_multiplier)
+        self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
+        cap = final_logit_softcapping
+        self.final_logit_softcapping = None if cap is None else _positive("final_logit_softcapping", cap)
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 < float(value) < math.inf:
+        raise ValueError(f"`{name}` must be a number above 0, known when the model is made, got {value!r}.")
+    return float(value)
 
 
 def _ids(name: str, tokens: ArrayLike, ndim: int) -> Int[Array, "*axes"]:

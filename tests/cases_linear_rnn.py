@@ -106,6 +106,7 @@ MIXERS = [
         A_activation="softplus",
         is_outproj_norm=True,
     ),
+    _mixer("rg-lru-mixer-first-token", RGLRUMixer, num_attention_heads=2, scale_first_token=False),
     _mixer("rg-lru-mixer-bf16", RGLRUMixer, num_attention_heads=2, dtype=jnp.bfloat16),
 ]
 

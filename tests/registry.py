@@ -78,9 +78,18 @@ def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"]
 
 
 def _language_model(key) -> ssmkit.LanguageModel:
-    """Mixers of different kinds, the norm with a bias, an untied head."""
+    """Mixers of different kinds, the norm with a bias, an untied head, and every hook."""
     mixers = [_toy_mixer(key), ssmkit.GatedMLP(WIDTH, 5, key=key), Mamba2Mixer(mamba2_config(), key=key)]
-    return ssmkit.LanguageModel(VOCAB, WIDTH, mixers, norm=ssmkit.LayerNorm, key=key)
+    return ssmkit.LanguageModel(
+        VOCAB,
+        WIDTH,
+        mixers,
+        norm=ssmkit.LayerNorm,
+        embedding_multiplier=3.0,
+        embedding_norm=ssmkit.LayerNorm,
+        final_logit_softcapping=2.0,
+        key=key,
+    )
 
 
 LIMITS = (0.01, 0.2)

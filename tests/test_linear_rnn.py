@@ -1,16 +1,19 @@
 """S5, LRU, RG-LRU, mLSTM and Mamba-3: how they start, and against HF's layers."""
 
+import against
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 from helpers import WIDTH, relative_error
 
+import ssmkit
 from ssmkit.models.lru import LRUMixer
 from ssmkit.models.mamba3 import Mamba3Mixer
 from ssmkit.models.mlstm import MLSTMMixer
-from ssmkit.models.rg_lru import RGLRUMixer
+from ssmkit.models.rg_lru import RGLRUInputs, RGLRUMixer
 from ssmkit.models.s5 import S5Mixer
 
 
@@ -81,25 +84,107 @@ def _with_biases(*names: str) -> list[str]:
     return [f"{name}.{array}" for name in names for array in ("weight", "bias")]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_hf_recurrent_gemma():
-    """Griffin's recurrent block. At positions other than 0 their code is equation 4 too."""
+@pytest.fixture
+def recurrent_gemma():
+    """HF's Griffin with recurrent blocks alone, and names of the block's parameters with paths of ours."""
     torch, modeling = (
         pytest.importorskip("torch"),
         pytest.importorskip("transformers.models.recurrent_gemma.modeling_recurrent_gemma"),
     )
-    config = modeling.RecurrentGemmaConfig(hidden_size=8, lru_width=12, num_attention_heads=3)
-    theirs = _filled(modeling.RecurrentGemmaRecurrentBlock(config, 0), torch)
+    config = modeling.RecurrentGemmaConfig(
+        vocab_size=17,
+        hidden_size=8,
+        lru_width=8,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=10,
+        block_types=("recurrent",),
+        logits_soft_cap=3.0,
+    )
+    model = modeling.RecurrentGemmaForCausalLM(config)
+    model = _filled(model, torch)
     names = {name: name for name in _with_biases("linear_x", "linear_y", "linear_out")}
     names |= {f"conv_1d.{array}": f"conv.{array}" for array in ("weight", "bias")}
     for name, gate in {"input": "input", "recurrent": "recurrence"}.items():
         names |= {f"rg_lru.{name}_gate_{array}": f"{gate}_gate.{array}" for array in ("weight", "bias")}
-    names["rg_lru.recurrent_param"] = "recurrence.Lambda"
-    ours = _loaded(RGLRUMixer(8, lru_width=12, num_attention_heads=3, key=KEY), theirs, names)
+    return torch, model, names | {"rg_lru.recurrent_param": "recurrence.Lambda"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [0, 1], ids=["first token", "later"])
+def test_hf_recurrent_gemma(recurrent_gemma, first):
+    """Griffin's recurrent block. At positions other than 0 their code is equation 4 too."""
+    torch, model, names = recurrent_gemma
+    theirs = model.model.layers[0].temporal_block
+    ours = _loaded(RGLRUMixer(8, num_attention_heads=2, scale_first_token=first > 0, key=KEY), theirs, names)
     x = np.random.default_rng(0).normal(size=(23, 8)).astype(np.float32)
+    for time in (1, 23):
+        with torch.no_grad():
+            positions = torch.arange(first, first + time)[None]
+            expected = theirs(torch.from_numpy(x[:time])[None], positions, None, use_cache=False)[0][0].numpy()
+        got, _ = ours.prefill(jnp.asarray(x[:time]), ours.init_cache())
+        assert relative_error(got, expected) <= 2e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hf_recurrent_gemma_language_model(recurrent_gemma):
+    """Embedding scale, soft cap and the first token's rule together: the logits, and steps after a prompt."""
+    torch, theirs, names = recurrent_gemma
+    mlp = {f"{name}_proj.{array}": f"{name}.{array}" for name in ("gate", "up", "down") for array in ("weight", "bias")}
+    mixers, scales = [], []
+    for layer in theirs.model.layers:
+        rg_lru = RGLRUMixer(8, num_attention_heads=2, scale_first_token=False, key=KEY)
+        channel = ssmkit.GatedMLP(8, 5, activation=jax.nn.gelu, use_bias=True, key=KEY)
+        mixers += [_loaded(rg_lru, layer.temporal_block, names), _loaded(channel, layer.mlp_block, mlp)]
+        scales += [layer.temporal_pre_norm, layer.channel_pre_norm]
+    ours = ssmkit.LanguageModel(
+        17,
+        8,
+        mixers,
+        norm=lambda width: ssmkit.RMSNorm(width, eps=1e-6),
+        tie_word_embeddings=True,
+        embedding_multiplier=float(theirs.model.normalizer),
+        final_logit_softcapping=3.0,
+        key=KEY,
+    )
+    array = lambda parameter: jnp.asarray(parameter.detach().numpy())  # noqa: E731
+    ours = eqx.tree_at(
+        lambda m: (m.embedding.weight, *(block.norm.weight for block in m.blocks), m.norm.weight),
+        ours,
+        (array(theirs.model.embed_tokens.weight), *(1 + array(n.weight) for n in (*scales, theirs.model.final_norm))),
+    )
+    tokens = jnp.asarray(np.random.default_rng(0).integers(17, size=11))
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(x)[None], torch.arange(1, 24)[None], None, use_cache=False)[0][0].numpy()
-    assert relative_error(ours.prefill(jnp.asarray(x), ours.init_cache())[0], expected) <= 2e-6
+        expected = theirs(torch.tensor(tokens.tolist())[None], use_cache=False).logits[0].numpy()
+    assert np.abs(expected).max() > 1.0  # the cap matters
+    assert relative_error(eqx.filter_jit(ours)(tokens), expected) <= 2e-6
+    logits, cache = ours.prefill(tokens[:1], ours.init_cache())
+    assert relative_error(logits, expected[0]) <= 2e-6
+    step = eqx.filter_jit(lambda token, cache: ours.step(token, cache))
+    for token, row in zip(tokens[1:], expected[1:], strict=True):
+        logits, cache = step(token, cache)
+        assert relative_error(logits, row) <= 2e-6
+
+
+def test_the_first_token_of_a_sequence():
+    """Only the very first, also when it comes after an empty prompt, and not again after a split."""
+    mixer = RGLRUMixer(WIDTH, num_attention_heads=2, scale_first_token=False, key=KEY)
+    r = mixer.recurrence
+    x = 0.5 * jax.random.normal(KEY, (7, WIDTH), jnp.float32)
+    gates = mixer.input_gate(x), mixer.recurrence_gate(x)
+    wide = (np.asarray(array, np.float64) for array in (x, *gates, r.Lambda, np.zeros(WIDTH)))
+    expected, _ = published.rg_lru(*map(jnp.asarray, wide), starts=np.arange(7) == 0)
+    seen = jnp.minimum(jnp.arange(7, dtype=jnp.float32), 1.0)
+    got, _ = r.chunk_scan(RGLRUInputs(x, *gates, seen), r.init_state())
+    assert relative_error(got[..., 0], expected) <= against.BOUND
+    plain, _ = r.chunk_scan(RGLRUInputs(x, *gates), r.init_state())
+    assert relative_error(plain[..., 0], expected) > 0.1
+    whole, _ = mixer.prefill(x, mixer.init_cache())
+    _, cache = mixer.prefill(x, mixer.init_cache(), length=0)
+    assert cache.seen == 0
+    first, cache = mixer.step(x[0], cache)
+    rest, _ = mixer.prefill(x[1:], cache)
+    assert relative_error(jnp.concatenate([first[None], rest]), whole) <= 2e-6
 
 
 @pytest.mark.filterwarnings("ignore")
