@@ -1,7 +1,9 @@
-"""`python -m benchmarks`."""
+"""`python -m benchmarks` is `ssmkit bench`."""
 
-from ._cli import main
+import sys
+
+from ssmkit.cli import main
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["bench", *sys.argv[1:]]))

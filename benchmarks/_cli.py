@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -256,6 +256,10 @@ def _settings(
     torch_threads: int | None = None,
     ceilings: bool = True,
 ) -> "Settings":
+    from ._geometry import GEOMETRIES
+
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"no geometry is called {geometry}: there are {', '.join(GEOMETRIES)}")
     from ._session import Settings
 
     return Settings(geometry, _names(subjects), repeats, checkpoints, torch_threads, ceilings)
@@ -303,9 +307,3 @@ def _finish(content: dict[str, Any], output: Path | None) -> None:
     if output is not None:
         output.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     typer.echo(_report.section(content))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command."""
-    app(args=None if arguments is None else list(arguments), prog_name="python -m benchmarks")
-    return 0

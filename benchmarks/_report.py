@@ -27,6 +27,10 @@ def _number(key: str, form: str, scale: float = 1.0) -> Callable[[Row, list[Row]
     return lambda row, rows: format(scale * row[key], form) if key in row else ""
 
 
+def _share(key: str) -> Callable[[Row, list[Row]], str]:
+    return lambda row, rows: "n/a" if row.get(key, 0.0) is None else _number(key, ".0%")(row, rows)
+
+
 def _text(key: str) -> Callable[[Row, list[Row]], str]:
     return lambda row, rows: str(row[key])
 
@@ -49,8 +53,8 @@ _COLUMNS: dict[str, list[Column]] = {
         ("fastest", _number("fastest_ms_per_step", ".2f")),
         ("tokens/s", _number("tokens_per_s", ",.1f")),
         ("GB/s", _number("gb_per_s", ".1f")),
-        ("HBU", _number("hbu", ".0%")),
-        ("HBU, data sheet", _number("hbu_of_data_sheet", ".0%")),
+        ("HBU", _share("hbu")),
+        ("HBU, data sheet", _share("hbu_of_data_sheet")),
         ("time, ssmkit = 1", _times_ours("batch")),
     ],
     "prefill": [
@@ -152,6 +156,8 @@ def _notes(content: dict[str, Any]) -> list[str]:
     if "spread" in content:
         worst = ", ".join(f"{name} {value:.1%}" for name, value in content["spread"].items())
         notes.append(f"The slowest context costs more than the median one by: {worst}.")
+    if any(row.get("hbu", 0.0) is None for row in content["rows"]):
+        notes.append("HBU is n/a where what a step reads fits into the caches: memory does not bound it.")
     if content.get("skipped"):
         notes.append("Not measured: " + ", ".join(f"{name}, {why}" for name, why in content["skipped"].items()) + ".")
     return notes
@@ -178,11 +184,11 @@ def render(folder: Path, page: Path | None = None, figures: Path | None = None) 
     - `page`: where the text between `BEGIN` and `END` becomes the sections.
     - `figures`: where plots are drawn; sections show them, relative to the page.
 
-    **Raises:** `SystemExit` when there are no results, or the page has no marks.
+    **Raises:** `ValueError` when there are no results, or the page has no marks.
     """
     results = read(folder)
     if not results:
-        raise SystemExit(f"{folder} holds no results")
+        raise ValueError(f"{folder} holds no results")
     sections = []
     for stem, content in results.items():
         link = None
@@ -197,7 +203,7 @@ def render(folder: Path, page: Path | None = None, figures: Path | None = None) 
     if page is not None:
         old = page.read_text("utf-8")
         if old.count(BEGIN) != 1 or old.count(END) != 1:
-            raise SystemExit(f"{page} must hold `{BEGIN}` and `{END}` once each")
+            raise ValueError(f"{page} must hold `{BEGIN}` and `{END}` once each")
         before, after = old.split(BEGIN)[0], old.split(END)[1]
         page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
     return text

@@ -74,15 +74,13 @@ def report(command: str, settings: Settings, rows: list[dict[str, Any]], **more:
 def session(command: str, settings: Settings) -> Iterator[Session]:
     """Load the subjects of a command.
 
-    **Raises:** `SystemExit` for a subject or a geometry that does not exist, or when no subject can be measured.
+    **Raises:** `ValueError` for a subject that does not exist, or when no subject can be measured.
     """
-    if settings.geometry not in GEOMETRIES:
-        raise SystemExit(f"no geometry is called {settings.geometry}: there are {', '.join(GEOMETRIES)}")
     names = chosen(command, settings.subjects)
     skipped = reasons(names)
     names = [name for name in names if name not in skipped]
     if not names:
-        raise SystemExit(f"nothing to measure: {skipped}")
+        raise ValueError(f"nothing to measure: {skipped}")
     if settings.torch_threads is not None:
         import torch
 

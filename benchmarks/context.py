@@ -25,7 +25,7 @@ def measure(session: Session, contexts: list[int], tokens: int) -> dict[str, Any
     rows = []
     for name, subject in session.subjects.items():
         if not isinstance(subject, Model):
-            raise SystemExit(f"{name} cannot go on from a cache here: `context` measures ssmkit")
+            raise ValueError(f"{name} cannot go on from a cache here: `context` measures ssmkit")
         runs, peaks = {}, {}
         state: Any = None
         done = 0

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from ._check import check_tokens
-from ._environment import on_cpu
+from ._environment import cache_bytes, on_cpu
+from ._geometry import Geometry
 from ._session import Session, label, limits
 from ._timing import Run, Times, alternate
 from .peers import SUBJECTS
@@ -43,7 +44,7 @@ def measure(session: Session, batches: list[int], tokens: int) -> dict[str, Any]
                     "tokens": new[name],
                     "distinct_tokens": len(np.unique(found[name])),
                     "error": errors[name],
-                    **_figures(session, name, batch, new[name], times[name], best),
+                    **_figures(session.geometry, name, batch, new[name], times[name], best),
                 }
             )
         seconds[batch] = best
@@ -55,9 +56,9 @@ def _run(session: Session, name: str, prompt: np.ndarray, new: int) -> Run:
     return Run(lambda start: subject.decode(start, new), lambda: subject.begin(prompt, new))
 
 
-def _figures(session: Session, name: str, batch: int, tokens: int, times: Times, best: dict) -> dict[str, Any]:
+def _figures(geometry: Geometry, name: str, batch: int, tokens: int, times: Times, best: dict) -> dict[str, Any]:
     storage = SUBJECTS[name].storage
-    nbytes = session.geometry.step_bytes(batch, storage)
+    nbytes = geometry.step_bytes(batch, storage)
     rate = nbytes * tokens / times.median
     figures: dict[str, Any] = {
         "ms_per_step": 1e3 * times.median / tokens,
@@ -67,8 +68,10 @@ def _figures(session: Session, name: str, batch: int, tokens: int, times: Times,
         "gb_per_s": rate / 1e9,
         "seconds": times.seconds,
     }
+    ceilings = {}
     if best:
-        figures["hbu"] = rate / max(value for kind, value in best.items() if kind.startswith("matvec"))
+        ceilings["hbu"] = max(value for kind, value in best.items() if kind.startswith("matvec"))
     if "sheet_matvec" in best:
-        figures["hbu_of_data_sheet"] = rate / best["sheet_matvec"]
-    return figures
+        ceilings["hbu_of_data_sheet"] = best["sheet_matvec"]
+    in_cache = nbytes <= cache_bytes()  # then memory bounds nothing, and a share of its bandwidth means nothing
+    return figures | {name: None if in_cache else rate / ceiling for name, ceiling in ceilings.items()}

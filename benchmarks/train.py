@@ -21,11 +21,11 @@ _AGREE = 1e-4  # relative, of loss and gradient norm
 def measure(settings: Settings, batch: int = 4, length: int = 1024, rounds: int = 2) -> dict[str, Any]:
     """All figures.
 
-    **Raises:** `SystemExit` when losses or gradients differ.
+    **Raises:** `ValueError` for a subject that cannot train, `SystemExit` when losses or gradients differ.
     """
     names = settings.subjects or list(STEPS)
     if unknown := set(names) - set(STEPS):
-        raise SystemExit(f"cannot train {', '.join(sorted(unknown))}: there are {', '.join(STEPS)}")
+        raise ValueError(f"cannot train {', '.join(sorted(unknown))}: there are {', '.join(STEPS)}")
     skipped = reasons(names)
     names = [name for name in names if name not in skipped]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

@@ -14,11 +14,13 @@ import ssmkit.models
 from ssmkit.benchmarks import (
     _check,
     _cli,
+    _environment,
     _memory,
     _report,
     _session,
     _timing,
     _worker,
+    decode,
     startup,
     train,
     uncached,
@@ -166,8 +168,21 @@ def test_figures_are_rates_of_what_was_timed(measured):
         assert row["tokens_per_s"] == pytest.approx(row["batch"] * 1e3 / row["ms_per_step"])
         nbytes = GEOMETRIES["tiny"].step_bytes(row["batch"])
         assert row["bytes_per_step"] == nbytes
-        ceiling = content["ceilings"][str(row["batch"])]["matvec"]
-        assert row["hbu"] == pytest.approx(nbytes / (row["ms_per_step"] / 1e3) / ceiling)
+        assert row["hbu"] is None  # in the cache, these weights are read faster than the memory is
+    assert "n/a" in measured[1]["decode"] and "HBU is n/a where" in measured[1]["decode"]
+
+
+def test_utilisation_is_of_the_memory():
+    """A share of its bandwidth is given where a step must read from it."""
+    times, best = _timing.Times([0.5, 1.0, 2.0]), {"matvec": 4e9, "read": 1e12, "matmul": 1e12, "sheet_matvec": 8e9}
+    nbytes = GEOMETRIES["2.7b"].step_bytes(2)
+    figures = decode._figures(GEOMETRIES["2.7b"], "ssmkit", 2, 3, times, best)
+    assert nbytes > _environment.cache_bytes() > GEOMETRIES["tiny"].step_bytes()
+    assert figures["hbu"] == pytest.approx(3 * nbytes / 4e9)
+    assert figures["hbu_of_data_sheet"] == pytest.approx(3 * nbytes / 8e9)
+    figures = decode._figures(GEOMETRIES["tiny"], "ssmkit", 1, 3, times, best)
+    assert figures["hbu"] is None and figures["hbu_of_data_sheet"] is None
+    assert "hbu" not in decode._figures(GEOMETRIES["2.7b"], "ssmkit", 2, 3, times, {})
 
 
 def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):

@@ -1,14 +1,17 @@
 """The command line: what goes where, and what a mistake looks like."""
 
+import errno
 import io
 import json
 import math
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -455,15 +458,83 @@ def test_standard_input_that_is_no_text(run, checkpoint, monkeypatch):
     assert_one_line(*run("generate", "-", "--model", checkpoint), "standard input is not UTF-8 text")
 
 
+def test_standard_input_that_is_closed(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert_one_line(*run("generate", "-"), "standard input is closed")
+
+
 def test_no_embedded_model(run, monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     assert_one_line(*run("generate", "x"), "no embedded model at")
 
 
-def test_other_errors_are_not_hidden(run, checkpoint, monkeypatch):
-    monkeypatch.setattr(_generate, "load_model", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+def failing(error):
+    def fail(*arguments, **keywords):
+        raise error
+
+    return fail
+
+
+FAILURES = {
+    "a full disk": (OSError(errno.ENOSPC, "No space", "out/x"), 2, "error: out/x: No space\n"),
+    "a full stream": (OSError(errno.ENOSPC, "No space"), 2, "error: standard output: No space\n"),
+    "memory": (
+        MemoryError("Unable to allocate 9 GiB\nmore"),
+        1,
+        "error: not enough memory: Unable to allocate 9 GiB\n",
+    ),
+    "memory of a device": (
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+        1,
+        "error: not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n",
+    ),
+    "a reader that left": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0, ""),
+    "a measurement": (SystemExit("a wrong token"), 1, "error: a wrong token\n"),
+    "a usage": (SystemExit(2), 2, ""),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures(run, monkeypatch, name):
+    error, code, line = FAILURES[name]
+    monkeypatch.setattr(_generate, "load_model", failing(error))
+    assert run("generate", "x") == (code, "", line)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), RuntimeError("mine"), AssertionError("mine")])
+def test_bugs_keep_their_traceback(run, monkeypatch, error):
+    monkeypatch.setattr(_generate, "load_model", failing(error))
+    with pytest.raises(type(error), match="mine"):
         run("generate", "x")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no nope\nmore"), AssertionError()])
+def test_no_device(run, monkeypatch, error):
+    """JAX raises exceptions of many kinds for it, and raises them again when it is asked again."""
+    monkeypatch.setenv("JAX_PLATFORMS", "nope")
+    monkeypatch.setattr(_generate, "load_model", failing(error))
+    monkeypatch.setattr(jax, "devices", failing(error))
+    start = "error: JAX has no device to compute on (JAX_PLATFORMS is 'nope'): "
+    reason = "no nope" if str(error) else "AssertionError"
+    assert run("generate", "x") == (2, "", f"{start}{reason}\n")
+
+
+def test_a_folder_that_is_gone(run, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(_generate, "load_model", lambda *arguments: pathlib.Path("x").absolute())
+    assert_one_line(*run("generate", "x"), "the working directory does not exist any more")
+
+
+def test_warnings_are_lines(run, monkeypatch):
+    monkeypatch.setattr(_generate, "load_model", lambda *arguments: warnings.warn("an old key", stacklevel=1))
+    monkeypatch.setattr(_generate, "load_tokenizer", failing(ValueError("enough")))
+    shown = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("generate", "x") == (2, "", "warning: an old key\nerror: enough\n")
+    assert warnings.showwarning is shown
 
 
 # Around the commands
@@ -501,10 +572,10 @@ def test_compilation_cache(monkeypatch, tmp_path):
 # In processes of their own
 
 
-def start(*words, **keywords):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SSMKIT_TYPECHECK": "0"}
-    words = [sys.executable, "-m", "ssmkit", *map(str, words)]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+def start(*words, **environment):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SSMKIT_TYPECHECK": "0"} | environment
+    words = [sys.executable, "-m", "ssmkit", *(word if isinstance(word, bytes) else str(word) for word in words)]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_closed_pipe_is_no_error(checkpoint):
@@ -515,6 +586,49 @@ def test_a_closed_pipe_is_no_error(checkpoint):
         err = process.stderr.read()
     assert (process.returncode, err) == (0, b"")
     assert any(pathlib.Path(os.environ["SSMKIT_CACHE_DIR"], "xla").iterdir())
+
+
+STREAMS = {
+    ">&- --version": (2, "", "error: standard output is closed: send it to /dev/null if nobody reads it\n"),
+    ">/dev/full --version": (2, "", "error: standard output: No space left on device\n"),
+    ">/dev/full generate To -m MODEL -n 1": (2, "", "error: standard output: No space left on device\n"),
+    "2>&- generate To -m MODEL -n 0": (0, "To\n", ""),
+    "2>/dev/full generate To -m MODEL -n 0": (0, "To\n", ""),
+    "<&- 2>&- genrate": (2, "", ""),
+    "<&- generate - -m MODEL": (2, "", "error: standard input is closed\n"),
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device on this system")
+@pytest.mark.parametrize("line", STREAMS)
+def test_standard_streams(checkpoint, line):
+    """Closed ones and full ones: no traceback, no statistics on standard output, and never a silent success."""
+    command = f"exec {shlex.quote(sys.executable)} -m ssmkit {line.replace('MODEL', shlex.quote(str(checkpoint)))}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SSMKIT_TYPECHECK": "0"}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == STREAMS[line]
+
+
+SURROUNDINGS = {
+    "JAX_PLATFORMS=nope": "JAX has no device to compute on (JAX_PLATFORMS is 'nope'): ",
+    "JAX_ENABLE_X64=maybe": "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'",
+    "SSMKIT_TYPECHECK=x": "`SSMKIT_TYPECHECK` must be 0 or 1, got 'x'",
+}
+
+
+@pytest.mark.parametrize("setting", SURROUNDINGS)
+def test_surroundings(checkpoint, setting):
+    name, _, value = setting.partition("=")
+    with start("generate", "To", "--model", checkpoint, **{name: value}) as process:
+        out, err = process.communicate()
+    assert_one_line(process.returncode, out.decode(), err.decode(), SURROUNDINGS[setting])
+
+
+def test_a_prompt_is_utf8_whatever_the_locale(checkpoint):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with start("generate", "Être".encode(), "--model", checkpoint, "-n", "0", **plain) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (0, b"\\xcatre\n")
 
 
 def test_interrupt(checkpoint):

@@ -156,14 +156,14 @@ def reasons(names: list[str]) -> dict[str, str]:
 def chosen(command: str, wanted: list[str] | None) -> list[str]:
     """The subjects of a command: those asked for, or those of this platform.
 
-    **Raises:** `SystemExit` for a name that is none.
+    **Raises:** `ValueError` for a name that is none.
     """
     if wanted is None:
         platform = "cpu" if device()["platform"] == "cpu" else "gpu"
         return [name for name, entry in SUBJECTS.items() if command in entry.commands and platform in entry.platforms]
     unknown = [name for name in wanted if name not in SUBJECTS]
     if unknown:
-        raise SystemExit(f"no subject is called {', '.join(unknown)}: there are {', '.join(SUBJECTS)}")
+        raise ValueError(f"no subject is called {', '.join(unknown)}: there are {', '.join(SUBJECTS)}")
     return wanted
 
 

@@ -1,5 +1,6 @@
 """`ssmkit generate`."""
 
+import os
 import random
 import re
 import sys
@@ -13,6 +14,7 @@ import typer
 from ._console import aligned
 from ._models import enable_compilation_cache, load_model, load_tokenizer
 from ._options import DType, DTypeOption, ModelOption, QuantizeOption, TokenizerOption
+from ._streams import read_input, tell
 
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def generate(
         statistics["then"] = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s"
     if temperature != 0.0:
         statistics["seed"] = str(seed)
-    print(aligned(statistics), file=sys.stderr)
+    tell(aligned(statistics))
 
 
 def _write(piece: str) -> None:
@@ -120,14 +122,11 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     if (prompt is None) == (prompt_file is None):
         raise ValueError('give one prompt: ssmkit generate "TEXT", or --prompt-file FILE, or `-` for standard input')
     if "-" in (prompt, prompt_file):
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 text: {error}") from None
+        text = read_input()
     elif prompt_file is not None:
         text = read_text(Path(prompt_file))
     else:
-        text = prompt or ""
+        text = os.fsencode(prompt or "").decode("utf-8", "surrogateescape")  # UTF-8 whatever the locale
     if not text:
         raise ValueError("the prompt is empty: give at least one character")
     if any("\ud800" <= character <= "\udfff" for character in text):
