@@ -1,11 +1,14 @@
 """What one token does to the state of a diagonal linear recurrence."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+import numpy as np
+from jaxtyping import Array, ArrayLike, Inexact
 
-from ._types import Valid
+from ._types import Valid, checks_itself
 
 
 class Coefficients(eqx.Module):
@@ -29,7 +32,8 @@ class Coefficients(eqx.Module):
     `(heads, rank, value)`. And it may read several times: with `read` of shape `(groups, reads, key)`, the output is
     `(heads, reads, value)`.
 
-    Shapes and dtypes are checked whenever coefficients are made, at trace time only: free under `jax.jit`.
+    NumPy arrays will do. Shapes and dtypes are checked whenever coefficients are made, at trace time only: free under
+    `jax.jit`.
     Many tokens are represented by the same class with a leading `time` axis on every field, as `jax.vmap` makes it.
 
     **Raises:** `ValueError` naming the field, the axis, what was got and what was expected.
@@ -41,14 +45,20 @@ class Coefficients(eqx.Module):
     read: Inexact[Array, "groups *reads key"]
     bonus: Inexact[Array, "heads key"] | None
 
-    def __init__(self, log_decay: Array, write: Array, value: Array, read: Array, bonus: Array | None = None):
+    @checks_itself
+    def __init__(
+        self,
+        log_decay: Inexact[ArrayLike, " heads #key"],
+        write: Inexact[ArrayLike, "groups *rank key"],
+        value: Inexact[ArrayLike, "heads *rank value"],
+        read: Inexact[ArrayLike, "groups *reads key"],
+        bonus: Inexact[ArrayLike, "heads key"] | None = None,
+    ):
         # Checked here rather than in `__check_init__`, so that the message is the same with the type checker on.
-        _check(log_decay, write, value, read, bonus)
-        self.log_decay = log_decay
-        self.write = write
-        self.value = value
-        self.read = read
-        self.bonus = bonus
+        given: tuple[Any, ...] = (log_decay, write, value, read, bonus)
+        fields = [jnp.asarray(field) if isinstance(field, np.ndarray) else field for field in given]
+        _check(*fields)
+        self.log_decay, self.write, self.value, self.read, self.bonus = fields
 
     def where(self, valid: Valid) -> "Coefficients":
         """These coefficients, or those of the identity step `S_t = S_{t-1}` where `valid` is false.
@@ -58,7 +68,7 @@ class Coefficients(eqx.Module):
         return jax.tree.map(lambda array: jnp.where(valid, array, jnp.zeros_like(array)), self)
 
 
-def _check(log_decay: Array, write: Array, value: Array, read: Array, bonus: Array | None) -> None:
+def _check(log_decay: Any, write: Any, value: Any, read: Any, bonus: Any) -> None:
     _check_array("log_decay", log_decay, "(heads, 1 or key)")
     _check_array("write", write, "(groups, key) or (groups, rank, key)", ndims=(2, 3))
     _check_array("value", value, "(heads, value) or (heads, rank, value)", ndims=(2, 3))
@@ -90,7 +100,7 @@ def _check(log_decay: Array, write: Array, value: Array, read: Array, bonus: Arr
         _expect("bonus", bonus, 1, "key", (key,), "the key channels of `write`")
 
 
-def _check_array(name: str, array: Array, axes: str, *, ndims: tuple[int, ...] = (2,)) -> None:
+def _check_array(name: str, array: Any, axes: str, *, ndims: tuple[int, ...] = (2,)) -> None:
     if not isinstance(array, jax.Array):
         raise ValueError(f"`{name}` must be a JAX array with axes {axes}, got {type(array).__name__}.")
     if array.ndim not in ndims:

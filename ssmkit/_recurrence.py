@@ -1,17 +1,20 @@
 """The family's algorithm, written once: a subclass says what one token does, everything else follows."""
 
 import abc
-from typing import Generic
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Generic
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from . import kernels
 from ._coefficients import Coefficients
 from ._operator import AbstractSequenceOperator, Input
-from ._types import Length, State, Valid, check_length
+from ._types import Length, State, StateLike, Valid, check_length, checks_itself, shown, whole
 
 
 class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "..."], State], Generic[Input]):
@@ -58,11 +61,28 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
                 )
 
     def __check_init__(self):
-        dtype = jnp.dtype(self.state_dtype)
-        if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
+        name = type(self).__name__
+        for field in dataclasses.fields(self):
+            if field.name in ("state_shape", "chunk_size", "state_dtype") and not field.metadata.get("static", False):
+                raise ValueError(
+                    f"{name}: `{field.name}` must be static, or `jax.jit` takes it for data: declare it as "
+                    f"`{field.name}: ... = eqx.field(static=True)`."
+                )
+        shape = self.state_shape
+        sizes = [whole(size) or 0 for size in shape] if isinstance(shape, tuple) else []
+        if len(sizes) != 3 or min(sizes) < 1:
             raise ValueError(
-                f"{type(self).__name__}: `state_dtype` must be float32 or complex64 (or wider), got {dtype}: a state "
-                "adds up many small numbers."
+                f"{name}: `state_shape` must be a tuple of three integers, at least 1, (heads, key, value), got "
+                f"{shown(shape)}."
+            )
+        if self.chunk_size is not None and (whole(self.chunk_size) or 0) < 1:
+            raise ValueError(
+                f"{name}: `chunk_size` must be an integer, at least 1, or None, got {shown(self.chunk_size)}."
+            )
+        if not _is_wide(self.state_dtype):
+            raise ValueError(
+                f"{name}: `state_dtype` must be float32 or complex64 (or wider), got {_dtype_name(self.state_dtype)}: "
+                "a state adds up many small numbers."
             )
 
     @abc.abstractmethod
@@ -80,39 +100,55 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         """Zeros of shape `state_shape` and dtype `state_dtype`, whatever the dtype of the inputs."""
         return jnp.zeros(self.state_shape, self.state_dtype)
 
+    @checks_itself
     def chunk_scan(
-        self, inputs: Input, state: State, *, length: Length | None = None
+        self, inputs: Input, state: StateLike, *, length: Length | None = None
     ) -> tuple[Inexact[Array, "time heads *reads value"], State]:
         """Many tokens, in parallel within chunks. Arguments as `AbstractSequenceOperator.chunk_scan`.
 
-        **Raises:** `ValueError` when the coefficients or the state do not fit `state_shape`, naming this class.
+        **Raises:** `ValueError` when the coefficients or the state do not fit `state_shape`, or `inputs` have no time
+        axis, naming this class.
         """
-        self._check_state(state)
+        state = self._checked_state(state)
         time = _leading_axis(type(self).__name__, inputs)
         if length is not None:
             length = check_length(length, time)
-        return kernels.chunk_scan_of(jax.vmap(self._checked), inputs, state, length=length, most=self.chunk_size)
+        return kernels.chunk_scan_of(self._checked_all, inputs, state, length=length, most=self.chunk_size)
 
+    @checks_itself
     def step(
-        self, inputs: Input, state: State, *, valid: Valid | None = None
+        self, inputs: Input, state: StateLike, *, valid: Valid | None = None
     ) -> tuple[Inexact[Array, "heads *reads value"], State]:
         """One token. Arguments as `AbstractSequenceOperator.step`.
 
         **Raises:** as `chunk_scan`.
         """
-        self._check_state(state)
-        coefficients = self._checked(inputs)
+        state = self._checked_state(state)
+        try:
+            coefficients = self._checked(inputs)
+        except Exception as error:
+            _explain(error, jax.vmap(self._checked), inputs, f"{type(self).__name__}.step", _MANY)
+            raise
         if valid is not None:
             coefficients = coefficients.where(valid)
         return kernels.step(coefficients, state)
 
+    def _checked_all(self, inputs: Input) -> Coefficients:
+        """The coefficients of many tokens."""
+        try:
+            return jax.vmap(self._checked)(inputs)
+        except Exception as error:
+            _explain(error, self._checked, inputs, f"{type(self).__name__}.chunk_scan", _ONE)
+            raise
+
     def _checked(self, inputs: Input) -> Coefficients:
+        """The coefficients of one token, if they fit."""
         name = type(self).__name__
         try:
             coefficients = self.coefficients(inputs)
         except ValueError as error:
             raise ValueError(f"{name}.coefficients: {error}") from error
-        except TypeError as error:
+        except Exception as error:
             shapes = jax.tree.map(jnp.shape, inputs)
             error.add_note(f"In {name}.coefficients, whose inputs are those of one token, of shapes {shapes}.")
             raise
@@ -138,18 +174,57 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
                 )
         return coefficients
 
-    def _check_state(self, state: State) -> None:
-        if not isinstance(state, jax.Array) or not jnp.issubdtype(state.dtype, jnp.inexact):
+    def _checked_state(self, state: Any) -> State:
+        """The state as a JAX array, if it fits."""
+        name = type(self).__name__
+        array = jnp.asarray(state) if isinstance(state, jax.Array | np.ndarray) else None
+        if array is None or not jnp.issubdtype(array.dtype, jnp.inexact):
             got = getattr(state, "dtype", type(state).__name__)
             raise ValueError(
-                f"{type(self).__name__}: `state` must be a floating-point or complex JAX array, got {got}. Start from "
-                "`init_state()`."
+                f"{name}: `state` must be a floating-point or complex array, got {got}. Start from `init_state()`."
             )
-        if tuple(state.shape) != tuple(self.state_shape):
+        if not _is_wide(array.dtype):
             raise ValueError(
-                f"{type(self).__name__}: `state` must have shape (heads, key, value) = {self.state_shape}, got "
-                f"{state.shape}. Start from `init_state()`."
+                f"{name}: `state` must be at least float32, got {array.dtype}: a state adds up many small numbers. "
+                "Start from `init_state()`."
             )
+        if tuple(array.shape) != tuple(self.state_shape):
+            raise ValueError(
+                f"{name}: `state` must have shape (heads, key, value) = {self.state_shape}, got {array.shape}. Start "
+                "from `init_state()`."
+            )
+        return array
+
+
+_ONE = "`inputs` are those of one token, of shapes {}: put an axis of tokens (time) in front, `x[None]`, or use `step`."
+_MANY = "`inputs` are those of many tokens, of shapes {}: a step takes one, `x[0]`; many are for `chunk_scan`."
+
+
+def _explain(error: Exception, other: Callable[[Any], Any], inputs: PyTree, name: str, remedy: str) -> None:
+    """Where inputs fail in one form, but fit the other, it is their time axis that is wrong.
+
+    **Raises:** `ValueError` that says so.
+    """
+    try:
+        jax.eval_shape(other, inputs)
+    except Exception:
+        return
+    raise ValueError(f"{name}: {remedy.format(jax.tree.map(jnp.shape, inputs))}") from error
+
+
+def _is_wide(dtype: Any) -> bool:
+    """Whether this is a floating-point or complex dtype of float32's precision or more."""
+    try:
+        return bool(jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32)
+    except (TypeError, ValueError):
+        return False
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return shown(dtype)
 
 
 def _leading_axis(name: str, inputs: PyTree) -> int:

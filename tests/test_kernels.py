@@ -361,3 +361,57 @@ def test_gradients_of_segment_decays(chunk, scale):
 def test_all_finite_finds_what_is_not():
     assert all_finite((jnp.ones(2), jnp.arange(3)))
     assert not all_finite((jnp.ones(2), jnp.asarray([0.0, -jnp.inf])))
+
+
+def one_token():
+    fields = [jnp.zeros(shape, jnp.float32) for shape in ((4, 1), (2, 3), (4, 5), (2, 3))]
+    return ssmkit.Coefficients(*fields)
+
+
+def many():
+    return jax.vmap(lambda _: one_token())(jnp.zeros(7))
+
+
+STATE = np.zeros((4, 3, 5), np.float32)
+
+
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        (
+            lambda: kernels.chunk_scan(one_token(), STATE),
+            r"with a leading axis \(time\), got `log_decay` of shape \(4, 1",
+        ),
+        (
+            lambda: kernels.reference(one_token(), STATE),
+            r"with a leading axis \(time\), got `log_decay` of shape \(4, 1",
+        ),
+        (
+            lambda: kernels.step(many(), STATE),
+            r"those of one token, got `log_decay` of shape \(7, 4, 1\). Many tokens are",
+        ),
+        (lambda: kernels.step((1, 2), STATE), "`coefficients` must be `ssmkit.Coefficients`, got tuple"),
+        (lambda: kernels.chunk_scan(None, STATE), "`coefficients` must be `ssmkit.Coefficients`, got NoneType"),
+        (
+            lambda: kernels.step(one_token(), STATE.astype(np.float16)),
+            "`state` must be .*, got float16. float16 is refused",
+        ),
+        (lambda: kernels.chunk_scan(many(), STATE.astype(np.float16)), "`state` must be .*, got float16"),
+        (lambda: kernels.step(one_token(), STATE.astype(int)), "`state` must be a floating-point .*, got int64"),
+        (lambda: kernels.step(one_token(), 0.0), "`state` must be a floating-point or complex array, got float"),
+        (lambda: kernels.step(one_token(), STATE[:2]), r"\(heads, key, value\) = \(4, 3, 5\), .* got \(2, 3, 5\)"),
+        (
+            lambda: kernels.chunk_scan(many(), STATE[None]),
+            r"= \(4, 3, 5\), as the coefficients say, got \(1, 4, 3, 5\)",
+        ),
+        (lambda: kernels.chunk_scan(many(), STATE, schedule="serial"), "`schedule` must be `kernels.serial` or"),
+    ],
+)
+def test_what_a_kernel_refuses(run, message):
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_a_state_in_numpy_will_do():
+    for run, coefficients in ((kernels.step, one_token()), (kernels.chunk_scan, many()), (kernels.reference, many())):
+        assert trees_equal_bitwise(run(coefficients, STATE), run(coefficients, jnp.asarray(STATE)))

@@ -1,7 +1,6 @@
 """`ssmkit.testing` catches what it promises: every class here is wrong in one way, and a sibling without it passes."""
 
 import functools
-import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -614,9 +613,8 @@ KINDS = [
 
 @pytest.mark.parametrize("function, expected, make", KINDS, ids=[kind for _, kind, _ in KINDS])
 def test_another_kind(function, expected, make):
-    """The type checker, which speaks first here, says it in its own words."""
     with pytest.raises(TypeError) as caught:
-        inspect.unwrap(function)(make(), features())
+        function(make(), features())
     assert str(caught.value) == f"expected an instance of `ssmkit.{expected}`, got {make.__name__}."
 
 
@@ -636,6 +634,36 @@ def test_inputs_without_time(inputs, shapes):
     assert str(caught.value) == (
         f"every array of `inputs` must have the same leading axis (time), of at least 2 tokens, got shapes {shapes}."
     )
+
+
+@pytest.mark.parametrize(
+    "run, says",
+    [
+        (
+            lambda: testing.check_mixer(Smooth(), features()[:, 0]),
+            "`x` must be floating point of shape (time, width), got float32 of shape (7,).",
+        ),
+        (
+            lambda: testing.check_model(model(Model), TOKENS[:, None]),
+            "`tokens` must be integer ids of shape (time,), got int32 of shape (7, 1).",
+        ),
+        (
+            lambda: testing.check_model(model(Model), features()),
+            "`tokens` must be integer ids of shape (time,), got float32 of shape (7, 3).",
+        ),
+        (
+            lambda: testing.check_operator(Sum(), "text"),
+            "`inputs` must be a pytree of arrays with a leading axis (time), got 'text'.",
+        ),
+        (lambda: check(Smooth(), tolerance=0.0), "`tolerance` must be a number above 0, got 0.0."),
+        (lambda: check(Smooth(), tolerance="1"), "`tolerance` must be a number above 0, got '1'."),
+        (lambda: check(Smooth(), gradient=float("nan")), "`gradient` must be a number above 0, got nan."),
+    ],
+)
+def test_inputs_of_another_form(run, says):
+    with pytest.raises(ValueError) as caught:
+        run()
+    assert str(caught.value) == says
 
 
 def test_equal_tokens_show_nothing():

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
 from .._coefficients import Coefficients
-from .._types import Length
+from .._types import Length, StateLike, checks_itself
 from ._chunk import from_coefficients
 from ._elementwise import ELEMENTWISE
 from ._family import Family
+from ._operands import check_operands
 from ._per_key import DECAY_PER_KEY
 from ._precision import in_dtype, working_dtype
 from ._scalar import SCALAR_DECAY
@@ -19,9 +20,10 @@ from ._schedule import Schedule
 from ._tuning import tuning
 
 
+@checks_itself
 def chunk_scan(
     coefficients: Coefficients,
-    state: Inexact[Array, "heads key value"],
+    state: StateLike,
     *,
     chunk_size: int | None = None,
     schedule: Schedule | None = None,
@@ -41,8 +43,12 @@ def chunk_scan(
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
 
-    **Raises:** `ValueError` for a `chunk_size` below 1, or complex coefficients and a real state.
+    **Raises:** `ValueError` for coefficients without a `time` axis, a state of another shape or dtype, a `chunk_size`
+    below 1, or complex coefficients and a real state.
     """
+    state = check_operands(coefficients, state, many=True)
+    if schedule is not None and not callable(schedule):
+        raise ValueError(f"`schedule` must be `kernels.serial` or `kernels.parallel`, got {schedule!r}.")
     return chunk_scan_of(lambda tokens: tokens, coefficients, state, chunk_size=chunk_size, schedule=schedule)
 
 

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from .._coefficients import Coefficients
+from .._types import StateLike, checks_itself
+from ._operands import check_operands
 
 
+@checks_itself
 def reference(
-    coefficients: Coefficients, state: Inexact[Array, "heads key value"]
+    coefficients: Coefficients, state: StateLike
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     r"""Run the recurrence of `ssmkit.Coefficients` token by token.
 
@@ -22,7 +25,10 @@ def reference(
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
+
+    **Raises:** `ValueError` for coefficients without a `time` axis, or a state of another shape or dtype.
     """
+    state = check_operands(coefficients, state, many=True)
     heads, groups = coefficients.value.shape[1], coefficients.write.shape[1]
 
     def token(state, inputs):

@@ -6,11 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from .._coefficients import Coefficients
+from .._types import StateLike, checks_itself
+from ._operands import check_operands
 from ._precision import in_dtype, working_dtype
 
 
+@checks_itself
 def step(
-    coefficients: Coefficients, state: Inexact[Array, "heads key value"]
+    coefficients: Coefficients, state: StateLike
 ) -> tuple[Inexact[Array, "heads *reads value"], Inexact[Array, "heads key value"]]:
     r"""$S' = e^{a} \odot S + k v^\top$ and $y = S'^\top q$, or with a bonus $y = (S + (u \odot k) v^\top)^\top q$.
 
@@ -23,8 +26,10 @@ def step(
 
     **Returns:** the output `(heads, value)`, or `(heads, reads, value)`, and the new state.
 
-    **Raises:** `ValueError` for complex coefficients and a real state.
+    **Raises:** `ValueError` for coefficients with a `time` axis, a state of another shape or dtype, or complex
+    coefficients and a real state.
     """
+    state = check_operands(coefficients, state, many=False)
     dtype = working_dtype(coefficients, state)
     # A barrier: XLA's CPU backend would make the coefficients anew for every entry of the state.
     coefficients = jax.lax.optimization_barrier(in_dtype(coefficients, dtype))

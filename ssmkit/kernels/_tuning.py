@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 
+from .._types import checks_itself, shown, whole
 from ._family import Family
 from ._schedule import Schedule, parallel, serial
 
@@ -58,6 +59,7 @@ def tuning() -> Tuning:
     return _chosen.value or Tuning(jax.default_backend())
 
 
+@checks_itself
 def target(platform: str) -> contextlib.AbstractContextManager[None]:
     """Within this context kernels are traced as another platform wants them, to be exported for it.
 
@@ -72,6 +74,7 @@ def target(platform: str) -> contextlib.AbstractContextManager[None]:
     return _chosen(tuning()._replace(platform=platform))
 
 
+@checks_itself
 def tuned(
     *, chunk_size: int | None = None, schedule: Schedule | None = None
 ) -> contextlib.AbstractContextManager[None]:
@@ -86,6 +89,6 @@ def tuned(
 
     **Raises:** `ValueError` for a chunk size below 1.
     """
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"`chunk_size` must be an integer, at least 1, got {chunk_size}.")
+    if chunk_size is not None and (whole(chunk_size) or 0) < 1:
+        raise ValueError(f"`chunk_size` must be an integer, at least 1, got {shown(chunk_size)}.")
     return _chosen(tuning()._replace(chunk_size=chunk_size, schedule=schedule))

@@ -11,6 +11,7 @@ from .._language_model import AbstractLanguageModel
 from .._mixer import AbstractMixer
 from .._operator import AbstractSequenceOperator
 from .._recurrence import DiagonalChunkedRecurrence
+from .._types import checks_itself, real, shown
 from . import _laws as laws, _recurrence_laws as recurrence_laws
 from ._report import Finding, LawError, Report
 from ._subject import Subject, to_numpy
@@ -20,6 +21,7 @@ _EXTREMES = (0.0, 100.0, 1000.0)
 _CHUNK_SIZE = 3  # no usual one, and no divisor of a usual number of tokens
 
 
+@checks_itself
 def check_operator(
     operator: AbstractSequenceOperator, inputs: PyTree[ArrayLike], *, tolerance: float = 1e-5, gradient: float = 5e-5
 ) -> Report:
@@ -42,10 +44,12 @@ def check_operator(
     **Raises:** `LawError` that says which laws are broken, where first, and by how much. `TypeError` or `ValueError`
     when `operator` is of another kind, or `inputs` too short or all equal.
     """
+    _check_bounds(tolerance, gradient)
     subject = _subject(operator, AbstractSequenceOperator, inputs)
     return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
+@checks_itself
 def check_recurrence(
     recurrence: DiagonalChunkedRecurrence,
     inputs: PyTree[ArrayLike],
@@ -60,6 +64,7 @@ def check_recurrence(
 
     **Arguments:**, **Returns:** and **Raises:** as `check_operator`.
     """
+    _check_bounds(tolerance, gradient)
     subject = _subject(recurrence, DiagonalChunkedRecurrence, inputs)
     coefficients = recurrence_laws.coefficients_of(subject, subject.inputs)
     findings = recurrence_laws.log_decay(coefficients)
@@ -70,6 +75,7 @@ def check_recurrence(
     return _concluded(subject, findings)
 
 
+@checks_itself
 def check_mixer(
     mixer: AbstractMixer[Any], x: Float[ArrayLike, "time width"], *, tolerance: float = 1e-5, gradient: float = 5e-5
 ) -> Report:
@@ -79,10 +85,13 @@ def check_mixer(
 
     **Returns:** and **Raises:** as `check_operator`.
     """
+    _check_bounds(tolerance, gradient)
     subject = _subject(mixer, AbstractMixer, x)
+    _check_array("x", x, "floating point of shape (time, width)", np.floating, 2)
     return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
+@checks_itself
 def check_model(
     model: AbstractLanguageModel[Any],
     tokens: Int[ArrayLike, " time"],
@@ -98,15 +107,34 @@ def check_model(
 
     **Returns:** and **Raises:** as `check_operator`.
     """
+    _check_bounds(tolerance, gradient)
     subject = _subject(model, AbstractLanguageModel, tokens)
+    _check_array("tokens", tokens, "integer ids of shape (time,)", np.integer, 1)
     return _concluded(subject, _findings(subject, tolerance, gradient))
+
+
+def _check_bounds(tolerance: Any, gradient: Any) -> None:
+    for name, bound in (("tolerance", tolerance), ("gradient", gradient)):
+        if not (real(bound) or 0.0) > 0.0:
+            raise ValueError(f"`{name}` must be a number above 0, got {shown(bound)}.")
+
+
+def _check_array(name: str, value: Any, form: str, kind: type, ndim: int) -> None:
+    shape, dtype = jnp.shape(value), jnp.asarray(value).dtype
+    if len(shape) != ndim or not jnp.issubdtype(dtype, kind):
+        raise ValueError(f"`{name}` must be {form}, got {dtype} of shape {shape}.")
 
 
 def _subject(module: Any, kind: type, inputs: Any) -> Subject:
     """The module with its inputs, if both are what was asked for."""
     if not isinstance(module, kind):
         raise TypeError(f"expected an instance of `ssmkit.{kind.__name__}`, got {type(module).__name__}.")
-    inputs = to_numpy(jax.tree.map(jnp.asarray, inputs))
+    try:
+        inputs = to_numpy(jax.tree.map(jnp.asarray, inputs))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`inputs` must be a pytree of arrays with a leading axis (time), got {shown(inputs)}."
+        ) from None
     leaves = jax.tree.leaves(inputs)
     shapes = [leaf.shape for leaf in leaves]
     times = {shape[:1] for shape in shapes}

@@ -16,7 +16,7 @@ from ._subject import Subject, jit, to_numpy
 def coefficients_of(subject: Subject, inputs: Any) -> Coefficients:
     """The coefficients of every token, as NumPy arrays."""
     assert isinstance(subject.module, DiagonalChunkedRecurrence)
-    return to_numpy(jit(jax.vmap(subject.module._checked))(inputs))
+    return to_numpy(jit(subject.module._checked_all)(inputs))
 
 
 def log_decay(coefficients: Coefficients) -> list[Finding]:
