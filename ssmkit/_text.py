@@ -1,66 +1,87 @@
 """Text to token ids and back, through a `tokenizer.json`."""
 
+import functools
+import operator
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._files import replacing
+from ._tokenizer_files import contents, read_tokenizer
+from ._tokenizer_json import library_errors
+
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
 
+    from ._sentencepiece import SentencePiece
+
 # What decoders write in place of bytes that are not, or not yet, a character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LARGEST_VOCABULARY = 1_000_000
 
 
 class Tokenizer:
-    """A `tokenizer.json` in the format of the `tokenizers` library. Nothing is added to a text but what it says."""
+    """A `tokenizer.json` of the `tokenizers` library, or a SentencePiece model. It follows the file's own rules.
 
-    def __init__(self, raw: "RawTokenizer"):
+    Every mistake is a `ValueError`: a file that cannot be understood, a text that it cannot encode, ids that are none.
+    Where the library behind it panics, that writes lines of its own on standard error before the error is raised.
+    """
+
+    def __init__(self, raw: "RawTokenizer | SentencePiece"):
         """**Arguments:** `raw`: a `tokenizers.Tokenizer`."""
         self._raw = raw
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Read a `tokenizer.json`, or the one in a directory. Truncation and padding that it asks for are left out.
+    def from_file(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> "Tokenizer":
+        """Read a `tokenizer.json`. Truncation and padding that it asks for are left out.
 
-        **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be understood.
+        SentencePiece models (`tokenizer.model`, also Mistral's `tokenizer.model.v3` and the like) are read too, with
+        the `sentencepiece` library: `pip install 'ssmkit[sentencepiece]'`.
+
+        **Arguments:**
+
+        - `source`: the file, its folder, or the id of a model on the Hugging Face hub. A `tokenizer.json` is preferred.
+        - `revision`: a branch, tag or commit of a model on the hub; `None` for its main branch.
+
+        **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be fetched or understood.
         """
-        from tokenizers import Tokenizer as RawTokenizer
-
-        if os.path.isdir(path):
-            path = os.path.join(path, "tokenizer.json")
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"no tokenizer at {path}: put the model's tokenizer.json there")
-        try:
-            raw = RawTokenizer.from_file(os.fspath(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a tokenizer.json of the tokenizers library: {error}") from None
-        raw.no_truncation()
-        raw.no_padding()
-        return cls(raw)
+        return cls(read_tokenizer(source, revision))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """A byte-level BPE tokenizer: every text can be encoded, and decoding gives it back exactly.
 
+        No token has more than 256 bytes, so that a text without spaces is trained on as quickly as any other.
+
         **Arguments:**
 
         - `texts`: the training text.
-        - `vocab_size`: at least 256, the bytes themselves; fewer ids are made when the text has too few pairs.
-        """
-        from tokenizers import Tokenizer as RawTokenizer, decoders, models, pre_tokenizers, trainers
+        - `vocab_size`: at least 256, the bytes themselves, and at most 1,000,000; fewer ids are made when the text has
+            too few pairs.
 
-        if vocab_size < 256:
-            raise ValueError(f"`vocab_size` must be at least 256 (the bytes themselves), got {vocab_size}.")
-        raw = RawTokenizer(models.BPE())
-        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        raw.decoder = decoders.ByteLevel()
+        **Raises:** `ValueError` for another size, and for what is not text.
+        """
+        from tokenizers import Regex, Tokenizer as RawTokenizer, decoders, models, pre_tokenizers, trainers
+
+        if not 256 <= vocab_size <= _LARGEST_VOCABULARY:
+            raise ValueError(
+                f"`vocab_size` must be at least 256 (the bytes themselves) and at most {_LARGEST_VOCABULARY:,}, got "
+                f"{str(vocab_size)[:50]}."
+            )
+        raw, words = RawTokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        # A pair costs as much as the word that it stands in is long.
+        short = pre_tokenizers.Split(Regex(".{1,256}"), "isolated")
+        raw.pre_tokenizer = pre_tokenizers.Sequence([words, short])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
-        raw.train_from_iterator(texts, trainer)
+        with library_errors("no tokenizer can be trained on these texts"):
+            raw.train_from_iterator(texts, trainer)
+        raw.pre_tokenizer, raw.decoder = words, decoders.ByteLevel()
         return cls(raw)
 
     @property
@@ -68,13 +89,34 @@ class Tokenizer:
         """Number of ids."""
         return self._raw.get_vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens but those that the text itself spells out."""
-        return self._raw.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The ids of a text.
+
+        **Arguments:**
+
+        - `text`: any text.
+        - `special`: whether the special tokens that the tokenizer puts around a text, such as a beginning of text, are
+            there too. Those that the text itself spells out always are.
+
+        **Raises:** `ValueError` when it cannot be encoded.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"`text` must be a string, got {type(text).__name__}.")
+        if half := _SURROGATE.search(text):
+            raise ValueError(f"`text` is not Unicode text: half a character (a surrogate) stands at {half.start()}.")
+        with library_errors("the tokenizer cannot encode this text"):
+            return self._raw.encode(text, add_special_tokens=special).ids
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return self._raw.decode([int(token) for token in tokens])
+        """The text of ids, special tokens left out, and ids that the tokenizer does not have.
+
+        **Raises:** `ValueError` for what are no ids.
+        """
+        return self._decode(_checked(tokens))
+
+    def _decode(self, ids: list[int], *, special: bool = False) -> str:
+        with library_errors("the tokenizer cannot decode these ids"):
+            return self._raw.decode(ids, skip_special_tokens=not special)
 
     def decode_stream(self, tokens: Iterable[int], *, after: Iterable[int] = ()) -> Iterator[str]:
         """The text of ids as they come, in pieces that never split a character.
@@ -89,37 +131,88 @@ class Tokenizer:
         - `after`: ids before the first of them, such as a prompt's: some decoders drop the space that a text begins
             with.
         """
-        window = [int(token) for token in after]
-        shown = self.decode(window)
+        window = _checked(after)
+        shown = self._decode(window)
         begin = len(window)  # of the window's tokens that are not shown
         for token in tokens:
-            window.append(int(token))
-            text = self.decode(window)
+            window += _checked([token])
+            text = self._decode(window)
             # A replacement at the end may be the first bytes of a character whose last are still to come.
             if len(text) > len(shown) and not text.endswith(_REPLACEMENT):
                 yield text[len(shown) :]
                 window = window[begin:]
-                shown, begin = self.decode(window), len(window)
-        rest = self.decode(window)[len(shown) :]
+                shown, begin = self._decode(window), len(window)
+        rest = self._decode(window)[len(shown) :]
         if rest:
             yield rest
 
     def byte_length(self, token: int) -> int:
-        """Bytes of UTF-8 that one id stands for, also where these are only a part of a character."""
-        text = self._raw.decode([token], skip_special_tokens=False)
-        if _REPLACEMENT not in text:
-            return len(text.encode())
-        piece = self._raw.id_to_token(token) or ""
-        # One byte is one letter of a byte-level vocabulary, or one entry such as `<0xE2>` of the others.
-        return 1 if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece) else len(piece)
+        """Bytes of UTF-8 that one id stands for, also where these are only a part of a character.
+
+        It is the length that the id has within a text. Where a tokenizer writes spaces into its words (`▁the`), the
+        space counts, although the first word of a text may stand for none; the lengths of all ids of a text add up to
+        its own, and this one.
+        """
+        (id,) = _checked([token])
+        piece = self._raw.id_to_token(id) or ""
+        text = self._decode([id], special=True)
+        if _REPLACEMENT in text and _REPLACEMENT not in piece:
+            # One byte is one letter of a byte-level vocabulary, or one entry such as `<0xE2>` of the others.
+            return 1 if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece) else len(piece)
+        before = self._before or [id]
+        return len(self._decode([*before, id], special=True).encode()) - len(
+            self._decode(before, special=True).encode()
+        )
+
+    @functools.cached_property
+    def _before(self) -> list[int]:
+        """Ids of a text, after which decoders write others as they do within a text; none if it cannot be encoded."""
+        try:
+            return self.encode("a", special=False)
+        except ValueError:
+            return []
 
     def token_id(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary, such as `<|endoftext|>`; `None` if there is none."""
-        return self._raw.token_to_id(token)
+        with library_errors("`token` must be a string of Unicode text"):
+            return self._raw.token_to_id(token)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `tokenizer.json`."""
-        self._raw.save(os.fspath(path))
+        """Write what `from_file` reads: a `tokenizer.json`, or a SentencePiece model as it was.
+
+        **Arguments:**
+
+        - `path`: a file, replaced when it is written in full, or a folder that exists.
+
+        **Raises:** `OSError` when it cannot be written, `ValueError` when a SentencePiece model is to be a `.json`.
+        """
+        with library_errors("the tokenizer cannot be written"):
+            files = contents(self._raw)
+        path = Path(path)
+        if path.is_dir():
+            files = {path / name: content for name, content in files.items()}
+        else:
+            name, content = next(iter(files.items()))
+            if name.endswith(".model") and ".model" not in path.name:
+                raise ValueError(f"{path} would hold a SentencePiece model: name it {name}, or name a folder.")
+            files = {path: content}
+        for file, content in files.items():
+            with replacing(file) as temporary:
+                temporary.write_bytes(content)
+
+
+def _checked(tokens: Iterable[int]) -> list[int]:
+    """Ids as Python's integers.
+
+    **Raises:** `ValueError` for what are no ids.
+    """
+    try:
+        ids = [operator.index(token) for token in tokens]
+    except TypeError:
+        raise ValueError("`tokens` must be token ids: integers, such as a row of `generate`'s tokens.") from None
+    if ids and not 0 <= min(ids) <= max(ids) < 2**32:
+        raise ValueError(f"`tokens` must be token ids from 0 to 2**32 - 1, got ids from {min(ids)} to {max(ids)}.")
+    return ids
 
 
 def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:

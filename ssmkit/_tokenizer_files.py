@@ -1,0 +1,130 @@
+"""The files that tokenizers come in, and where they lie."""
+
+import importlib.util
+import json
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._sentencepiece import SentencePiece
+from ._tokenizer_json import library_errors, parse
+
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RawTokenizer
+
+    from .checkpoint import Place
+
+_JSON, _MODEL, _SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+_MISTRAL = ("tokenizer.model.v7", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
+
+TOKENIZERS = (_JSON, _MODEL, *_MISTRAL)
+"""The files that can be read, the preferred first."""
+
+COMPANIONS = (
+    *TOKENIZERS,
+    *(_SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tekken.json"),
+    *("generation_config.json", "chat_template.jinja", "chat_template.json"),
+)
+"""What lies beside a model's weights and configuration and goes where these go."""
+
+_LARGEST = 256 << 20  # bytes; the largest vocabularies take some 40 MB
+_LARGEST_SETTINGS = 16 << 20
+
+
+def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> "RawTokenizer | SentencePiece":
+    """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` says."""
+    path = _find(source, revision)
+    content = _read_regular(path, _LARGEST)
+    if ".model" not in path.name:
+        return parse(content, str(path))
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"{path} is a SentencePiece model, which needs sentencepiece: pip install 'ssmkit[sentencepiece]'"
+        )
+    begin, end = _added_ends(path)
+    with library_errors(f"{path} is not a SentencePiece model"):
+        return SentencePiece(content, begin=begin, end=end)
+
+
+def contents(raw: "RawTokenizer | SentencePiece") -> dict[str, bytes]:
+    """The names and contents of the files that `read_tokenizer` reads as `raw`, the tokenizer itself first."""
+    if isinstance(raw, SentencePiece):
+        settings = {"add_bos_token": raw.adds_begin, "add_eos_token": raw.adds_end}
+        return {_MODEL: raw.content, _SETTINGS: json.dumps(settings, indent=2).encode()}
+    return {_JSON: raw.to_str(pretty=True).encode()}
+
+
+def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
+    """The file to read, fetched if need be.
+
+    **Raises:** `FileNotFoundError` when there is none, `CheckpointError` when the hub cannot be asked.
+    """
+    place = _locate(source, revision)
+    if place.path is not None and not place.path.is_dir():
+        return place.path
+    folder = place.fetch((*TOKENIZERS, _SETTINGS))
+    for name in TOKENIZERS:
+        if (folder / name).exists():
+            return folder / name
+    where = place.repo_id or folder
+    raise FileNotFoundError(
+        f"no tokenizer at {where}: put the model's {_JSON} or {_MODEL} there, or name another place"
+    )
+
+
+def _locate(source: str | os.PathLike[str], revision: str | None) -> "Place":
+    """Where a tokenizer lies. A file that exists is taken for one, whatever it is; reading will tell."""
+    from .checkpoint import CheckpointError, Place, locate
+
+    if not isinstance(source, str | os.PathLike) or revision is not None:
+        return locate(source, revision)
+    path = Path(os.fsdecode(source))
+    if os.path.exists(path):
+        return Place(path)
+    problem = f"no tokenizer at {str(path)[:200]}: name a {_JSON}, its folder, or a model on the Hugging Face hub"
+    if path.name in TOKENIZERS:
+        raise FileNotFoundError(problem)
+    try:
+        return locate(source)
+    except CheckpointError:
+        raise FileNotFoundError(problem) from None
+
+
+def _read_regular(path: Path, largest: int) -> bytes:
+    """The content of a regular file of a limited size: a pipe or a device may never end.
+
+    **Raises:** `ValueError` when it is another kind of file or too large, `OSError` when it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    if status.st_size > largest:
+        raise ValueError(f"{path} has {status.st_size:,} bytes, more than the {largest:,} that such a file may have")
+    return path.read_bytes()
+
+
+def _added_ends(path: Path) -> tuple[bool, bool]:
+    """Whether a SentencePiece model's beginning and end of a text are added: the model itself does not say.
+
+    The settings beside it do, as in HF transformers: neither, unless they ask for it. Mistral's models with a version
+    in their name have the beginning (`mistral_common` encodes prompts so).
+
+    **Raises:** `ValueError` when the settings cannot be understood.
+    """
+    file = path.with_name(_SETTINGS)
+    found = {"add_bos_token": path.name in _MISTRAL, "add_eos_token": False}
+    if file.exists():
+        try:
+            settings = json.loads(_read_regular(file, _LARGEST_SETTINGS))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} must be a JSON object, got {type(settings).__name__}")
+        for key in found:
+            value = settings.get(key)
+            if not isinstance(value, bool | None):
+                raise ValueError(f"`{key}` of {file} must be true or false, got {str(value)[:50]!r}")
+            found[key] = found[key] if value is None else value
+    return found["add_bos_token"], found["add_eos_token"]

@@ -1,0 +1,100 @@
+"""`tokenizer.json`: read with the `tokenizers` library, whose every failure becomes one error."""
+
+import base64
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RawTokenizer
+
+# The steps between a text and its ids, and back, may make a text longer, each by a factor. What tokenizers have is far
+# below this; sixty replacements of `a` by `aa`, a few kilobytes, would fill any memory.
+_LARGEST_GROWTH = 10_000.0
+_PROBE = "To be, or not to be: 1 + 2\n\té\N{PILE OF POO}"
+
+
+@contextlib.contextmanager
+def library_errors(failure: str) -> Iterator[None]:
+    """Turn whatever a tokenizer's library raises into one `ValueError`.
+
+    The library raises bare `Exception`. Where its Rust code panics, it raises a class that is no `Exception`, which
+    Python cannot import, and which has written lines of its own on standard error by then.
+
+    **Arguments:**
+
+    - `failure`: what could not be done.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{failure}: {reason[:300]}") from None
+
+
+def parse(content: bytes, name: str) -> "RawTokenizer":
+    """Read a `tokenizer.json`. Truncation and padding that it asks for are left out.
+
+    **Arguments:**
+
+    - `content`: of the file.
+    - `name`: of the file, for messages.
+
+    **Raises:** `ValueError` when it cannot be understood, breaks on any text, or makes texts longer without bound.
+    """
+    from tokenizers import Tokenizer as RawTokenizer
+
+    with library_errors(f"{name} is not a tokenizer.json of the tokenizers library"):
+        raw = RawTokenizer.from_buffer(content)
+        raw.no_truncation()
+        raw.no_padding()
+        steps = (raw.normalizer, raw.pre_tokenizer, raw.post_processor)
+        growth = max(math.prod(map(_growth, map(_description, steps))), _growth(_description(raw.decoder)))
+    if growth > _LARGEST_GROWTH:
+        raise ValueError(
+            f"{name} can make a text {growth:.3g} times as long: no tokenizer needs that, so it is refused"
+        )
+    # A panic is an error of the file. That a text cannot be encoded may be meant so, by a vocabulary of few words.
+    with library_errors(f"{name} breaks on an ordinary text"), contextlib.suppress(Exception):
+        raw.decode(raw.encode(_PROBE).ids)
+    return raw
+
+
+def _description(step: Any) -> dict[str, Any]:
+    """What the file says about one step."""
+    return {} if step is None else json.loads(step.__getstate__())
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """How many times longer a step can make a text, at most and roughly."""
+    match step:
+        case {"normalizers": parts} | {"pretokenizers": parts} | {"decoders": parts} | {"processors": parts}:
+            return math.prod(map(_growth, parts))
+        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)} if pattern:
+            return max(1.0, len(content) / len(pattern))
+        case {"type": "Replace" | "Prepend"}:  # a regular expression may match nothing at all
+            return 1.0 + len(step.get("content", step.get("prepend", "")))
+        case {"type": "Precompiled", "precompiled_charsmap": str(charsmap)}:
+            return max(1.0, _longest_replacement(base64.b64decode(charsmap)))
+        case {"type": "ByteLevel"}:  # the bytes of a character become characters
+            return 4.0
+        case {"type": "Metaspace" | "BertNormalizer"}:  # a character more for every character
+            return 2.0
+        case {"type": "TemplateProcessing", "single": list(parts)}:
+            return max(1.0, sum("Sequence" in part for part in parts))
+    return 1.0
+
+
+def _longest_replacement(charsmap: bytes) -> int:
+    """The longest text, in bytes, that a normalisation of sentencepiece puts in place of a character.
+
+    It holds the size of a trie in four bytes, the trie, and the texts, each ended by a zero byte
+    (`src/normalizer.cc` of google/sentencepiece).
+    """
+    start = 4 + int.from_bytes(charsmap[:4], "little")
+    return max(map(len, charsmap[start:].split(b"\0")))
