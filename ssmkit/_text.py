@@ -139,9 +139,12 @@ class Tokenizer:
             text = self._decode(window)
             # A replacement at the end may be the first bytes of a character whose last are still to come.
             if len(text) > len(shown) and not text.endswith(_REPLACEMENT):
-                yield text[len(shown) :]
-                window = window[begin:]
-                shown, begin = self._decode(window), len(window)
+                piece = text[len(shown) :]
+                yield piece
+                # Its tokens are enough to go on from, unless they are spaces that vanish where they begin a text.
+                alone = self._decode(window[begin:])
+                window, shown = (window[begin:], alone) if alone.strip() or alone == piece else (window, text)
+                begin = len(window)
         rest = self._decode(window)[len(shown) :]
         if rest:
             yield rest

@@ -29,6 +29,7 @@ COMPANIONS = (
 )
 """What lies beside a model's weights and configuration and goes where these go."""
 
+_LARGEST_ID = 10_000_000
 _LARGEST = 256 << 20  # bytes; the largest vocabularies take some 40 MB
 _LARGEST_SETTINGS = 16 << 20
 
@@ -53,6 +54,9 @@ def contents(raw: "RawTokenizer | SentencePiece") -> dict[str, bytes]:
     if isinstance(raw, SentencePiece):
         settings = {"add_bos_token": raw.adds_begin, "add_eos_token": raw.adds_end}
         return {_MODEL: raw.content, _SETTINGS: json.dumps(settings, indent=2).encode()}
+    largest = max(raw.get_vocab().values(), default=0)
+    if largest > _LARGEST_ID:  # the library counts up to it
+        raise ValueError(f"a vocabulary with an id of {largest}; {_LARGEST_ID} is the largest")
     return {_JSON: raw.to_str(pretty=True).encode()}
 
 

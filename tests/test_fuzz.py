@@ -2,17 +2,23 @@
 
 import fuzz_caches
 import fuzz_checkpoints
+import fuzz_tokenizers
 import pytest
 from fuzz import Kind, fuzz
 
 
 # A module per kind of user: each has a list `KINDS`.
 KINDS = [kind for kind in fuzz_checkpoints.KINDS if kind.name in ("safetensors", "torch")] + fuzz_caches.KINDS
+ALL_KINDS = [*KINDS, *fuzz_tokenizers.KINDS]
+KINDS += [kind for kind in fuzz_tokenizers.KINDS if kind.name in ("with_begin", "bpe as Llama's", "tokenizer settings")]
 
-each_kind = pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in KINDS])
+
+def each_kind(kinds: list[Kind]):
+    """Parametrize `kind` with readable ids."""
+    return pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.name) for kind in kinds])
 
 
-@each_kind
+@each_kind(KINDS)
 def test_damaged_files_give_documented_errors(kind: Kind, tmp_path):
     (tmp_path / "files").mkdir()
     report = fuzz(kind, tmp_path / "files", 100)
@@ -21,10 +27,10 @@ def test_damaged_files_give_documented_errors(kind: Kind, tmp_path):
 
 
 @pytest.mark.slow
-@each_kind
+@each_kind(ALL_KINDS)
 def test_many_damaged_files_give_documented_errors(kind: Kind, tmp_path):
     """Run by hand, with `-m slow -s`: the figures are printed."""
     (tmp_path / "files").mkdir()
-    report = fuzz(kind, tmp_path / "files", 20_000 // len(KINDS) + 1, seed=1)
+    report = fuzz(kind, tmp_path / "files", 20_000 // len(ALL_KINDS) + 1, seed=1)
     print(f"\n{kind.name}: {report}")
     assert not report.failures

@@ -1,36 +1,31 @@
 """Text to tokens and back."""
 
-import pytest
-from hypothesis import given, settings, strategies as st
-from tokenizers import Tokenizer as RawTokenizer, decoders, models, pre_tokenizers
+import json
 
+import numpy as np
+import pytest
+import tokenizer_kinds
+from hypothesis import given, settings, strategies as st
+from tokenizer_kinds import CORPUS
+from tokenizers import (
+    Regex,
+    Tokenizer as RawTokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from ssmkit import _config
 from ssmkit._text import Tokenizer, read_text, until
 
 
-CORPUS = "To be, or not to be: that is the question.\nÊtre ou ne pas être ça\n日本語 😀😃 naïve\n" * 20
+CHECKED = _config.typecheck_requested()  # beartype is first then
 PROMPT = "naïve 😀 text"
-
-
-def byte_level() -> Tokenizer:
-    tokenizer = Tokenizer.train(CORPUS.splitlines(keepends=True), 400)
-    tokenizer._raw.add_special_tokens(["<|endoftext|>"])
-    return tokenizer
-
-
-def byte_fallback() -> Tokenizer:
-    """As the tokenizers converted from sentencepiece: a space is `▁`, and decoding drops the one at the beginning."""
-    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghij", "▁a"]
-    raw = RawTokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a")], unk_token="<unk>", byte_fallback=True)
-    )
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    raw.decoder = decoders.Sequence(steps)
-    return Tokenizer(raw)
-
-
-BYTE_LEVEL = byte_level()
-BYTE_FALLBACK = byte_fallback()
+BYTE_LEVEL = Tokenizer(tokenizer_kinds.byte_level())
+BYTE_FALLBACK = Tokenizer(tokenizer_kinds.byte_fallback())
 
 
 @given(st.text())
@@ -85,15 +80,25 @@ def test_a_space_after_the_prompt_survives():
     assert list(BYTE_FALLBACK.decode_stream(tokens, after=after)) == [" a"]
 
 
-@given(st.text(min_size=1))
-@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["byte level", "byte fallback"])
-def test_bytes_of_tokens_add_up(tokenizer, text):
-    if tokenizer is BYTE_FALLBACK:
-        text = "b" + text.replace(" ", "").replace("▁", "")  # what its decoder does not change, in pieces either
-        tokens = tokenizer.encode(text)[1:]
-    else:
-        tokens = tokenizer.encode(text)
-    assert sum(map(tokenizer.byte_length, tokens)) == len(text.encode())
+@given(st.text("ab ▁é😀\n"))
+def test_bytes_of_tokens_add_up(text):
+    """To the text's own; with the space that some tokenizers put before the first word."""
+    assert sum(map(BYTE_LEVEL.byte_length, BYTE_LEVEL.encode(text))) == len(text.encode())
+    text = text.replace("▁", "")  # a space to this tokenizer
+    added = bool(text) and not text.startswith(" ")
+    assert sum(map(BYTE_FALLBACK.byte_length, BYTE_FALLBACK.encode(text))) == len(text.encode()) + added
+
+
+@pytest.mark.parametrize("name", ["unigram", "word_piece", "word_level"])
+def test_bytes_of_words_have_their_spaces(name):
+    tokenizer = Tokenizer(tokenizer_kinds.RAW[name]())
+    text = "To be or not to be" if name != "word_level" else "to be or not to be"
+    tokens = tokenizer.encode(text, special=False)
+    lengths = list(map(tokenizer.byte_length, tokens))
+    assert sum(lengths) == len(" " + text)
+    assert len(tokens) > 5 and tokenizer.decode(tokens) == text
+    for end in range(1, len(tokens)):
+        assert sum(lengths[:end]) == len(" " + tokenizer.decode(tokens[:end]))
 
 
 @given(st.lists(st.text("abc", max_size=4)), st.lists(st.text("abc", min_size=1, max_size=5), max_size=3))
@@ -126,29 +131,116 @@ def test_special_tokens_are_left_out():
     assert BYTE_LEVEL.byte_length(end) == len("<|endoftext|>")
 
 
-def test_files(tmp_path):
+# Special tokens
+
+
+def test_special_tokens_of_the_post_processor_are_there():
+    """Unless they are not wanted; those that a text spells out always are."""
+    for name, begin, end in (("with_begin", [1], []), ("word_piece", [1], [2]), ("unigram", [], [1])):
+        raw = tokenizer_kinds.RAW[name]()
+        tokenizer, bare = Tokenizer(raw), raw.encode("a be", add_special_tokens=False).ids
+        assert tokenizer.encode("a be") == [*begin, *bare, *end]
+        assert tokenizer.encode("a be", special=False) == bare
+        assert tokenizer.decode(tokenizer.encode("a be")) == tokenizer.decode(bare)
+    assert Tokenizer(tokenizer_kinds.with_begin()).encode("<s>a", special=False)[0] == 1
+    assert BYTE_LEVEL.encode("a be") == BYTE_LEVEL.encode("a be", special=False)
+
+
+# Mistakes
+
+
+def test_what_is_no_text():
+    for text, problem in ((b"a", "`text` must be a string"), ("a\ud800", "stands at 1"), (None, "must be a string")):
+        with pytest.raises((ValueError, TypeError), match=problem if not CHECKED else None):
+            BYTE_LEVEL.encode(text)
+    assert BYTE_LEVEL.decode(BYTE_LEVEL.encode("a\0b")) == "a\0b"
+
+
+@pytest.mark.parametrize("tokens", [[-1], [2**32], [10**30], [1.5], ["a"], [None], np.array([0.5])])
+def test_what_are_no_ids(tokens):
+    for call in (
+        BYTE_LEVEL.decode,
+        lambda ids: list(BYTE_LEVEL.decode_stream(ids)),
+        lambda ids: BYTE_LEVEL.byte_length(ids[0]),
+    ):
+        with pytest.raises((ValueError, TypeError), match=None if CHECKED else "`tokens` must be token ids"):
+            call(tokens)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_no_text():
+    """A model's vocabulary may be padded."""
+    assert BYTE_LEVEL.decode([*BYTE_LEVEL.encode("a"), BYTE_LEVEL.vocab_size, 2**32 - 1]) == "a"
+    assert BYTE_LEVEL.byte_length(2**32 - 1) == 0
+
+
+def many(step: object, steps: str, count: int = 60) -> dict:
+    """The same step many times over."""
+    return {"type": "Sequence", steps: count * [json.loads(step.__getstate__())]}
+
+
+UNKNOWN = {"type": "WordLevel", "vocab": {"h": 0}, "unk_token": "<unk>"}
+LONG_PREFIX = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "###"}
+BROKEN = {
+    "unknown words": {"model": UNKNOWN},
+    "panic while reading": {"model": LONG_PREFIX},
+    "panic with any text": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "depth": {"normalizer": json.loads('{"type":"Sequence","normalizers":[' * 150 + "]}" * 150)},
+    "growth": {"normalizer": many(normalizers.Replace("e", "ee"), "normalizers")},
+    "growth of a pattern": {"normalizer": many(normalizers.Replace(Regex("x*"), "yy"), "normalizers")},
+    "growth at the beginning": {"normalizer": many(normalizers.Prepend("aa"), "normalizers")},
+    "growth of bytes": {"pre_tokenizer": many(pre_tokenizers.ByteLevel(), "pretokenizers")},
+    "growth by templates": {"post_processor": many(processors.TemplateProcessing(single="$A $A"), "processors")},
+    "growth by decoding": {"decoder": many(decoders.Replace("?", "??"), "decoders")},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_tokenizer_is_one_error(name, tmp_path, capfd):
+    """Also where its library panics, with an exception that is no `Exception`, or would fill the memory."""
+    words = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"}}
     path = tmp_path / "tokenizer.json"
-    BYTE_LEVEL.save(path)
-    for source in (path, tmp_path):
-        assert Tokenizer.from_file(source).encode(PROMPT) == BYTE_LEVEL.encode(PROMPT)
+    path.write_text(json.dumps(words | BROKEN[name]))
+    with pytest.raises(ValueError) as error:
+        Tokenizer.from_file(path).encode("hello")
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+    assert name == "unknown words" or str(path) in str(error.value)
 
 
-def test_truncation_and_padding_of_a_file_are_left_out(tmp_path):
-    raw = RawTokenizer.from_str(BYTE_LEVEL._raw.to_str())
-    raw.enable_truncation(2)
-    raw.enable_padding(length=50)
-    raw.save(str(tmp_path / "tokenizer.json"))
-    assert Tokenizer.from_file(tmp_path).encode(PROMPT) == BYTE_LEVEL.encode(PROMPT)
+def test_interrupts_pass():
+    def texts():
+        yield "a"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.train(texts(), 300)
 
 
-def test_bad_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer at"):
-        Tokenizer.from_file(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="not a tokenizer.json"):
-        Tokenizer.from_file(tmp_path)
-    with pytest.raises(ValueError, match="at least 256"):
-        Tokenizer.train([CORPUS], 255)
+# Training
+
+
+def test_a_text_without_spaces_is_trained_on_in_pieces():
+    """The trainer would take 38 s for this one, whose first pair occurs 300,000 times in a single word."""
+    tokenizer = Tokenizer.train(["a" * 300_000, "to be or not to be"], 400)
+    assert tokenizer.vocab_size < 300  # 2, 4, ... 256 letters and the words
+    assert max(map(tokenizer.byte_length, range(tokenizer.vocab_size))) == 256
+    assert len(tokenizer.encode("a" * 300_000)) < 300_000 / 250
+    assert json.loads(tokenizer._raw.to_str())["pre_tokenizer"]["type"] == "ByteLevel"
+
+
+def test_words_are_trained_on_as_ever():
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    raw.train_from_iterator(CORPUS.splitlines(keepends=True), trainer)
+    assert Tokenizer.train(CORPUS.splitlines(keepends=True), 400)._raw.get_vocab() == raw.get_vocab()
+
+
+@pytest.mark.parametrize("size", [255, 0, -1, 2**70, 1_000_001])
+def test_sizes_of_vocabularies(size):
+    with pytest.raises(ValueError, match="at least 256 .* and at most 1,000,000, got"):
+        Tokenizer.train([CORPUS], size)
 
 
 def test_read_text(tmp_path):

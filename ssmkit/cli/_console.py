@@ -3,7 +3,9 @@
 import contextlib
 import json
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -27,6 +29,34 @@ def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
     return value
+
+
+@contextlib.contextmanager
+def without_panics() -> Iterator[None]:
+    """Keep libraries that panic beneath Python from writing on standard error, when an error follows that says it all.
+
+    What they write while the block runs is shown after it; not if it ends in a `ValueError`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            shown = os.dup(2)
+            stack.callback(os.close, shown)
+            held = stack.enter_context(tempfile.TemporaryFile())
+            os.dup2(held.fileno(), 2)
+        except OSError:  # no standard error, or nowhere to hold it
+            yield
+            return
+        told = False
+        try:
+            yield
+        except ValueError:
+            told = True
+            raise
+        finally:
+            os.dup2(shown, 2)
+            held.seek(0)
+            if not told:
+                os.write(2, held.read())
 
 
 class Update(Protocol):

@@ -6,11 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ._models import beside, load_model
+from ._models import companions, load_model
 from ._options import DType
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def convert(
@@ -22,7 +19,7 @@ def convert(
 ) -> None:
     """Write a checkpoint in another format.
 
-    Or in another dtype. Its tokenizer comes along.
+    Or in another dtype. Its tokenizer, its chat template and its settings for generation come along.
     """
     from ..checkpoint import save_pretrained
 
@@ -32,8 +29,7 @@ def convert(
         raise ValueError(f"{target} is not empty: pass --force to write into it all the same")
     model = load_model(source, dtype)
     save_pretrained(model, target, format=format)
-    for name in _TOKENIZER_FILES:
-        path = beside(source, name)
-        if path is not None and path.resolve() != (target / name).resolve():
-            shutil.copyfile(path, target / name)
+    for path in companions(source):
+        if path.resolve() != (target / path.name).resolve():
+            shutil.copyfile(path, target / path.name)
     print(f"{target}: {format} format, {sum(path.stat().st_size for path in target.iterdir()):,} bytes")

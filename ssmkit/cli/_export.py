@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._convert import _TOKENIZER_FILES
-from ._models import beside, load_model
+from ._models import companions, load_model
 from ._options import DType, ModelOption
 
 
@@ -41,8 +40,7 @@ def export(
     from ..export import save_exported
 
     loaded = load_model(model, dtype)
-    source = default_model_path() if model is None else model
-    files = filter(None, (beside(source, name) for name in _TOKENIZER_FILES))
+    files = companions(default_model_path() if model is None else model)
     platforms = [str(name) for name in platform] if platform else None
     save_exported(loaded, target, platforms=platforms, weights=weights, beside=files)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._console import aligned
-from ._models import enable_compilation_cache, load_model, load_tokenizer
-from ._options import DType, DTypeOption, ModelOption, QuantizeOption, TokenizerOption
+from ._models import enable_compilation_cache, encode, load_model, load_tokenizer
+from ._options import DType, DTypeOption, ModelOption, NoSpecialTokensOption, QuantizeOption, TokenizerOption
 from ._streams import read_input, tell
 
 
@@ -52,6 +52,7 @@ def generate(
         ),
     ] = None,
     tokenizer: TokenizerOption = None,
+    no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = DType.float32,
     quantize: QuantizeOption = None,
 ) -> None:
@@ -69,7 +70,7 @@ def generate(
     from .. import stream
     from .._text import until
 
-    prompt_tokens = words.encode(text)
+    prompt_tokens = encode(words, text, special=not no_special_tokens)
     stop_texts = _stop_texts(stop or [])
     stops = _stop_tokens(words, stop_texts, loaded.stop_tokens)
     seed = random.randrange(2**32) if seed is None else seed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._default_model import default_model_path
+from ._console import without_panics
 
 
 if TYPE_CHECKING:
@@ -58,30 +59,46 @@ def load_model(source: str | None, dtype: str | None, quantize: str | None = Non
     return from_pretrained(default_model_path() if source is None else source, dtype=dtype, quantize=quantize)
 
 
-def load_tokenizer(source: str | None, tokenizer: Path | None) -> "Tokenizer":
+def load_tokenizer(source: str | None, tokenizer: str | None) -> "Tokenizer":
     """The tokenizer of `--tokenizer`, or the one beside the model.
 
     **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be read.
     """
     from .._text import Tokenizer
+    from ..checkpoint import locate
 
-    if tokenizer is None:
-        tokenizer = beside(default_model_path() if source is None else source, "tokenizer.json")
-    if tokenizer is None:
-        raise FileNotFoundError(f"no tokenizer.json beside `{source}`: put it there, or pass --tokenizer FILE")
-    return Tokenizer.from_file(tokenizer)
+    with without_panics():
+        if tokenizer is not None:
+            return Tokenizer.from_file(tokenizer)
+        place = locate(default_model_path() if source is None else source)
+        try:
+            return Tokenizer.from_file(place.repo_id or place.fetch(()))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no tokenizer.json beside `{source}`: put it there, or pass --tokenizer DIR, FILE or ID"
+            ) from None
 
 
-def beside(source: str | os.PathLike[str], name: str) -> Path | None:
-    """The file called `name` that belongs to a checkpoint, fetched if need be; `None` if there is none.
+def encode(tokenizer: "Tokenizer", text: str, *, special: bool = True) -> list[int]:
+    """The ids of a text.
+
+    **Raises:** `ValueError` when it cannot be encoded.
+    """
+    with without_panics():
+        return tokenizer.encode(text, special=special)
+
+
+def companions(source: str | os.PathLike[str]) -> list[Path]:
+    """The files beside a checkpoint that go where it goes, such as its tokenizer's, fetched if need be.
 
     **Arguments:**
 
     - `source`: of a model that was loaded: a folder, a file or a hub id.
-    - `name`: of the file.
 
     **Raises:** `ValueError` when the hub cannot be asked.
     """
+    from .._tokenizer_files import COMPANIONS
     from ..checkpoint import locate
 
-    return locate(source).file(name)
+    folder = locate(source).fetch(COMPANIONS)
+    return [folder / name for name in COMPANIONS if (folder / name).is_file()]

@@ -1,7 +1,6 @@
 """Options that several commands have."""
 
 import enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,8 +32,15 @@ ModelOption = Annotated[
     ),
 ]
 TokenizerOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A tokenizer.json, or its folder.", show_default="the model's own"),
+    str | None,
+    typer.Option(
+        metavar="DIR|FILE|ID",
+        help="A tokenizer.json or tokenizer.model, its folder, or an id on the Hugging Face hub.",
+        show_default="the model's own",
+    ),
+]
+NoSpecialTokensOption = Annotated[
+    bool, typer.Option("--no-special-tokens", help="Leave out what the tokenizer puts around a text, such as a BOS.")
 ]
 DTypeOption = Annotated[DType, typer.Option(help="Of the weights; norms and decay rates stay float32.")]
 QuantizeOption = Annotated[

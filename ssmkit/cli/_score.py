@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ._console import aligned, print_json, progress_bar
-from ._models import load_model, load_tokenizer
-from ._options import DType, DTypeOption, JSONOption, ModelOption, QuantizeOption, TokenizerOption
+from ._models import encode, load_model, load_tokenizer
+from ._options import (
+    DType,
+    DTypeOption,
+    JSONOption,
+    ModelOption,
+    NoSpecialTokensOption,
+    QuantizeOption,
+    TokenizerOption,
+)
 
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ def score(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A UTF-8 text.")],
     model: ModelOption = None,
     tokenizer: TokenizerOption = None,
+    no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = DType.float32,
     quantize: QuantizeOption = None,
     as_json: JSONOption = False,
@@ -38,14 +47,15 @@ def score(
     """Measure how well a model predicts a text.
 
     Nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off. The first
-    token is not predicted.
+    token is not predicted, unless the tokenizer puts one before every text.
     """
     from .._text import read_text
 
     text = read_text(file)
     if not text:
         raise ValueError(f"{file} is empty")
-    result = score_text(load_model(model, dtype, quantize), load_tokenizer(model, tokenizer), text)
+    loaded, words = load_model(model, dtype, quantize), load_tokenizer(model, tokenizer)
+    result = score_text(loaded, words, text, special=not no_special_tokens)
     if as_json:
         print_json(result._asdict())
         return
@@ -60,14 +70,18 @@ def score(
     print(aligned(pairs))
 
 
-def score_text(model: Any, tokenizer: "Tokenizer", text: str) -> TextScore:
+def score_text(model: Any, tokenizer: "Tokenizer", text: str, *, special: bool = True) -> TextScore:
     """Score a text, with a bar on standard error.
+
+    **Arguments:**
+
+    - `special`: whether the special tokens that the tokenizer puts around a text are there.
 
     **Raises:** as `ssmkit.score`.
     """
     from .._score import score as score_tokens
 
-    tokens = tokenizer.encode(text)
+    tokens = encode(tokenizer, text, special=special)
     if len(tokens) < 2:
         raise ValueError("a text of one token predicts nothing: at least 2 are needed")
     started = time.perf_counter()
@@ -78,7 +92,7 @@ def score_text(model: Any, tokenizer: "Tokenizer", text: str) -> TextScore:
             update(done, f"{done / (time.perf_counter() - started):.0f} tokens/s")
 
         result = score_tokens(model, tokens, progress=progress)
-    size = len(text.encode()) - tokenizer.byte_length(tokens[0])
+    size = len(text.encode()) - _first_length(tokenizer, text, tokens)
     return TextScore(
         nats_per_token=result.nats_per_token,
         perplexity=result.perplexity,
@@ -87,3 +101,14 @@ def score_text(model: Any, tokenizer: "Tokenizer", text: str) -> TextScore:
         bytes=size,
         tokens_per_second=result.tokens / (time.perf_counter() - started),
     )
+
+
+def _first_length(tokenizer: "Tokenizer", text: str, tokens: list[int]) -> int:
+    """Bytes of a text that the first of its tokens stands for: none if the tokenizer put it before the text."""
+    bare = tokenizer.encode(text, special=False)
+    if tokens[: len(bare)] != bare:
+        return 0
+    length, first = tokenizer.byte_length(tokens[0]), tokenizer.decode(tokens[:1])
+    # A word that begins a text may have a space of its own, which nobody wrote.
+    spaced = length == len(first.encode()) + 1 and text.startswith(first) and not text.startswith(" ")
+    return length - spaced

@@ -69,7 +69,7 @@ def train(
     except KeyboardInterrupt:
         print(f"interrupted: the same command continues from the last state kept in {out}", file=sys.stderr)
         raise
-    result = score_text(model, Tokenizer.from_file(out), read_text(valid))
+    result = score_text(model, Tokenizer.from_file(out), read_text(valid), special=False)
     print(f"{out}: {result.bits_per_byte:.4f} bits per byte on {valid}")
 
 

@@ -47,7 +47,7 @@ def train_files(
         tokenizer = Tokenizer.from_file(tokenizer_path)
     else:
         tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
-    tokens = {name: np.asarray(tokenizer.encode(text), np.int32) for name, text in texts.items()}
+    tokens = {name: np.asarray(tokenizer.encode(text, special=False), np.int32) for name, text in texts.items()}
     model = make_model(config, tokenizer.vocab_size)
     check_texts(config, **tokens)
 

@@ -1,0 +1,59 @@
+"""Kinds of files that tokenizers consist of, for the fuzzer."""
+
+import functools
+import json
+import pathlib
+
+import tokenizer_kinds
+from fuzz import Kind, flipped, json_damage
+
+from ssmkit._text import Tokenizer
+from ssmkit._tokenizer_files import contents
+
+
+TEXT = "To be, or not to be: Être ça <s> </s> [SEP] 12 \t\n日本語 ﬁ 😀 `` the  question\0"
+
+
+def _json(folder: pathlib.Path, name: str) -> pathlib.Path:
+    path = folder / "tokenizer.json"
+    path.write_bytes(tokenizer_kinds.RAW[name]().to_str().encode())
+    return path
+
+
+def _model(folder: pathlib.Path, name: str) -> pathlib.Path:
+    path = folder / "tokenizer.model"
+    model_type, settings = tokenizer_kinds.SENTENCEPIECE[name]
+    tokenizer_kinds.train_sentencepiece(path, model_type, **settings)
+    return path
+
+
+def _settings(folder: pathlib.Path) -> pathlib.Path:
+    _model(folder, "symbols")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"add_bos_token": True, "add_eos_token": None, "bos_token": {"content": "<s>"}}))
+    return path
+
+
+def _read(folder: pathlib.Path) -> None:
+    """All that is done with a tokenizer."""
+    tokenizer = Tokenizer.from_file(folder)
+    for text in (TEXT, "", "a" * 2000):
+        ids = tokenizer.encode(text)
+        tokenizer.encode(text, special=False)
+        tokenizer.decode(ids)
+        "".join(tokenizer.decode_stream(ids[:100]))
+        sum(map(tokenizer.byte_length, ids[:100]))
+    tokenizer.decode(range(min(tokenizer.vocab_size + 2, 1000)))
+    tokenizer.token_id("</s>")
+    contents(tokenizer._raw)
+
+
+def _kind(name: str, make, damage) -> Kind:
+    return Kind(name, functools.partial(make, name=name), _read, damage, (ValueError,))
+
+
+KINDS = [
+    *(_kind(name, _json, json_damage) for name in tokenizer_kinds.RAW),
+    *(_kind(name, _model, flipped) for name in tokenizer_kinds.SENTENCEPIECE),
+    Kind("tokenizer settings", _settings, _read, json_damage, (ValueError,)),
+]
