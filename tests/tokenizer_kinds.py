@@ -25,6 +25,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 def byte_level() -> RawTokenizer:
     raw = Tokenizer.train(CORPUS.splitlines(keepends=True), 400)._raw
+    assert isinstance(raw, RawTokenizer)
     raw.add_special_tokens(["<|endoftext|>"])
     return raw
 
