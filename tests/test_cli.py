@@ -16,6 +16,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from damage import full_disk
 
 import ssmkit
 from ssmkit._text import Tokenizer
@@ -273,6 +274,13 @@ def test_convert_there_and_back(run, checkpoint, tmp_path):
     assert code == 2 and "is not empty: pass --force" in err
     assert run("convert", checkpoint, back, "--dtype", "bfloat16", "--force")[0] == 0
     assert json.loads((back / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_convert_to_a_full_disk(run, checkpoint, tmp_path):
+    with full_disk(5000):
+        code, out, err = run("convert", checkpoint, tmp_path / "new")
+    assert_one_line(code, out, err, f"error: {tmp_path / 'new' / 'model.safetensors'}: File too large")
+    assert not os.listdir(tmp_path / "new")
 
 
 # train

@@ -4,13 +4,16 @@ import errno
 import os
 
 import equinox as eqx
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from damage import full_disk
 
+import ssmkit
 from ssmkit._files import replacing
 from ssmkit._text import Tokenizer
+from ssmkit.models import Mamba2, Mamba2Config
 
 
 def through_equinox(path):
@@ -64,3 +67,58 @@ def test_a_folder_that_may_not_be_written(tmp_path):
     finally:
         tmp_path.chmod(0o700)
     assert caught.value.filename == str(tmp_path / "file.bin")
+
+
+# Models.
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = Mamba2Config(vocab_size=260, hidden_size=8, num_hidden_layers=1, state_size=4, head_dim=4)
+    return Mamba2(config, key=jax.random.key(0))
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("format, name", [("hf", "model.safetensors"), ("state-spaces", "pytorch_model.bin")])
+@pytest.mark.parametrize("bytes_left", [100, 8000])  # for not even the configuration, for a part of the weights
+def test_saving_on_a_full_disk_loses_nothing(model, tmp_path, format, name, bytes_left):
+    ssmkit.save_pretrained(model, tmp_path, format=format)
+    before = contents(tmp_path)
+    other = eqx.tree_at(lambda m: m.embedding.weight, model, replace_fn=lambda x: x + 1)
+    with full_disk(bytes_left), pytest.raises(OSError) as caught:
+        ssmkit.save_pretrained(other, tmp_path, format=format)
+    assert caught.value.filename == str(tmp_path / (name if bytes_left > 1000 else "config.json"))
+    assert caught.value.strerror
+    assert contents(tmp_path) == before and len(os.listdir(tmp_path)) == 2
+
+
+def test_a_tokenizer_is_saved_with_its_model(model, tmp_path):
+    """Both or neither."""
+    tokenizer = Tokenizer.train(["a text"], 260)
+    ssmkit.save_pretrained(model, tmp_path / "both", tokenizer=tokenizer)
+    assert Tokenizer.from_file(tmp_path / "both").encode("a text") == tokenizer.encode("a text")
+    size = (tmp_path / "both" / "tokenizer.json").stat().st_size
+    longer = Tokenizer.train([" ".join(map(str, range(5000)))], 5000)
+    before = contents(tmp_path / "both")
+    with full_disk(max(size, 40_000)), pytest.raises(OSError) as caught:
+        ssmkit.save_pretrained(model, tmp_path / "both", tokenizer=longer)
+    assert caught.value.filename == str(tmp_path / "both" / "tokenizer.json")
+    assert contents(tmp_path / "both") == before
+
+
+def test_exporting_to_a_full_disk_leaves_what_was_there(model, tmp_path):
+    ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,))
+    before = contents(tmp_path)
+    with full_disk(1000), pytest.raises(OSError) as caught:
+        ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,))
+    assert caught.value.filename == str(tmp_path / "artefact") and caught.value.strerror
+    assert contents(tmp_path) == before and os.listdir(tmp_path) == ["artefact"]
+
+
+def test_a_companion_that_is_missing_is_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+        ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,), beside=[tmp_path / "nowhere.json"])
+    assert not os.listdir(tmp_path)

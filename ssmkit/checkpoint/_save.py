@@ -11,25 +11,32 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from .._files import writing
 from .._matrix import Int8Matrix
+from .._text import Tokenizer
 from ._dialect import Dialect, architectures
 from ._errors import CheckpointError
 from ._torch_pickle import write_torch_pickle
 
 
-def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: str = "hf") -> None:
+def save_pretrained(
+    model: Any, directory: str | os.PathLike[str], *, format: str = "hf", tokenizer: Tokenizer | None = None
+) -> None:
     """Write a model so that `from_pretrained` gives it back bit for bit, and other software can read it.
 
-    Both files are written in full beside their final places and then moved there, so that an interrupted save never
-    leaves half a file.
+    All files are written in full beside their final places and then moved there, so that an interrupted save never
+    leaves half a file, and one that fails leaves what was there before.
 
     **Arguments:**
 
     - `model`: of a registered architecture.
     - `directory`: made if it does not exist; files of the same names are replaced.
     - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`.
+    - `tokenizer`: of the model, to be written beside it. The command line, and `Tokenizer.from_file(directory)`, find
+        it there; without one, `--tokenizer` must name one.
 
-    **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model.
+    **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model;
+    `OSError` naming the file that cannot be written, such as on a full disk.
     """
     dialect, write_config = _layout(model, format)
     tensors: dict[str, np.ndarray] = {}
@@ -42,22 +49,35 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], *, format: st
     largest = max(tensors.values(), key=lambda tensor: tensor.nbytes)
     config = write_config(model.config, largest.dtype.name)
 
+    weights = dialect.weight_files[0]
+    save_weights = _save_safetensors if weights.endswith(".safetensors") else write_torch_pickle
+    writers: dict[str, Callable[[pathlib.Path], None]] = {
+        dialect.config_file: lambda path: _write_text(path, json.dumps(config, indent=2) + "\n"),
+        weights: lambda path: save_weights(path, tensors),
+    }
+    if tokenizer is not None:
+        writers["tokenizer.json"] = tokenizer.save
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".save-", dir=directory) as scratch:
-        weights = pathlib.Path(scratch, dialect.weight_files[0])
-        if weights.suffix == ".safetensors":
-            safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
-        else:
-            write_torch_pickle(weights, tensors)
-        configuration = pathlib.Path(scratch, dialect.config_file)
-        configuration.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        weights.chmod(configuration.stat().st_mode)  # libraries write private files; the umask decides here
-        for path in (weights, configuration):
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        for path in (weights, configuration):
-            os.replace(path, directory / path.name)
+        written = {directory / name: pathlib.Path(scratch, name) for name in writers}
+        for target, path in written.items():
+            with writing(target):
+                writers[target.name](path)
+                path.chmod(pathlib.Path(scratch, dialect.config_file).stat().st_mode)  # not private: as the umask says
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+        for target, path in written.items():
+            os.replace(path, target)
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    path.write_text(text, "utf-8")
+
+
+def _save_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def check_writable(model: Any, *, format: str = "hf") -> None:

@@ -5,12 +5,13 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
+from .._files import writing
 from .._language_model import AbstractLanguageModel
 from ..checkpoint import CheckpointError, architectures
 from ._audit import foreign_operations
@@ -45,7 +46,8 @@ def save_exported(
     - `beside`: files to copy into the artefact, such as a `tokenizer.json`.
 
     **Raises:** `CheckpointError` when the folder holds something else, the model has arrays that cannot be stored or a
-    program that is more than StableHLO, or the package `flatbuffers` is missing.
+    program that is more than StableHLO, or the package `flatbuffers` is missing; `OSError` naming the folder when it
+    cannot be written, such as on a full disk.
     """
     from jax import export
 
@@ -59,11 +61,14 @@ def save_exported(
     require_flatbuffers()
     target = pathlib.Path(directory).absolute()
     _check_replaceable(target)
+    files = {path.name: path.read_bytes() for path in map(pathlib.Path, beside)}
     parts = take_apart(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _write(scratch, model, parts, platforms, segments, weights, beside)
+        with writing(target):
+            _write(scratch, model, parts, platforms, segments, weights, files)
         _move(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -93,7 +98,7 @@ def _write(
     platforms: Sequence[str],
     segments: Sequence[int],
     weights: bool,
-    beside: Iterable[str | os.PathLike[str]],
+    beside: Mapping[str, bytes],
 ) -> None:
     programs: dict[str, dict[str, File]] = {}
     for platform in platforms:
@@ -109,8 +114,8 @@ def _write(
     if weights:
         arrays = {name: np.ascontiguousarray(np.asarray(leaf)) for name, leaf in parts.weights.items()}
         safetensors.numpy.save_file(arrays, folder / WEIGHTS)
-    for path in map(pathlib.Path, beside):
-        shutil.copyfile(path, folder / path.name)
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
     manifest = Manifest(
         versions={name: _version(name) for name in ("ssmkit", "jax", "jaxlib")},
         vocab_size=parts.vocab_size,
