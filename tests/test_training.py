@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 
 import equinox as eqx
 import jax
@@ -11,7 +12,8 @@ import pytest
 import ssmkit
 from ssmkit._text import Tokenizer
 from ssmkit.models import Mamba2, Mamba2Config
-from ssmkit.training import LossCurve, Progress, TrainConfig, Windows, fit, train_files
+from ssmkit.training import LossCurve, Progress, TrainConfig, TrainState, Windows, fit, make_optimizer, train_files
+from ssmkit.training._state import load_state
 
 
 MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "head_dim": 4, "chunk_size": 16}
@@ -56,6 +58,10 @@ class Bigram(ssmkit.AbstractLanguageModel[None]):
         return self.head(x), cache
 
 
+def ignore(progress):
+    pass
+
+
 def make_mamba2(config, vocab_size):
     return Mamba2(Mamba2Config(vocab_size=vocab_size, **config.model), key=jax.random.key(config.seed))
 
@@ -94,6 +100,19 @@ def test_toml(tmp_path):
         ("[training]\ndropout = []", "training.dropout must be a number"),
         ("[training]\nsteps = 0\ncontext = 0", "`steps` must be at least 1, got 0; `context` must be at least 1"),
         ("[training]\nlearning_rate = nan", "`learning_rate` must be positive"),
+        ("[training]\nlearning_rate = inf", "`learning_rate` must be positive"),
+        ("[training]\nlearning_rate = 1" + "0" * 400, "`learning_rate` must be positive"),
+        ("[training]\nweight_decay = inf", "`weight_decay` must be finite and at least 0"),
+        ("[training]\nbeta1 = -0.1\nbeta2 = nan", r"`beta1` must be in \[0, 1\), got -0.1; `beta2` must be in"),
+        (f"[training]\nseed = {2**70}", r"`seed` must be below 2\*\*32"),
+        (f"[training]\nseed = {2**32}", r"`seed` must be below 2\*\*32"),  # JAX would take it for 0
+        (f"[training]\nvocab_size = {2**70}", r"`vocab_size` must be at most 2\*\*20"),
+        ("[training]\nvocab_size = 1000000000", r"`vocab_size` must be at most 2\*\*20"),
+        (f"[training]\nsteps = {2**31}", r"`steps` must be below 2\*\*31"),
+        ("[training]\nsteps = '3'\ncontext = 0", "steps must be a whole number, got '3'; `context` must be at least 1"),
+        ("[training]\nsteps = " + "9" * 5000, "is not valid TOML"),
+        ("x = " + "[" * 100_000, "is not valid TOML"),
+        ("x = '\x00'", "is not valid TOML"),
         ("[training]\ndropout = 1.0", r"`dropout` must be in \[0, 1\)"),
     ],
 )
@@ -102,6 +121,32 @@ def test_bad_toml(tmp_path, content, problem):
     path.write_text(content)
     with pytest.raises(ValueError, match=problem):
         TrainConfig.from_toml(path)
+
+
+def test_toml_is_written_as_it_is_read(tmp_path):
+    table = {"name": 'a "b"\n\x7f\\ é', "pair": (0.0, float("inf")), "flag": True, "small": 1e-05, "a key": {"x": [1]}}
+    config = TrainConfig(table, seed=7, learning_rate=1e-5)
+    (tmp_path / "run.toml").write_text(config.to_toml(), "utf-8")
+    assert TrainConfig.from_toml(tmp_path / "run.toml") == dataclasses.replace(
+        config, model=table | {"pair": [0.0, float("inf")]}
+    )
+    with pytest.raises(ValueError, match="TOML cannot express .* of type object"):
+        TrainConfig({"x": object()}).to_toml()
+
+
+def test_problems_of_the_model_are_told_with_the_others(tmp_path):
+    def refuse(table):
+        raise ValueError("[model]: it is too large.")
+
+    (tmp_path / "run.toml").write_text("[training]\nsteps = 0\n")
+    with pytest.raises(ValueError, match=r"`steps` must be at least 1, got 0; \[model\]: it is too large\.$"):
+        TrainConfig.from_toml(tmp_path / "run.toml", refuse)
+
+
+def test_a_configuration_file_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "run.toml")
+    with pytest.raises(OSError, match="Not a regular file"):
+        TrainConfig.from_toml(tmp_path / "run.toml")
 
 
 # Data
@@ -197,40 +242,62 @@ def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrup
 
 @pytest.fixture(scope="module")
 def uninterrupted(model, tmp_path_factory):
-    return fit(model, CONFIG, TEXT, TEXT[:50], tmp_path_factory.mktemp("whole"), lambda progress: None)
-
-
-def test_damaged_or_foreign_state(model, tmp_path):
-    config = dataclasses.replace(CONFIG, steps=1)
-    path = tmp_path / "state.eqx"
-    fit(model, config, TEXT, TEXT[:50], tmp_path, lambda progress: None)
-    whole = path.read_bytes()
-    wider = Bigram(12, 16)
-    for name, candidate, content in [
-        ("cut", model, whole[: len(whole) // 2]),
-        ("empty", model, b""),
-        ("longer", model, whole + b"x"),
-        ("garbage", model, bytes(len(whole))),
-        ("foreign", wider, whole),
-    ]:
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="does not fit this configuration or is damaged") as caught:
-            fit(candidate, config, TEXT, TEXT[:50], tmp_path, lambda progress: None)
-        assert "\n" not in str(caught.value), name
+    return fit(model, CONFIG, TEXT, TEXT[:50], tmp_path_factory.mktemp("whole"), ignore)
 
 
 def test_divergence_is_reported_and_not_kept(model, tmp_path):
-    config = dataclasses.replace(CONFIG, learning_rate=1e38, warmup_steps=0, checkpoint_every=1, log_every=8)
-    with pytest.raises(FloatingPointError, match="diverged: no longer finite at step .* Lower `learning_rate`"):
-        fit(model, config, TEXT, TEXT[:50], tmp_path, lambda progress: None)
-    if (tmp_path / "state.eqx").exists():
-        fit(model, dataclasses.replace(CONFIG, steps=1), TEXT, TEXT[:50], tmp_path, lambda progress: None)
+    """The first step's learning rate is 0, the second's ruins the weights, which are finite but for the third's."""
+    config = dataclasses.replace(CONFIG, learning_rate=1e38, warmup_steps=1, checkpoint_every=1, log_every=8)
+    for _ in range(2):  # and once more, from what was kept
+        with pytest.raises(FloatingPointError, match="diverged: no longer finite at step 3. Lower `learning_rate`"):
+            fit(model, config, TEXT, TEXT[:50], tmp_path, ignore)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        zero = jax.numpy.zeros((), jax.numpy.int32)
+        kept = load_state(tmp_path, TrainState(params, make_optimizer(config).init(params), zero))
+        assert int(kept.step) == 2
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.model))
 
 
 def test_too_short_texts(model, tmp_path):
     for train, valid, problem in [(TEXT[:20], TEXT, "training text has 20"), (TEXT, TEXT[:1], "validation text has 1")]:
         with pytest.raises(ValueError, match=problem):
-            fit(model, CONFIG, train, valid, tmp_path, lambda progress: None)
+            fit(model, CONFIG, train, valid, tmp_path, ignore)
+
+
+def test_ids_outside_the_vocabulary(model, tmp_path):
+    """They would be looked up as other rows, or end as a loss that is not finite."""
+    out = tmp_path / "out"
+    for train, valid, problem in [
+        (TEXT + 1, TEXT, r"the training text must hold ids in \[0, 12\), the model's vocabulary, got ids from 1 to 12"),
+        (TEXT, TEXT - 1, r"the validation text must hold ids in \[0, 12\), .* got ids from -1 to 10"),
+        (TEXT.astype(np.int64) + 2**32, TEXT, "the training text must hold ids .* from 4294967296 to"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            fit(model, CONFIG, train, valid, out, ignore)
+    assert not out.exists()
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_weights_are_trained_in_float32(tmp_path, dtype):
+    """20 steps at 1e-5 are less than half the distance of two bfloat16 numbers, added one by one."""
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), Bigram(12, 8))
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), narrow)
+    config = dataclasses.replace(CONFIG, steps=20, learning_rate=1e-5, final_learning_rate=1e-5, warmup_steps=0)
+    got = fit(narrow, config, TEXT, TEXT[:50], tmp_path / "narrow", ignore)
+    expected = fit(wide, config, TEXT, TEXT[:50], tmp_path / "wide", ignore)
+    assert_same(got, jax.tree.map(lambda leaf: leaf.astype(dtype), expected))
+    moved = np.mean(np.asarray(got.embedding.weight) != np.asarray(narrow.embedding.weight))
+    assert moved > 0.5
+    assert_same(fit(narrow, config, TEXT, TEXT[:50], tmp_path / "narrow", ignore), got)  # from its state
+
+
+def test_a_quantised_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="quantised to int8 and cannot be trained. Train the model that it was made"):
+        fit(ssmkit.quantize(Bigram(12, 8), "int8"), CONFIG, TEXT, TEXT[:50], tmp_path / "out", ignore)
+    assert not (tmp_path / "out").exists()
 
 
 # From files to files
@@ -257,8 +324,9 @@ def test_train_files(tmp_path):
         [float(row["train_nats_per_token"]) for row in rows], [r.train_loss for r in reports], atol=1e-5
     )
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
-    kept = sorted(path.name for path in out.iterdir())
-    assert kept == ["config.json", "loss.csv", "loss.png", "model.safetensors", "state.eqx", "tokenizer.json"]
+    written = ["loss.csv", "loss.png", "run.json", "state.eqx", "state.previous.eqx", "tokenizer.json", "train.toml"]
+    assert sorted(os.listdir(out)) == [".lock", "config.json", *written[:2], "model.safetensors", *written[2:]]
+    assert TrainConfig.from_toml(out / "train.toml") == config
 
     reports.clear()
     assert_same(train_files(make_mamba2, config, **arguments), model)  # nothing left to do
@@ -276,7 +344,7 @@ def test_bad_texts_leave_nothing_behind(tmp_path, train, valid):
             train=tmp_path / "train.txt",
             valid=tmp_path / "valid.txt",
             out=tmp_path / "out",
-            report=lambda progress: None,
+            report=ignore,
         )
     assert not (tmp_path / "out").exists()
 
@@ -290,6 +358,23 @@ def test_loss_curve_of_a_resumed_run(tmp_path):
     second.append(Progress(2, 5.0, 6.0, 10.0))
     with open(tmp_path / "loss.csv", newline="") as file:
         assert [row[:3] for row in csv.reader(file)][1:] == [["1", "1.00000", ""], ["2", "5.00000", "6.00000"]]
-    (tmp_path / "loss.csv").write_text("something,else\n")
-    with pytest.raises(ValueError, match="is not the loss table"):
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"something,else\n",
+        b"\xff\xfe",
+        b"%s\n1,1.0\0,,1\n",
+        b"%s\n1,x,,1\n",
+        b"%s\n1,nan,,1\n",
+        b"%s\n" + b"9" * 5000 + b",1.0,,1\n",
+        b"%s\n1," + b"1" * 200_000 + b",,1\n",
+        b'%s\n"1',
+    ],
+)
+def test_a_damaged_loss_curve_is_named(tmp_path, content):
+    header = b"step,train_nats_per_token,valid_nats_per_token,tokens_per_second"
+    (tmp_path / "loss.csv").write_bytes(content.replace(b"%s", header))
+    with pytest.raises(ValueError, match=r"loss\.csv is not the loss table of a training run \(.*\)\. Move it away"):
         LossCurve(tmp_path)

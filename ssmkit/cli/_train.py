@@ -1,15 +1,20 @@
 """`ssmkit train`."""
 
+import contextlib
 import dataclasses
-import sys
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._console import progress_bar
 from ._models import enable_compilation_cache
 from ._score import score_text
+from ._streams import tell
+from ._train_model import complete_model, make_model
 
 
 if TYPE_CHECKING:
@@ -27,10 +32,20 @@ _DEFAULT_MODEL = {
 _DEFAULT_TRAINING = {"vocab_size": 1024, "steps": 600, "batch_size": 8, "context": 256, "learning_rate": 3e-3}
 
 
+def _print_config(wanted: bool) -> bool:
+    if wanted:
+        _require_extra()
+        print(_configuration(None).to_toml(), end="")
+        raise typer.Exit()
+    return wanted
+
+
 def train(
     texts: Annotated[Path, typer.Option("--train", metavar="FILE", help="UTF-8 text to learn from.")],
     valid: Annotated[Path, typer.Option("--valid", metavar="FILE", help="UTF-8 text to measure progress on.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where model, tokenizer and loss curve go.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where model, tokenizer, configuration and loss curve go.")
+    ],
     config: Annotated[
         Path | None,
         typer.Option(
@@ -39,38 +54,81 @@ def train(
             show_default="a small model, trained in minutes",
         ),
     ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="as configured")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="as configured")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="as configured")] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config", callback=_print_config, is_eager=True, help="Print the default FILE.toml and exit."
+        ),
+    ] = False,
 ) -> None:
     """Train a Mamba-2 and its tokenizer.
 
-    An interrupted run continues when the same command is given again.
+    An interrupted run continues when the same command is given again; what it has learnt so far is a model in DIR
+    already. DIR/train.toml holds the configuration in full. Other texts or settings want another DIR.
     """
+    _require_extra()
     enable_compilation_cache()
+    from .._text import Tokenizer, read_text
+    from ..training import train_files
+    from ..training._state import NEWEST
+
+    run = _configuration(config, steps=steps, batch_size=batch_size, context=context)
+    reported = False
     try:
-        from ..training import TrainConfig, train_files
+        with progress_bar(run.steps, log=True) as update, _termination_interrupts():
+
+            def report(progress: "Progress") -> None:
+                nonlocal reported
+                reported = True
+                update(progress.step, _note(progress, run))
+
+            model = train_files(make_model, run, train=texts, valid=valid, out=out, report=report)
+    except KeyboardInterrupt:
+        rest = "" if (out / NEWEST).exists() else ": there is none yet, so it starts again"
+        tell(f"interrupted: the same command continues from the last state kept in {out}{rest}")
+        raise
+    if not reported:
+        tell(f"{out} holds this run, finished after {run.steps} steps: nothing is left to do")
+    result = score_text(model, Tokenizer.from_file(out), read_text(valid), special=False)
+    print(f"{out}: {result.bits_per_byte:.4f} bits per byte on {valid}")
+
+
+def _require_extra() -> None:
+    """**Raises:** `ValueError` naming the extra when a package of it is missing."""
+    try:
         from ..training._extra import require
 
         require("optax")
         require("matplotlib")
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from None
-    from .._text import Tokenizer, read_text
 
-    run = TrainConfig.from_toml(config) if config else TrainConfig(_DEFAULT_MODEL, **_DEFAULT_TRAINING)
+
+def _configuration(path: Path | None, **changes: int | None) -> "TrainConfig":
+    """The run of a file, or the default one, every key of its model filled in, with the changes that are no `None`."""
+    from ..training import TrainConfig
+
+    if path is None:
+        run = TrainConfig(complete_model(_DEFAULT_MODEL), **_DEFAULT_TRAINING)
+    else:
+        run = TrainConfig.from_toml(path, complete_model)
+    return dataclasses.replace(run, **{name: value for name, value in changes.items() if value is not None})
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: the state is kept."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot be told
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with progress_bar(run.steps, log=True) as update:
-            model = train_files(
-                _make_model,
-                run,
-                train=texts,
-                valid=valid,
-                out=out,
-                report=lambda progress: update(progress.step, _note(progress, run)),
-            )
-    except KeyboardInterrupt:
-        print(f"interrupted: the same command continues from the last state kept in {out}", file=sys.stderr)
-        raise
-    result = score_text(model, Tokenizer.from_file(out), read_text(valid), special=False)
-    print(f"{out}: {result.bits_per_byte:.4f} bits per byte on {valid}")
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _note(progress: "Progress", run: "TrainConfig") -> str:
@@ -81,27 +139,3 @@ def _note(progress: "Progress", run: "TrainConfig") -> str:
         parts.append(f"valid {progress.valid_loss:.3f}")
     minutes, seconds = divmod(round(left), 60)
     return "  ".join([*parts, f"{progress.tokens_per_second:.0f} tokens/s", f"{minutes}:{seconds:02} left"])
-
-
-def _make_model(run: "TrainConfig", vocab_size: int) -> Any:
-    """The Mamba-2 that a run starts from.
-
-    **Raises:** `ValueError` for keys that its configuration lacks, or that lack, or values it cannot have.
-    """
-    import jax
-
-    from ..checkpoint import architectures
-
-    build = next(known.model for known in architectures() if known.name == "mamba2")
-    configuration: Any = next(field.type for field in dataclasses.fields(build) if field.name == "config")
-    fields = {field.name: field for field in dataclasses.fields(configuration) if field.name != "vocab_size"}
-    problems = [f"unknown key {name} (known: {', '.join(fields)})" for name in sorted(set(run.model) - set(fields))]
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    problems += [f"missing key {name}" for name in sorted(required - set(run.model))]
-    if problems:
-        raise ValueError(f"[model]: {'; '.join(problems)}.")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in run.model.items()}
-    try:
-        return build(configuration(vocab_size=vocab_size, **values), key=jax.random.key(run.seed))
-    except TypeError as error:
-        raise ValueError(f"[model]: a value is of the wrong type: {str(error).partition(chr(10))[0]}") from error

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
+import os
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from ._fields import accepts, shortened, words
+from ._toml import read_toml, to_toml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +17,8 @@ class TrainConfig:
 
     **Arguments:**
 
-    - `model`: keys of `Mamba2Config`, but for `vocab_size`, which the tokenizer decides.
+    - `model`: what the model is made of, for whoever makes it: `ssmkit train` takes keys of `Mamba2Config`, but for
+        `vocab_size`, which the tokenizer decides. `fit` is given a model and needs none.
     - `vocab_size`: ids of the tokenizer that is trained first.
     - `steps`, `batch_size`, `context`: optimiser steps, sequences per step, tokens per sequence.
     - `learning_rate`, `final_learning_rate`, `warmup_steps`: linear warm-up, then a cosine.
@@ -27,7 +31,7 @@ class TrainConfig:
     **Raises:** `ValueError` listing every bad value.
     """
 
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     vocab_size: int = 2048
     steps: int = 1000
     batch_size: int = 8
@@ -46,49 +50,96 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self):
-        # Per key: what must hold, and how that reads.
-        positive = ("steps", "batch_size", "context", "evaluate_every", "checkpoint_every", "log_every")
-        rules = {name: (getattr(self, name) >= 1, "at least 1") for name in positive}
-        rules |= {name: (getattr(self, name) >= 0, "at least 0") for name in ("warmup_steps", "seed", "weight_decay")}
-        rules |= {name: (0.0 <= getattr(self, name) < 1.0, "in [0, 1)") for name in ("dropout", "beta1", "beta2")}
-        rules["vocab_size"] = (self.vocab_size >= 256, "at least 256")
-        rules["learning_rate"] = (0.0 < self.learning_rate < math.inf, "positive")
-        rules["final_learning_rate"] = (0.0 <= self.final_learning_rate < math.inf, "at least 0")
-        rules["clip_norm"] = (self.clip_norm > 0.0, "positive")
-        problems = [
-            f"`{name}` must be {need}, got {getattr(self, name)}" for name, (good, need) in rules.items() if not good
-        ]
+        values = {name: getattr(self, name) for name in _TYPES}
+        problems = _of_another_type(values, "`{}`")
+        problems += _out_of_range(values)
+        if not isinstance(self.model, Mapping):
+            problems.append(f"`model` must be a table, got {shortened(self.model)}")
         if problems:
             raise ValueError("training configuration: " + "; ".join(problems) + ".")
 
     @classmethod
-    def from_toml(cls, path: Path) -> "TrainConfig":
+    def from_toml(
+        cls,
+        path: str | os.PathLike[str],
+        complete_model: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda table: table,
+    ) -> "TrainConfig":
         """Read a file with the tables `[model]` and `[training]`.
 
-        **Raises:** `ValueError` for a syntax error, an unknown table or key, or a value of the wrong type, naming it.
+        **Arguments:**
+
+        - `path`: the file.
+        - `complete_model`: called with the table `[model]`; gives `TrainConfig.model`, or raises `ValueError`.
+
+        **Raises:** `ValueError` for a syntax error, or listing every unknown table or key and every bad value;
+        `OSError` when the file cannot be read.
         """
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid TOML: {error}") from None
+        tables = read_toml(path)
         unknown = sorted(set(tables) - {"model", "training"})
-        problems = [f"unknown table or key {name} (known: [model], [training])" for name in unknown]
+        problems = [f"unknown table or key {shortened(name)[1:-1]} (known: [model], [training])" for name in unknown]
         tables = {"model": {}, "training": {}} | tables
+        problems += [f"[{name}] must be a table" for name in ("model", "training") if type(tables[name]) is not dict]
+        model, training = (tables[name] if type(tables[name]) is dict else {} for name in ("model", "training"))
+        unknown = sorted(set(training) - set(_TYPES))
         problems += [
-            f"[{name}] must be a table" for name in ("model", "training") if not isinstance(tables[name], dict)
+            f"unknown key training.{shortened(name)[1:-1]} (known: {', '.join(sorted(_TYPES))})" for name in unknown
         ]
-        training = tables["training"] if isinstance(tables["training"], dict) else {}
-        types = {field.name: field.type for field in dataclasses.fields(cls) if field.name != "model"}
-        unknown = sorted(set(training) - set(types))
-        problems += [f"unknown key training.{name} (known: {', '.join(sorted(types))})" for name in unknown]
-        for name in sorted(set(training) & set(types)):
-            accepted = (int, float) if types[name] is float else (int,)
-            if type(training[name]) not in accepted:
-                expected = "a number" if types[name] is float else "a whole number"
-                problems.append(f"training.{name} must be {expected}, got {training[name]!r}")
+        values = {name: value for name, value in training.items() if name in _TYPES}
+        problems += _of_another_type(values, "training.{}") + _out_of_range(values)
+        try:
+            model = complete_model(model)
+        except ValueError as error:
+            problems.append(str(error).rstrip("."))
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}.")
-        values: dict[str, Any] = {
-            name: float(value) if types[name] is float else value for name, value in training.items()
-        }
-        return cls(model=tables["model"], **values)
+        return cls(model, **{name: _TYPES[name](value) for name, value in values.items()})
+
+    def to_toml(self) -> str:
+        """The text of a file that `from_toml` reads back.
+
+        **Raises:** `ValueError` when `model` holds what TOML cannot express.
+        """
+        return to_toml({"model": self.model, "training": {name: getattr(self, name) for name in _TYPES}})
+
+
+_TYPES: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "model"}
+
+_COUNTS = ("steps", "batch_size", "context", "evaluate_every", "checkpoint_every", "log_every")
+# Which keys, what must hold, and how that reads. A number that is none, NaN, holds nothing.
+_RULES: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
+    (_COUNTS, lambda value: value >= 1, "at least 1"),
+    (("warmup_steps", "seed"), lambda value: value >= 0, "at least 0"),
+    ((*_COUNTS, "warmup_steps"), lambda value: value < 2**31, "below 2**31"),
+    (("seed",), lambda value: value < 2**32, "below 2**32"),  # JAX's keys take 32 bits
+    (("vocab_size",), lambda value: value >= 256, "at least 256"),
+    (("vocab_size",), lambda value: value <= 2**20, "at most 2**20"),  # the trainer reserves memory for all
+    (("weight_decay", "final_learning_rate"), lambda value: 0 <= value < math.inf, "finite and at least 0"),
+    (("dropout", "beta1", "beta2"), lambda value: 0 <= value < 1, "in [0, 1)"),
+    (("learning_rate",), lambda value: 0 < value < math.inf, "positive"),
+    (("clip_norm",), lambda value: value > 0, "positive"),
+]
+
+
+def _of_another_type(values: Mapping[str, Any], label: str) -> list[str]:
+    """A line for every value that is not of its field's type."""
+    return [
+        f"{label.format(name)} must be {words(_TYPES[name])}, got {shortened(value)}"
+        for name, value in values.items()
+        if not accepts(_TYPES[name], value)
+    ]
+
+
+def _out_of_range(values: Mapping[str, Any]) -> list[str]:
+    """A line for every value of its field's type that must not be."""
+    found: dict[str, str] = {}
+    for names, holds, need in _RULES:
+        for name in names:
+            if name in values and name not in found and accepts(_TYPES[name], values[name]):
+                if not (holds(values[name]) and _fits_a_float(values[name])):
+                    found[name] = f"`{name}` must be {need}, got {shortened(values[name])}"
+    return [found[name] for name in values if name in found]
+
+
+def _fits_a_float(value: int | float) -> bool:
+    """False for an integer of hundreds of digits."""
+    return abs(value) <= sys.float_info.max or value == math.inf

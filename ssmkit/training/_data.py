@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Int
 
+from ._config import TrainConfig
+
 
 class Windows:
     """Windows of `context + 1` tokens of one long text, in a new order and at a new phase every epoch.
@@ -34,3 +36,33 @@ class Windows:
         order = random.permutation(self.batches_per_epoch * self._batch_size)
         starts = phase + self._context * order[index * self._batch_size : (index + 1) * self._batch_size]
         return np.stack([self._tokens[start : start + self._context + 1] for start in starts])
+
+
+def check_texts(
+    config: TrainConfig, train: Int[np.ndarray, " train_time"], valid: Int[np.ndarray, " valid_time"], vocab_size: int
+) -> Windows:
+    """The batches of a run.
+
+    **Arguments:**
+
+    - `config`, `train`, `valid`: as for `fit`.
+    - `vocab_size`: of the model.
+
+    **Raises:** `ValueError` when either text is too short, or holds what is no id of the model.
+    """
+    _check_ids("training", train, vocab_size)
+    _check_ids("validation", valid, vocab_size)
+    if len(valid) < 2:
+        raise ValueError(f"the validation text has {len(valid)} tokens: at least 2 are needed.")
+    return Windows(train, batch_size=config.batch_size, context=config.context, seed=config.seed)
+
+
+def _check_ids(name: str, tokens: Int[np.ndarray, " time"], vocab_size: int) -> None:
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):
+        raise ValueError(f"the {name} text must be one row of integer ids, got {ids.dtype} of shape {ids.shape}.")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(
+            f"the {name} text must hold ids in [0, {vocab_size}), the model's vocabulary, got ids from {ids.min()} to "
+            f"{ids.max()}. Is it encoded by the model's tokenizer?"
+        )

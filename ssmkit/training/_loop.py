@@ -1,21 +1,26 @@
 """The training loop."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+import optax
+from jaxtyping import Array, Int, PyTree
 
 from .._language_model import AbstractLanguageModel
 from .._score import cross_entropy, score
 from ._config import TrainConfig
-from ._data import Windows
+from ._data import Windows, check_texts
+from ._lock import occupied
 from ._optimizer import make_optimizer
+from ._precision import as_stored, check_trainable, widened
+from ._record import check_record, describe_run
 from ._state import TrainState, load_state, save_state
 
 
@@ -33,36 +38,100 @@ def fit(
     config: TrainConfig,
     train: Int[np.ndarray, " train_time"],
     valid: Int[np.ndarray, " valid_time"],
-    directory: Path,
+    directory: str | os.PathLike[str],
     report: Callable[[Progress], None],
+    keep: Callable[[AbstractLanguageModel], None] = lambda model: None,
 ) -> AbstractLanguageModel:
-    """Train `model`; continue from `directory` if a run was interrupted there.
+    """Train `model`; continue from `directory` if this run was interrupted there.
+
+    Weights narrower than float32 are trained in float32, and rounded to their dtype wherever a model is handed out.
+    Ctrl-C keeps the state of the last step that was done.
 
     **Arguments:**
 
     - `model`: the model at step 0; it is not consumed.
     - `config`: the run.
     - `train`, `valid`: token ids.
-    - `directory`: where the state is kept (`state.eqx`).
+    - `directory`: where the state is kept (`state.eqx`, the one before it, and `run.json`, which says what the run was
+        made with). It is made if need be, and no other run can use it meanwhile.
     - `report`: called every `log_every` steps, and after the last.
+    - `keep`: called with the model so far whenever the state was kept.
 
     **Returns:** the trained model.
 
-    **Raises:** `ValueError` when a text is too short or a state does not fit; `FloatingPointError` when the loss or a
-    parameter is no longer finite.
+    **Raises:** `ValueError` when a text is too short or holds other ids than the model's, the model is quantised, the
+    directory holds another run or is in use, or no state in it is whole; `FloatingPointError` when the loss or a
+    parameter is no longer finite; `MemoryError` when a step takes more than there is; `OSError` when the disk is full.
     """
-    windows = check_texts(config, train, valid)
+    windows = check_texts(config, train, valid, model.vocab_size)
+    check_trainable(model)
+    with occupied(directory) as folder:
+        check_record(folder, describe_run(model, config, train, valid))
+        return _train(model, config, windows, valid, folder, report, keep)
+
+
+def _train(
+    model: AbstractLanguageModel,
+    config: TrainConfig,
+    windows: Windows,
+    valid: Int[np.ndarray, " valid_time"],
+    directory: Path,
+    report: Callable[[Progress], None],
+    keep: Callable[[AbstractLanguageModel], None],
+) -> AbstractLanguageModel:
     optimizer = make_optimizer(config)
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    params = jax.tree.map(jnp.copy, params)  # the first update consumes them
+    stored, static = eqx.partition(model, eqx.is_inexact_array)
+    params = widened(stored)  # copies: the first update consumes them
     state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    path = directory / "state.eqx"
-    if path.exists():
-        state = load_state(path, state)
+    state = load_state(directory, state) or state
+    update = _make_update(config, optimizer, static)
+
+    def so_far() -> AbstractLanguageModel:
+        return eqx.combine(as_stored(state.model, stored), static)
+
+    def checkpoint() -> None:
+        save_state(directory, state)
+        keep(so_far())
+
+    start = kept = int(state.step)
+    losses, started, done = [], time.perf_counter(), 0
+    try:
+        for step in range(start, config.steps):
+            value, state = update(jnp.asarray(windows.batch(step)), state)
+            losses.append(value)
+            done += 1
+            last = step + 1 == config.steps
+            evaluate = last or (step + 1) % config.evaluate_every == 0
+            due = last or (step + 1) % config.checkpoint_every == 0
+            if evaluate or due:
+                _check_finite(jax.tree.leaves(eqx.filter(so_far(), eqx.is_inexact_array)), step)  # losses lag behind
+            if evaluate or (step + 1) % config.log_every == 0:
+                _check_finite(losses, step)
+                train_loss = float(np.mean([float(value) for value in losses]))
+                speed = done * config.batch_size * config.context / (time.perf_counter() - started)
+                valid_loss = score(so_far(), valid).nats_per_token if evaluate else None
+                report(Progress(step + 1, train_loss, valid_loss, speed))
+                losses, started, done = [], time.perf_counter(), 0
+            if due:
+                checkpoint()
+                kept = step + 1
+    except KeyboardInterrupt:
+        leaves = jax.tree.leaves(state)
+        # An update that was cut off has consumed the state.
+        if not any(leaf.is_deleted() for leaf in leaves) and int(state.step) > kept and _is_finite(leaves):
+            checkpoint()
+        raise
+    if start == config.steps:
+        keep(so_far())
+    return so_far()
+
+
+def _make_update(config: TrainConfig, optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
+    """One step: from a batch and a state, which it consumes, to the loss before the step and the next state."""
     base_key = jax.random.key(config.seed, impl="rbg")
 
     @eqx.filter_jit(donate="all-except-first")
-    def update(batch: Int[Array, "batch time"], state: TrainState):
+    def step(batch: Int[Array, "batch time"], state: TrainState):
         keys = jax.random.split(jax.random.fold_in(base_key, state.step), batch.shape[0])
 
         def loss(params):
@@ -78,45 +147,27 @@ def fit(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.model)
         return value, TrainState(eqx.apply_updates(state.model, updates), optimizer_state, state.step + 1)
 
-    losses, started, done = [], time.perf_counter(), 0
-    for step in range(int(state.step), config.steps):
-        value, state = update(jnp.asarray(windows.batch(step)), state)
-        losses.append(value)
-        done += 1
-        last = step + 1 == config.steps
-        evaluate = last or (step + 1) % config.evaluate_every == 0
-        keep = last or (step + 1) % config.checkpoint_every == 0
-        if evaluate or keep:
-            _check_finite(jax.tree.leaves(state.model), step, directory)  # losses are those before an update
-        if evaluate or (step + 1) % config.log_every == 0:
-            _check_finite(losses, step, directory)
-            train_loss = float(np.mean([float(value) for value in losses]))
-            speed = done * config.batch_size * config.context / (time.perf_counter() - started)
-            valid_loss = score(eqx.combine(state.model, static), valid).nats_per_token if evaluate else None
-            report(Progress(step + 1, train_loss, valid_loss, speed))
-            losses, started, done = [], time.perf_counter(), 0
-        if keep:
-            save_state(path, state)
-    return eqx.combine(state.model, static)
+    def update(batch: Int[Array, "batch time"], state: TrainState):
+        try:
+            return step(batch, state)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(
+                f"a step of {config.batch_size} sequences of {config.context} tokens takes more memory than there is. "
+                "Lower `batch_size` or `context`, or train a smaller model."
+            ) from error
+
+    return update
 
 
-def check_texts(
-    config: TrainConfig, train: Int[np.ndarray, " train_time"], valid: Int[np.ndarray, " valid_time"]
-) -> Windows:
-    """The batches of a run.
-
-    **Arguments:** as `fit`.
-
-    **Raises:** `ValueError` when either text is too short.
-    """
-    if len(valid) < 2:
-        raise ValueError(f"the validation text has {len(valid)} tokens: at least 2 are needed.")
-    return Windows(train, batch_size=config.batch_size, context=config.context, seed=config.seed)
+def _is_finite(arrays: Iterable[Array]) -> bool:
+    return all(bool(jnp.all(jnp.isfinite(array))) for array in arrays)
 
 
-def _check_finite(arrays: Sequence[Array], step: int, directory: Path) -> None:
-    if not all(bool(jnp.all(jnp.isfinite(array))) for array in arrays):
+def _check_finite(arrays: Iterable[Array], step: int) -> None:
+    if not _is_finite(arrays):
         raise FloatingPointError(
-            f"training diverged: no longer finite at step {step + 1}. Lower `learning_rate` and run again: it "
-            f"continues from the last state kept in {directory}, if there is one."
+            f"training diverged: no longer finite at step {step + 1}. Lower `learning_rate` and train into another "
+            "directory."
         )

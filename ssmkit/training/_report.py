@@ -1,11 +1,18 @@
 """The loss curve, as a table and as a picture."""
 
 import csv
+import io
+import os
+import re
 from pathlib import Path
 
 from .._files import replacing
+from .._reading import read_regular
 from ._extra import require
 from ._loop import Progress
+
+
+_MOST_BYTES = 1 << 28
 
 
 class LossCurve:
@@ -13,13 +20,13 @@ class LossCurve:
 
     _columns = ("step", "train_nats_per_token", "valid_nats_per_token", "tokens_per_second")
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: str | os.PathLike[str]):
         """**Arguments:** `directory`: where the files live.
 
         **Raises:** `ValueError` when the table that lies there is none of ours.
         """
-        self._csv = directory / "loss.csv"
-        self._png = directory / "loss.png"
+        self._csv = Path(directory, "loss.csv")
+        self._png = Path(directory, "loss.png")
         self._rows = self._read()
 
     def append(self, progress: Progress) -> None:
@@ -53,8 +60,22 @@ class LossCurve:
         """The rows of the table, if there is one."""
         if not self._csv.exists():
             return []
-        with open(self._csv, newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-        if header != list(self._columns) or not all(len(row) == len(header) and row[0].isdecimal() for row in rows):
-            raise ValueError(f"{self._csv} is not the loss table of a training run. Move it away.")
+        try:
+            text = read_regular(self._csv, _MOST_BYTES).decode("utf-8")
+            header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+            if header != list(self._columns) or not all(map(_is_row, rows)):
+                raise ValueError("other columns, or what is no number")
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{self._csv} is not the loss table of a training run ({error}). Move it away.") from None
         return rows
+
+
+def _is_row(row: list[str]) -> bool:
+    """Whether a row holds a step, a loss, perhaps the loss of an evaluation, and a speed."""
+    if len(row) != 4 or not re.fullmatch(r"[0-9]{1,10}", row[0]):
+        return False
+    return all(number == "" and column == 1 or _is_number(number) for column, number in enumerate(row[1:]))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,300}(\.[0-9]{1,300})?", text) is not None

@@ -1,5 +1,7 @@
 """From two text files to a model directory that every tool can read."""
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +9,16 @@ import numpy as np
 
 from .._files import replacing
 from .._language_model import AbstractLanguageModel
+from .._reading import open_regular
 from .._text import Tokenizer, read_text
-from ..checkpoint import save_pretrained
+from ..checkpoint import CheckpointError, check_writable, save_pretrained
 from ._config import TrainConfig
-from ._loop import Progress, check_texts, fit
+from ._data import check_texts
+from ._extra import require
+from ._lock import occupied
+from ._loop import Progress, fit
+from ._precision import check_trainable
+from ._record import CONFIGURATION, RECORD
 from ._report import LossCurve
 
 
@@ -18,14 +26,15 @@ def train_files(
     make_model: Callable[[TrainConfig, int], AbstractLanguageModel],
     config: TrainConfig,
     *,
-    train: Path,
-    valid: Path,
-    out: Path,
+    train: str | os.PathLike[str],
+    valid: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     report: Callable[[Progress], None],
 ) -> AbstractLanguageModel:
-    """Train on a UTF-8 text file and save model, tokenizer and loss curve in `out`.
+    """Train on a UTF-8 text file and save model, tokenizer, configuration and loss curve in `out`.
 
-    Interrupted runs continue: call again with the same arguments.
+    The model is saved whenever the state is kept, so that what an interrupted run leaves can be loaded. Interrupted
+    runs continue: call again with the same arguments.
 
     **Arguments:**
 
@@ -37,33 +46,82 @@ def train_files(
 
     **Returns:** the trained model, also saved in `out` in HF layout.
 
-    **Raises:** `ValueError` for texts that are not UTF-8 or too short, and as `fit`.
+    **Raises:** `ValueError` for texts that are not UTF-8 or too short, a model that cannot be saved in HF layout, a
+    directory that holds another model, and as `fit`; `OSError` when a text cannot be read.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: name a directory.")
-    texts = {"train": read_text(train), "valid": read_text(valid)}
-    tokenizer_path = out / "tokenizer.json"
-    if tokenizer_path.exists():
-        tokenizer = Tokenizer.from_file(tokenizer_path)
-    else:
-        tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
-    tokens = {name: np.asarray(tokenizer.encode(text, special=False), np.int32) for name, text in texts.items()}
-    model = make_model(config, tokenizer.vocab_size)
-    check_texts(config, **tokens)
+    require("matplotlib")
+    out = Path(out)
+    with contextlib.ExitStack() as stack:
+        if out.exists():  # else nothing is made before everything that can be wrong was looked at
+            stack.enter_context(occupied(out))
+            _check_free(out, config)
+        texts = {name: _read(Path(path)) for name, path in (("train", train), ("valid", valid))}
+        tokenizer_path = out / "tokenizer.json"
+        if tokenizer_path.exists():
+            tokenizer = Tokenizer.from_file(tokenizer_path)
+        else:
+            tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
+        tokens = {name: np.asarray(tokenizer.encode(text, special=False), np.int32) for name, text in texts.items()}
+        model = make_model(config, tokenizer.vocab_size)
+        check_texts(config, **tokens, vocab_size=model.vocab_size)
+        check_trainable(model)
+        _check_writable(model)
+        configuration = config.to_toml()
 
-    # Nothing was written so far: a mistake leaves no tokenizer behind that a later run would take for its own.
-    out.mkdir(parents=True, exist_ok=True)
-    if not tokenizer_path.exists():
-        with replacing(tokenizer_path) as temporary:
-            tokenizer.save(temporary)
-    curve = LossCurve(out)
+        stack.enter_context(occupied(out))
+        curve = LossCurve(out)
+        for path, write in (
+            (tokenizer_path, tokenizer.save),
+            (out / CONFIGURATION, lambda path: path.write_text(configuration, "utf-8")),
+        ):
+            if not path.exists():
+                with replacing(path) as temporary:
+                    write(temporary)
 
-    def record(progress: Progress) -> None:
-        curve.append(progress)
-        if progress.valid_loss is not None:
-            curve.plot()
-        report(progress)
+        def record(progress: Progress) -> None:
+            curve.append(progress)
+            if progress.valid_loss is not None:
+                curve.plot()
+            report(progress)
 
-    model = fit(model, config, **tokens, directory=out, report=record)
-    save_pretrained(model, out, format="hf")
-    return model
+        return fit(
+            model,
+            config,
+            **tokens,
+            directory=out,
+            report=record,
+            keep=lambda model: save_pretrained(model, out, format="hf"),
+        )
+
+
+def _check_free(out: Path, config: TrainConfig) -> None:
+    """What a new run would write over is not there.
+
+    **Raises:** `ValueError` otherwise.
+    """
+    if (out / RECORD).exists():
+        return  # that run is compared with this one
+    for name in ("config.json", "model.safetensors"):
+        if (out / name).exists():
+            raise ValueError(f"{out} holds a model ({name}) that no run made there. Name another directory.")
+    if (out / CONFIGURATION).exists() and TrainConfig.from_toml(out / CONFIGURATION) != config:
+        raise ValueError(
+            f"{out / CONFIGURATION} is another configuration than this run's. Move it away, or train with it."
+        )
+
+
+def _read(path: Path) -> str:
+    """A text, from a regular file: the run needs it again when it continues."""
+    with open_regular(path):
+        pass
+    return read_text(path)
+
+
+def _check_writable(model: AbstractLanguageModel) -> None:
+    try:
+        check_writable(model, format="hf")
+    except CheckpointError as error:
+        raise ValueError(
+            f"the trained model could not be saved: {error} Or train it with `ssmkit.training.fit`, which leaves "
+            "saving to you."
+        ) from error

@@ -1,0 +1,142 @@
+"""What a run was made with, on disk, so that nothing else continues it."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from .. import __version__
+from .._files import replacing
+from .._language_model import AbstractLanguageModel
+from .._reading import read_regular
+from ._config import TrainConfig
+from ._fields import shortened
+from ._state import NEWEST, PREVIOUS
+
+
+RECORD, CONFIGURATION = "run.json", "train.toml"
+_MOST_BYTES = 1 << 20
+_MOST_DIFFERENCES = 20
+
+
+def describe_run(
+    model: AbstractLanguageModel,
+    config: TrainConfig,
+    train: Int[np.ndarray, " train_time"],
+    valid: Int[np.ndarray, " valid_time"],
+) -> dict[str, Any]:
+    """Everything that determines the result of a run, as JSON holds it; how often it reports does not.
+
+    **Arguments:** as for `fit`.
+    """
+    training = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name != "model" and not field.name.endswith("_every")
+    }
+    own = getattr(model, "config", None)
+    table = dataclasses.asdict(own) if dataclasses.is_dataclass(own) and not isinstance(own, type) else {}
+    run = {
+        "ssmkit": __version__,
+        "the training text": _digest_of_text(train),
+        "the validation text": _digest_of_text(valid),
+        "training": training,
+        "model": table | dict(config.model),
+        "the model's arrays": _digest_of_structure(model),
+        "the model's values": _sketch(model),
+    }
+    return json.loads(json.dumps(run, default=repr))
+
+
+def check_record(directory: Path, run: Mapping[str, Any]) -> None:
+    """Compare a run with the one that the folder holds, or write down that it holds this one from now on.
+
+    **Raises:** `ValueError` listing every difference, or when the record is damaged.
+    """
+    path = directory / RECORD
+    if path.exists():
+        differences = list(_differences(_read(path), run))
+        if differences:
+            listed = "; ".join(differences[:_MOST_DIFFERENCES])
+            more = f"; and {len(differences) - _MOST_DIFFERENCES} more" * (len(differences) > _MOST_DIFFERENCES)
+            toml = directory / CONFIGURATION
+            raise ValueError(
+                f"{directory} holds a run that was made with something else: {listed}{more}. Continue it with what it "
+                f"was made with{f' (its configuration: {toml})' * toml.exists()}, or train into another directory."
+            )
+        return
+    for kept in (NEWEST, PREVIOUS):
+        if (directory / kept).exists():
+            raise ValueError(
+                f"{directory / kept} does not fit this configuration or is damaged (no {RECORD} beside it says what "
+                "run it is of). Train into an empty directory."
+            )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(run, indent=2) + "\n", "utf-8")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        run = json.loads(read_regular(path, _MOST_BYTES).decode("utf-8"))
+        if not isinstance(run, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}, which says what run the directory holds, is damaged ({shortened(str(error))}). Train into "
+            "another directory."
+        ) from None
+    return run
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """A line for every entry that differs; the version of ssmkit may."""
+    for name in [*now, *sorted(set(then) - set(now))]:
+        old, new = then.get(name), now.get(name)
+        if name == "ssmkit" or old == new:
+            continue
+        label = name if name in now else shortened(name)[1:-1]
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from (f"{name}.{line}" for line in _differences(old, new))
+        elif name == "the model's values":
+            if then.get("the model's arrays") == now["the model's arrays"] and not _alike(old, new):
+                yield "the model started from other values"
+        else:
+            yield f"{label} was {shortened(old)} and is {shortened(new)}"
+
+
+def _digest_of_text(tokens: Int[np.ndarray, " time"]) -> str:
+    ids = np.ascontiguousarray(tokens, np.int32)
+    return f"{ids.size} tokens, {hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()}"
+
+
+def _digest_of_structure(model: AbstractLanguageModel) -> str:
+    """The class, the number of parameters, and a checksum of the paths, shapes and dtypes of the arrays."""
+    arrays = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_array))[0]
+    listed = [f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}" for path, array in arrays]
+    count = sum(array.size for _, array in arrays)
+    checksum = hashlib.blake2b("\n".join(listed).encode(), digest_size=8).hexdigest()
+    return f"{type(model).__name__} of {count} parameters, {checksum}"
+
+
+def _sketch(model: AbstractLanguageModel) -> list[float]:
+    """A size and a sum of a sample of the weights: rounding hardly moves them, another initialisation does."""
+    samples = []
+    for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)):
+        values = np.asarray(leaf).reshape(-1)[:: max(1, leaf.size // 1024)]
+        samples.append(values.astype(np.complex128).view(np.float64))
+    weights = np.concatenate([np.zeros(0), *samples])
+    return [float(np.linalg.norm(weights)), float(weights @ np.cos(np.arange(weights.size)))]
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether two sketches are of the same values, to rounding: another machine initialises so."""
+    numbers = isinstance(old, list) and len(old) == 2 and all(type(number) is float for number in old)
+    return numbers and all(math.isclose(a, b, rel_tol=0, abs_tol=1e-4 * new[0]) for a, b in zip(old, new, strict=True))

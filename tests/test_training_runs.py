@@ -1,0 +1,269 @@
+"""A run on disk: continued only as it was, by one process at a time, through damage, interrupts and a full disk."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from damage import full_disk
+from test_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
+
+import ssmkit
+from ssmkit.training import fit, train_files
+
+
+VALID = TEXT[:50]
+
+
+class Killed(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def dying(step, error=Killed):
+    """A `report` that raises after a step."""
+
+    def report(progress):
+        if progress.step == step:
+            raise error
+
+    with pytest.raises(error):
+        yield report
+
+
+@pytest.fixture
+def interrupted(model, tmp_path):  # noqa: F811
+    """A folder with the states of steps 3 and 6 of 8."""
+    with dying(8) as report:
+        fit(model, CONFIG, TEXT, VALID, tmp_path, report)
+    assert {"state.eqx", "state.previous.eqx", "run.json"} <= set(os.listdir(tmp_path))
+    return tmp_path
+
+
+# Damage
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content):
+    """One bit of a weight."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGE = {
+    "cut": cut,
+    "empty": lambda content: b"",
+    "short": lambda content: b"x" * 5,
+    "longer": lambda content: content + b"x",
+    "zeros": lambda content: bytes(len(content)),
+    "flipped": flipped,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_passed_over(model, interrupted, uninterrupted, damage):  # noqa: F811
+    path = interrupted / "state.eqx"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    steps = []
+    with pytest.warns(UserWarning, match="state.eqx does not fit .* damaged .* goes on from .*previous.eqx, of step 3"):
+        resumed = fit(model, CONFIG, TEXT, VALID, interrupted, lambda progress: steps.append(progress.step))
+    assert steps == [4, 6, 8]
+    assert_same(resumed, uninterrupted)
+
+
+def test_killed_between_two_renames(model, interrupted, uninterrupted):  # noqa: F811
+    (interrupted / "state.eqx").unlink()
+    with pytest.warns(UserWarning, match="state.eqx is missing. The run goes on from .* of step 3"):
+        assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
+
+
+def test_two_damaged_states_are_one_error(model, interrupted):  # noqa: F811
+    for name in ("state.eqx", "state.previous.eqx"):
+        path = interrupted / name
+        path.write_bytes(flipped(path.read_bytes()))
+    with pytest.raises(ValueError, match="state.eqx .* checksum.*; .*previous.eqx .* Train into an empty") as caught:
+        fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_that_is_a_pipe(model, interrupted):  # noqa: F811
+    (interrupted / "state.previous.eqx").unlink()
+    (interrupted / "state.eqx").unlink()
+    os.mkfifo(interrupted / "state.eqx")
+    with pytest.raises(ValueError, match="Not a regular file"):
+        fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"x": ' + b"9" * 5000 + b"}"])
+def test_a_damaged_record(model, interrupted, content):  # noqa: F811
+    (interrupted / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match="run.json, which says what run the directory holds, is damaged"):
+        fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+
+
+def test_a_state_without_a_record(model, interrupted):  # noqa: F811
+    (interrupted / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"no run\.json beside it says what run it is of"):
+        fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+
+
+# Another run
+
+
+def test_only_the_same_run_continues(model, interrupted, uninterrupted):  # noqa: F811
+    before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
+    other_text = TEXT.copy()
+    other_text[7] = 3
+    for problem, arguments in {
+        "training.seed was 0 and is 1": {"seed": 1},
+        "training.batch_size was 2 and is 3": {"batch_size": 3},
+        "training.context was 16 and is 8": {"context": 8},
+        "training.steps was 8 and is 9; training.dropout was 0.1 and is 0.2": {"steps": 9, "dropout": 0.2},
+        "the training text was '240 tokens, .*' and is '240 tokens, ": {"train": other_text},
+        "the validation text was '50 tokens, .*' and is '49 tokens, ": {"valid": VALID[:-1]},
+        "the model's arrays was 'Bigram of .*' and is 'Bigram of ": {"model": Bigram(12, 16)},
+        "the model started from other values": {
+            "model": eqx.tree_at(lambda m: m.embedding.weight, model, replace_fn=np.cos)
+        },
+        "model.width was None and is 8": {"model_table": {"width": 8}},
+    }.items():
+        arguments = {"model": model, "train": TEXT, "valid": VALID, "model_table": {}} | arguments
+        table = arguments.pop("model_table")
+        changes = {name: arguments.pop(name) for name in list(arguments) if hasattr(CONFIG, name) and name != "model"}
+        config = dataclasses.replace(CONFIG, model=dict(CONFIG.model) | table, **changes)
+        with pytest.raises(ValueError, match=f"holds a run that was made with something else: {problem}"):
+            fit(config=config, directory=interrupted, report=ignore, **arguments)
+    assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
+    # How often it reports does not matter, nor does rounding in the initialisation.
+    rounded = jax.tree.map(lambda leaf: leaf * np.float32(1 + 1e-6), model)
+    config = dataclasses.replace(CONFIG, log_every=1, evaluate_every=2, checkpoint_every=8)
+    assert_same(fit(rounded, config, TEXT, VALID, str(interrupted), ignore), uninterrupted)
+
+
+def test_one_run_at_a_time(model, interrupted, uninterrupted):  # noqa: F811
+    """The second of two processes is refused, and does no harm to the first."""
+    script = (
+        "import sys; from ssmkit.training._lock import occupied\n"
+        "with occupied(sys.argv[1]): print('mine', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(interrupted)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(ValueError, match="is used by another run at this moment"):
+            fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+        other.kill()  # the system takes its lock back
+    assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
+
+
+def test_two_threads(model, tmp_path):  # noqa: F811
+    errors = []
+
+    def second(progress):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            errors.append(pool.submit(fit, model, CONFIG, TEXT, VALID, tmp_path, ignore).exception())
+
+    fit(model, dataclasses.replace(CONFIG, log_every=8, evaluate_every=8), TEXT, VALID, tmp_path, second)
+    assert ["is used by another run" in str(error) for error in errors] == [True]
+
+
+# Interrupts, and a full disk
+
+
+def test_an_interrupt_keeps_the_last_step(model, tmp_path, uninterrupted):  # noqa: F811
+    kept = []
+    with dying(2, KeyboardInterrupt) as report:  # the first state would be kept after step 3
+        fit(model, CONFIG, TEXT, VALID, tmp_path, report, kept.append)
+    assert len(kept) == 1 and not np.array_equal(kept[0].head.weight, model.head.weight)
+    steps = []
+    assert_same(fit(model, CONFIG, TEXT, VALID, tmp_path, lambda progress: steps.append(progress.step)), uninterrupted)
+    assert steps == [4, 6, 8]
+
+
+def test_an_interrupt_while_a_state_is_written(model, interrupted, uninterrupted, monkeypatch):  # noqa: F811
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssmkit.training._state.eqx.tree_serialise_leaves", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+    assert not list(interrupted.glob("*.partial"))
+    assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
+
+
+def test_a_full_disk_loses_nothing(model, interrupted, uninterrupted):  # noqa: F811
+    before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
+    with full_disk(1000), pytest.raises(OSError) as caught:
+        fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+    assert caught.value.filename == str(interrupted / "state.eqx") and caught.value.strerror
+    assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
+    assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
+
+
+# From files
+
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path / "train.txt").write_text("the cat sat on the mat\n" * 20)
+    (tmp_path / "valid.txt").write_text("the mat sat on the cat\n")
+    return {"train": tmp_path / "train.txt", "valid": str(tmp_path / "valid.txt"), "out": tmp_path / "out"}
+
+
+def test_a_killed_run_leaves_a_model_and_takes_no_other_text(texts, tmp_path):
+    with dying(4) as report:
+        train_files(make_mamba2, CONFIG, **texts, report=report)
+    assert isinstance(ssmkit.from_pretrained(texts["out"]), ssmkit.models.Mamba2)
+    (tmp_path / "train.txt").write_text("something else entirely\n" * 20)
+    before = {path.name: path.read_bytes() for path in texts["out"].iterdir()}
+    with pytest.raises(ValueError, match=r"the training text was .* \(its configuration: .*train\.toml\)"):
+        train_files(make_mamba2, CONFIG, **texts, report=ignore)
+    assert {path.name: path.read_bytes() for path in texts["out"].iterdir()} == before
+
+
+def test_a_model_that_cannot_be_saved_is_not_trained(texts):
+    with pytest.raises(ValueError, match="could not be saved: `Bigram` is of no registered architecture.* `ssmkit.tra"):
+        train_files(lambda config, size: Bigram(size, 8), CONFIG, **texts, report=pytest.fail)
+    assert not texts["out"].exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_new_run_overwrites_no_model(texts, name):
+    texts["out"].mkdir()
+    (texts["out"] / name).write_text("precious")
+    with pytest.raises(ValueError, match=f"holds a model \\({name}\\) that no run made there"):
+        train_files(make_mamba2, CONFIG, **texts, report=ignore)
+    assert (texts["out"] / name).read_text() == "precious"
+
+
+def test_a_new_run_overwrites_no_configuration(texts):
+    texts["out"].mkdir()
+    (texts["out"] / "train.toml").write_text("# precious\n[training]\nsteps = 5\n")
+    with pytest.raises(ValueError, match="is another configuration than this run's"):
+        train_files(make_mamba2, CONFIG, **texts, report=ignore)
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_texts_that_are_no_files(texts, tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    for path, problem in [("pipe", "Not a regular file"), (".", "Is a directory"), ("missing", "No such file")]:
+        with pytest.raises(OSError, match=problem) as caught:
+            train_files(make_mamba2, CONFIG, **(texts | {name: tmp_path / path}), report=ignore)
+        assert caught.value.filename == str(tmp_path / path)
+    assert not texts["out"].exists()
+
+
+def test_the_record_is_what_people_can_read(interrupted):
+    record = json.loads((interrupted / "run.json").read_text())
+    assert record["ssmkit"] == ssmkit.__version__
+    assert record["training"]["seed"] == 0 and record["the training text"].startswith("240 tokens, ")
