@@ -1,7 +1,8 @@
 """Models written against the public names of `ssmkit`."""
 
-from .gla import GLAMixer as GLAMixer, GLARecurrence as GLARecurrence
-from .hgrn2 import HGRN2Mixer as HGRN2Mixer, HGRN2Recurrence as HGRN2Recurrence
+from .gla import GLACache as GLACache, GLAMixer as GLAMixer, GLARecurrence as GLARecurrence
+from .hgrn2 import HGRN2Cache as HGRN2Cache, HGRN2Mixer as HGRN2Mixer, HGRN2Recurrence as HGRN2Recurrence
+from .hgrn2_model import HGRN2 as HGRN2
 from .lru import LRUMixer as LRUMixer, LRURecurrence as LRURecurrence
 from .mamba import (
     Mamba as Mamba,

@@ -1,5 +1,7 @@
 """Gated linear attention (arXiv 2312.06635)."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,13 +9,17 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._projections import projection, state_shape
+from ._linear_attention import convolved, key_value_heads, short_convolution, state_shape
+from ._projections import projection
 
 
 class GLAInputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many. `gate` is raw, before its sigmoid."""
+    """What the recurrence sees of one token; a leading `time` axis for many. `gate` is raw, before its sigmoid.
 
-    q: Float[Array, "*time heads key"]
+    A head may have several queries: `q` is then `(heads, queries, key)`.
+    """
+
+    q: Float[Array, "... key"]
     k: Float[Array, "*time heads key"]
     v: Float[Array, "*time heads value"]
     gate: Float[Array, "*time heads key"]
@@ -29,51 +35,73 @@ class GLARecurrence(ssmkit.DiagonalChunkedRecurrence[GLAInputs]):
 
     - `state_shape`: `(heads, key, value)`.
     - `gate_logit_normalizer`: $\tau$.
+    - `clamp_min`: the least $\log \alpha$, if there is one.
     - `chunk_size`: as `ssmkit.DiagonalChunkedRecurrence`.
     """
 
     state_shape: tuple[int, int, int] = eqx.field(static=True)
     gate_logit_normalizer: float = eqx.field(static=True, default=16.0)
+    clamp_min: float | None = eqx.field(static=True, default=None)
 
     def coefficients(self, inputs: GLAInputs) -> ssmkit.Coefficients:
         """The equations above."""
+        log_decay = jax.nn.log_sigmoid(inputs.gate.astype(jnp.float32)) / self.gate_logit_normalizer
         return ssmkit.Coefficients(
-            log_decay=jax.nn.log_sigmoid(inputs.gate.astype(jnp.float32)) / self.gate_logit_normalizer,
+            log_decay=log_decay if self.clamp_min is None else jnp.maximum(log_decay, self.clamp_min),
             write=inputs.k,
             value=inputs.v,
             read=inputs.q * self.state_shape[1] ** -0.5,
         )
 
 
-class GLAMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
+class GLACache(eqx.Module):
+    """The recurrence's state and, with short convolutions, the window of the last tokens' queries, keys and values."""
+
+    state: Float[Array, "*batch heads key value"]
+    window: Float[Array, "*batch window channel"] | None = None
+
+
+class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     r"""Gated linear attention with an output gate (arXiv 2312.06635, section 4.4).
 
     With $q, k, v = W_q x, W_k x, W_v x$ and $g = W_2 W_1 x + b$ of low rank,
 
     $$y = W_o (\operatorname{RMSNorm}_{head}(\operatorname{GLA}(q, k, v, g)) \odot \operatorname{silu}(W_g x)).$$
 
-    The cache is the recurrence's state. Normalised before it is gated; all heads share the norm's weight.
+    Normalised before it is gated; all heads share the norm's weight. The options are flash-linear-attention's. With
+    `use_short_conv`, $q, k, v$ pass a causal convolution and a silu first. With `num_kv_heads`, several heads share
+    keys, values and gates, hence also a state, which each of them reads with its own query.
     """
 
     q_proj: ssmkit.Linear
     k_proj: ssmkit.Linear
     v_proj: ssmkit.Linear
+    conv: ssmkit.CausalConv1d | None
     gk_down: ssmkit.Linear
     gk_up: ssmkit.Linear
-    g_proj: ssmkit.Linear
+    g_proj: ssmkit.Linear | None
     recurrence: GLARecurrence
     norm: ssmkit.RMSNorm
     o_proj: ssmkit.Linear
+    num_heads: int = eqx.field(static=True)
+    feature_map: Callable[[Array], Array] | None = eqx.field(static=True)
 
     def __init__(
         self,
         width: int,
         *,
         num_heads: int = 4,
+        num_kv_heads: int | None = None,
         expand_k: float = 0.5,
         expand_v: float = 1.0,
+        feature_map: Callable[[Array], Array] | None = None,
+        use_short_conv: bool = False,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        use_output_gate: bool = True,
         gate_logit_normalizer: float = 16.0,
         gate_low_rank_dim: int = 16,
+        clamp_min: float | None = None,
         norm_eps: float = 1e-6,
         chunk_size: int | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -86,46 +114,67 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
         - `width`: of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
             heads.
-        - `gate_logit_normalizer`: $\\tau$ of the recurrence.
+        - `num_kv_heads`: heads of keys, values and forget gates, a divisor of `num_heads` and as many when `None`.
+        - `feature_map`: acts on queries and keys, after the convolution.
+        - `use_short_conv`, `conv_size`, `conv_bias`: a causal convolution of so many taps before queries, keys and
+            values, and whether it has a bias.
+        - `use_output_gate`: whether the gate $W_g$ exists.
+        - `gate_logit_normalizer`, `clamp_min`: as `GLARecurrence`.
         - `gate_low_rank_dim`: rank of the forget gate's projection.
         - `norm_eps`: of the heads' norm.
         - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections.
+        - `dtype`: of the projections and the convolution.
         - `key`: for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide the channels, or a size is not positive.
         """
         heads, key_dim, value_dim = state_shape("GLAMixer", width, num_heads, expand_k, expand_v)
+        kv_heads = key_value_heads("GLAMixer", heads, num_kv_heads)
         if gate_low_rank_dim < 1:
             raise ValueError(f"GLAMixer: `gate_low_rank_dim` must be at least 1, got {gate_low_rank_dim}.")
         if gate_logit_normalizer <= 0:
             raise ValueError(f"GLAMixer: `gate_logit_normalizer` must be above 0, got {gate_logit_normalizer}.")
         keys = jax.random.split(key, 7)
-        self.q_proj = projection(width, heads * key_dim, dtype=dtype, key=keys[0])
-        self.k_proj = projection(width, heads * key_dim, dtype=dtype, key=keys[1])
-        self.v_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[2])
+        queries, keyed, valued = heads * key_dim, kv_heads * key_dim, kv_heads * value_dim
+        self.q_proj = projection(width, queries, dtype=dtype, key=keys[0])
+        self.k_proj = projection(width, keyed, dtype=dtype, key=keys[1])
+        self.v_proj = projection(width, valued, dtype=dtype, key=keys[2])
+        conv_key, channels = jax.random.fold_in(key, 1), queries + keyed + valued
+        self.conv = (
+            short_convolution(channels, conv_size, conv_bias, dtype=dtype, key=conv_key) if use_short_conv else None
+        )
         self.gk_down = projection(width, gate_low_rank_dim, dtype=dtype, key=keys[3])
-        self.gk_up = projection(gate_low_rank_dim, heads * key_dim, use_bias=True, dtype=dtype, key=keys[4])
-        self.g_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[5])
-        self.recurrence = GLARecurrence((heads, key_dim, value_dim), gate_logit_normalizer, chunk_size=chunk_size)
+        self.gk_up = projection(gate_low_rank_dim, keyed, use_bias=True, dtype=dtype, key=keys[4])
+        self.g_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[5]) if use_output_gate else None
+        self.recurrence = GLARecurrence(
+            (kv_heads, key_dim, value_dim), gate_logit_normalizer, clamp_min, chunk_size=chunk_size
+        )
         self.norm = ssmkit.RMSNorm(value_dim, eps=norm_eps)
         self.o_proj = projection(heads * value_dim, width, dtype=dtype, key=keys[6])
+        self.num_heads, self.feature_map = num_heads, feature_map
 
-    def init_cache(self) -> Float[Array, "heads key value"]:
-        """A zero state, float32."""
-        return self.recurrence.init_state()
+    def init_cache(self) -> GLACache:
+        """A zero state and an empty window, float32."""
+        window = None if self.conv is None else self.conv.init_state()
+        return GLACache(state=self.recurrence.init_state(), window=window)
 
     def mix(
-        self, x: Float[Array, "*time width"], cache: Float[Array, "heads key value"], advance: ssmkit.Advance
-    ) -> tuple[Float[Array, "*time width"], Float[Array, "heads key value"]]:
+        self, x: Float[Array, "*time width"], cache: GLACache, advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], GLACache]:
         """The equations above, for many tokens or one."""
-        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))  # noqa: E731
-        gate = self.g_proj(x)
-        inputs = GLAInputs(
-            q=split(self.q_proj(x)),
-            k=split(self.k_proj(x)),
-            v=split(self.v_proj(x)),
-            gate=split(self.gk_up(self.gk_down(x))),
+        (heads, key, _), axes = self.recurrence.state_shape, x.shape[:-1]
+        split = lambda channels: jnp.reshape(channels, (*axes, heads, -1))  # noqa: E731
+        qkv, window = convolved(
+            self.conv, (self.q_proj(x), self.k_proj(x), self.v_proj(x)), cache.window, advance, ssmkit.silu
         )
-        y, cache = advance(self.recurrence, inputs, cache)
-        return self.o_proj(jnp.reshape(self.norm(y), gate.shape) * ssmkit.silu(gate)), cache
+        q, k, v = map(split, qkv)
+        if self.feature_map is not None:
+            q, k = self.feature_map(q), self.feature_map(k)
+        if heads != self.num_heads:  # several queries for every state
+            q = jnp.reshape(q, (*axes, heads, -1, key))
+        inputs = GLAInputs(q=q, k=k, v=v, gate=split(self.gk_up(self.gk_down(x))))
+        y, state = advance(self.recurrence, inputs, cache.state)
+        y = jnp.reshape(self.norm(y), (*axes, -1))
+        if self.g_proj is not None:
+            y = y * ssmkit.silu(self.g_proj(x))
+        return self.o_proj(y), GLACache(state=state, window=window)

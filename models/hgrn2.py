@@ -3,10 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
+from ._linear_attention import convolved, short_convolution
 from ._projections import projection
 
 
@@ -27,38 +28,70 @@ class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
     The factor $1/\sqrt{d_k}$ is flash-linear-attention's, not the paper's: the norm that follows leaves of it only its
     share in $\epsilon$.
 
-    **Arguments:**
-
-    - `state_shape`: `(heads, key, value)`.
-    - `lower_bound`: $\ell$ in $[0, 1)$, of this layer: the paper makes it grow with depth, from 0 in the first.
-    - `chunk_size`: as `ssmkit.DiagonalChunkedRecurrence`.
+    $\ell$ is a parameter, of every key channel; without one it is 0. It counts as 0 below that, and as 1 above that.
     """
 
+    lower_bound: Float[Array, "heads key"] | None
     state_shape: tuple[int, int, int] = eqx.field(static=True)
-    lower_bound: float = eqx.field(static=True, default=0.0)
+
+    def __init__(
+        self,
+        state_shape: tuple[int, int, int],
+        lower_bound: Float[ArrayLike, "..."] | None = None,
+        *,
+        chunk_size: int | None = None,
+    ):
+        """No random numbers are drawn.
+
+        **Arguments:**
+
+        - `state_shape`: `(heads, key, value)`.
+        - `lower_bound`: $\\ell$ in $[0, 1)$: a number, or one for every channel, of shape `(heads * key,)` or
+            `(heads, key)`. `None` means that there is none to learn.
+        - `chunk_size`: as `ssmkit.DiagonalChunkedRecurrence`.
+
+        **Raises:** `ValueError` for bounds of another shape.
+        """
+        self.state_shape, self.chunk_size = state_shape, chunk_size
+        self.lower_bound = None if lower_bound is None else _per_channel(lower_bound, state_shape[:2])
 
     def coefficients(self, inputs: HGRN2Inputs) -> ssmkit.Coefficients:
         """The equations above."""
-        f, bound = inputs.f.astype(jnp.float32), self.lower_bound
+        f = inputs.f.astype(jnp.float32)
+        if self.lower_bound is None:
+            log_decay, write = jax.nn.log_sigmoid(f), jax.nn.sigmoid(-f)
+        else:
+            bound = jnp.where(self.lower_bound < 0.0, jnp.zeros_like(f), self.lower_bound)
+            bound = jnp.where(bound > 1.0, jnp.ones_like(f), bound)
+            log_decay, write = _log_gate(f, bound), (1.0 - bound) * jax.nn.sigmoid(-f)
         return ssmkit.Coefficients(
-            log_decay=_log_gate(f, bound),
-            write=(1.0 - bound) * jax.nn.sigmoid(-f),
+            log_decay=log_decay,
+            write=write,
             value=inputs.i,
             read=ssmkit.silu(inputs.q) * self.state_shape[1] ** -0.5,
         )
 
 
-class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
+class HGRN2Cache(eqx.Module):
+    """The recurrence's state and, with short convolutions, the window of what the last tokens were projected to."""
+
+    state: Float[Array, "*batch heads key value"]
+    window: Float[Array, "*batch window channel"] | None = None
+
+
+class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
     r"""Projections, recurrence, norm over all heads at once, projection (arXiv 2404.07904); no output gate.
 
     $$y = W_o \operatorname{RMSNorm}(\operatorname{HGRN2}(W_q x, W_f x, W_i x))$$
 
-    The cache is the recurrence's state.
+    With `use_short_conv`, the three pass a causal convolution first. The lower bound of the forget gate is a parameter
+    of the recurrence; those of all layers of the paper's model are learnt together in `HGRN2`.
     """
 
     q_proj: ssmkit.Linear
     f_proj: ssmkit.Linear
     i_proj: ssmkit.Linear
+    conv: ssmkit.CausalConv1d | None
     recurrence: HGRN2Recurrence
     norm: ssmkit.RMSNorm
     o_proj: ssmkit.Linear
@@ -69,7 +102,10 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]])
         *,
         expand_ratio: int = 128,
         num_heads: int | None = None,
-        lower_bound: float = 0.0,
+        lower_bound: Float[ArrayLike, "..."] | None = None,
+        use_short_conv: bool = False,
+        conv_size: int = 4,
+        conv_bias: bool = False,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -82,10 +118,12 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]])
         - `width`: of the residual stream.
         - `expand_ratio`: key channels per head.
         - `num_heads`: `width // expand_ratio` when `None`; each has `width // num_heads` value channels.
-        - `lower_bound`: of the forget gate, in [0, 1). At initialisation layer `l` of `L` has `l / L`.
+        - `lower_bound`: as `HGRN2Recurrence`, where the parameter starts: at `l / L` in layer `l` of the paper's `L`.
+        - `use_short_conv`, `conv_size`, `conv_bias`: a causal convolution of so many taps after the three projections,
+            and whether it has a bias.
         - `norm_eps`: of the output norm.
         - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections.
+        - `dtype`: of the projections and the convolution.
         - `key`: for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide `width`, or an argument is out of range.
@@ -101,34 +139,59 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]])
             num_heads = width // expand_ratio
         if num_heads < 1 or width % num_heads != 0:
             raise ValueError(f"HGRN2Mixer: `num_heads` must divide `width` = {width}, got {num_heads}.")
-        if not 0.0 <= lower_bound < 1.0:
+        if isinstance(lower_bound, float | int) and not 0.0 <= lower_bound < 1.0:
             raise ValueError(f"HGRN2Mixer: `lower_bound` must lie in [0, 1), got {lower_bound}.")
-        keys = jax.random.split(key, 4)
-        self.q_proj = projection(width, num_heads * expand_ratio, dtype=dtype, key=keys[0])
-        self.f_proj = projection(width, num_heads * expand_ratio, dtype=dtype, key=keys[1])
+        keys, channels = jax.random.split(key, 4), num_heads * expand_ratio
+        self.q_proj = projection(width, channels, dtype=dtype, key=keys[0])
+        self.f_proj = projection(width, channels, dtype=dtype, key=keys[1])
         self.i_proj = projection(width, width, dtype=dtype, key=keys[2])
+        conv_key, convolved_channels = jax.random.fold_in(key, 1), 2 * channels + width
+        self.conv = (
+            short_convolution(convolved_channels, conv_size, conv_bias, dtype=dtype, key=conv_key)
+            if use_short_conv
+            else None
+        )
         shape = (num_heads, expand_ratio, width // num_heads)
         self.recurrence = HGRN2Recurrence(shape, lower_bound, chunk_size=chunk_size)
         self.norm = ssmkit.RMSNorm(width, eps=norm_eps)
         self.o_proj = projection(width, width, dtype=dtype, key=keys[3])
 
-    def init_cache(self) -> Float[Array, "heads key value"]:
-        """A zero state, float32."""
-        return self.recurrence.init_state()
+    def init_cache(self) -> HGRN2Cache:
+        """A zero state and an empty window, float32."""
+        window = None if self.conv is None else self.conv.init_state()
+        return HGRN2Cache(state=self.recurrence.init_state(), window=window)
 
     def mix(
-        self, x: Float[Array, "*time width"], cache: Float[Array, "heads key value"], advance: ssmkit.Advance
-    ) -> tuple[Float[Array, "*time width"], Float[Array, "heads key value"]]:
+        self, x: Float[Array, "*time width"], cache: HGRN2Cache, advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], HGRN2Cache]:
         """The equations above, for many tokens or one."""
         split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))  # noqa: E731
-        inputs = HGRN2Inputs(q=split(self.q_proj(x)), f=split(self.f_proj(x)), i=split(self.i_proj(x)))
-        y, cache = advance(self.recurrence, inputs, cache)
-        return self.o_proj(self.norm(jnp.reshape(y, x.shape))), cache
+        features = self.q_proj(x), self.f_proj(x), self.i_proj(x)
+        features, window = convolved(self.conv, features, cache.window, advance)
+        y, state = advance(self.recurrence, HGRN2Inputs(*map(split, features)), cache.state)
+        return self.o_proj(self.norm(jnp.reshape(y, x.shape))), HGRN2Cache(state=state, window=window)
 
 
-def _log_gate(f: Float[Array, "heads key"], bound: float) -> Float[Array, "heads key"]:
-    """The logarithm of `bound + (1 - bound) sigmoid(f)`, to full relative precision near 0 and near minus infinity."""
-    if bound == 0.0:
-        return jax.nn.log_sigmoid(f)
-    near_one = jnp.log1p((bound - 1.0) * jax.nn.sigmoid(-jnp.maximum(f, 0.0)))
-    return jnp.where(f > 0.0, near_one, jnp.log(bound + (1.0 - bound) * jax.nn.sigmoid(f)))
+def _per_channel(bound: Float[ArrayLike, "..."], shape: tuple[int, int]) -> Float[Array, "heads key"]:
+    array = jnp.asarray(bound, jnp.float32)
+    if array.shape not in ((), (shape[0] * shape[1],), shape):
+        raise ValueError(
+            f"`lower_bound` must be a number, or one for each channel: of shape ({shape[0] * shape[1]},) or {shape}, "
+            f"got shape {array.shape}."
+        )
+    return jnp.broadcast_to(array, shape) if array.ndim == 0 else jnp.reshape(array, shape)
+
+
+def _log_gate(f: Float[Array, "heads key"], bound: Float[Array, "heads key"]) -> Float[Array, "heads key"]:
+    r"""The logarithm of $g = \ell + (1 - \ell) \sigma(f)$, to full relative precision, with finite derivatives.
+
+    Three forms, each where it loses no digits: from $1 - g$ near 1, as $\sigma(f) (1 + \ell e^{-f})$ where the bound
+    hardly matters, which is right without one too, and as it stands where it matters most.
+    """
+    complement, gate = (1.0 - bound) * jax.nn.sigmoid(-f), bound + (1.0 - bound) * jax.nn.sigmoid(f)
+    share = bound * jnp.exp(jnp.minimum(-f, 80.0))
+    near_one = complement < 0.5
+    slight = ~near_one & (share < 1.0)
+    rest = jnp.log1p(jnp.where(near_one, -complement, jnp.where(slight, share, jnp.zeros_like(f))))
+    plain = jnp.log(jnp.where(near_one | slight, jnp.ones_like(f), gate))
+    return jnp.where(near_one, rest, jnp.where(slight, jax.nn.log_sigmoid(f) + rest, plain))

@@ -1,6 +1,7 @@
 """RetNet: multi-scale retention (arXiv 2307.08621)."""
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -10,7 +11,8 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._projections import projection, state_shape
+from ._linear_attention import convolved, key_value_heads, short_convolution, state_shape
+from ._projections import projection
 
 
 class RetNetInputs(eqx.Module):
@@ -44,10 +46,13 @@ class RetNetRecurrence(ssmkit.DiagonalChunkedRecurrence[RetNetInputs]):
 
 
 class RetNetCache(eqx.Module):
-    """The position, as the phase of every rotated pair, and the recurrence's state."""
+    """The position, as the phase of every rotated pair, the recurrence's state and, with short convolutions, the window
+    of the last tokens' queries, keys and values.
+    """
 
     phase: Float[Array, "*batch pair"]
     state: Float[Array, "*batch heads key value"]
+    window: Float[Array, "*batch window channel"] | None = None
 
 
 class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
@@ -59,25 +64,33 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
 
     $R_t$ turns feature $j$ with feature $j + d_k / 2$ by $t \theta_j$, where $\theta_j = 10000^{-2j / d_k}$ and the
     first token has $t = 0$. The authors' torchscale turns neighbours, by other angles: weights do not carry over. All
-    heads share the norm's weight.
+    heads share the norm's weight. With `use_short_conv`, $q, k, v$ pass a causal convolution and a silu before $R_t$.
     """
 
     q_proj: ssmkit.Linear
     k_proj: ssmkit.Linear
     v_proj: ssmkit.Linear
-    g_proj: ssmkit.Linear
+    conv: ssmkit.CausalConv1d | None
+    g_proj: ssmkit.Linear | None
     phase: ssmkit.RunningPhase
     recurrence: RetNetRecurrence
     norm: ssmkit.RMSNorm
     o_proj: ssmkit.Linear
+    feature_map: Callable[[Array], Array] | None = eqx.field(static=True)
 
     def __init__(
         self,
         width: int,
         *,
         num_heads: int = 8,
+        num_kv_heads: int | None = None,
         expand_k: float = 1.0,
         expand_v: float = 2.0,
+        feature_map: Callable[[Array], Array] | None = None,
+        use_short_conv: bool = False,
+        conv_size: int = 4,
+        conv_bias: bool = False,
+        use_output_gate: bool = True,
         norm_eps: float = 1e-6,
         chunk_size: int | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -90,9 +103,15 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
         - `width`: of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
             heads. Each head has an even number of key channels.
+        - `num_kv_heads`: heads of keys and values, a divisor of `num_heads` and as many when `None`. Every head of
+            queries has its own decay, hence its own state.
+        - `feature_map`: acts on queries and keys, after the convolution and before the rotation.
+        - `use_short_conv`, `conv_size`, `conv_bias`: a causal convolution of so many taps before queries, keys and
+            values, and whether it has a bias.
+        - `use_output_gate`: whether the gate $W_g$ exists.
         - `norm_eps`: of the heads' norm.
         - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections.
+        - `dtype`: of the projections and the convolution.
         - `key`: for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide the channels, or key channels cannot be paired.
@@ -103,37 +122,49 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
                 f"RetNetMixer: int(`expand_k` * `width`) // `num_heads` must be even, as features turn in pairs, got "
                 f"{key_dim}."
             )
-        keys = jax.random.split(key, 5)
-        self.q_proj = projection(width, heads * key_dim, dtype=dtype, key=keys[0])
-        self.k_proj = projection(width, heads * key_dim, dtype=dtype, key=keys[1])
-        self.v_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[2])
-        self.g_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[3])
+        kv_heads, keys = key_value_heads("RetNetMixer", heads, num_kv_heads), jax.random.split(key, 5)
+        queries, keyed, valued = heads * key_dim, kv_heads * key_dim, kv_heads * value_dim
+        self.q_proj = projection(width, queries, dtype=dtype, key=keys[0])
+        self.k_proj = projection(width, keyed, dtype=dtype, key=keys[1])
+        self.v_proj = projection(width, valued, dtype=dtype, key=keys[2])
+        conv_key, channels = jax.random.fold_in(key, 1), queries + keyed + valued
+        self.conv = (
+            short_convolution(channels, conv_size, conv_bias, dtype=dtype, key=conv_key) if use_short_conv else None
+        )
+        self.g_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[3]) if use_output_gate else None
         self.phase = ssmkit.RunningPhase((key_dim // 2,))
         self.recurrence = RetNetRecurrence((heads, key_dim, value_dim), chunk_size=chunk_size)
         self.norm = ssmkit.RMSNorm(value_dim, eps=norm_eps)
         self.o_proj = projection(heads * value_dim, width, dtype=dtype, key=keys[4])
+        self.feature_map = feature_map
 
     def init_cache(self) -> RetNetCache:
-        """Position 0 and a zero state, float32."""
-        return RetNetCache(phase=self.phase.init_state(), state=self.recurrence.init_state())
+        """Position 0, a zero state and an empty window, float32."""
+        window = None if self.conv is None else self.conv.init_state()
+        return RetNetCache(phase=self.phase.init_state(), state=self.recurrence.init_state(), window=window)
 
     def mix(
         self, x: Float[Array, "*time width"], cache: RetNetCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], RetNetCache]:
         """The equations above, for many tokens or one."""
-        heads, key, _ = self.recurrence.state_shape
-        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], heads, -1))  # noqa: E731
+        (heads, key, value), axes = self.recurrence.state_shape, x.shape[:-1]
+        qkv, window = convolved(
+            self.conv, (self.q_proj(x), self.k_proj(x), self.v_proj(x)), cache.window, advance, ssmkit.silu
+        )
+        q, k, v = (jnp.reshape(a, (*axes, -1, size)) for a, size in zip(qkv, (key, key, value), strict=True))
+        if self.feature_map is not None:
+            q, k = self.feature_map(q), self.feature_map(k)
         theta = 10000.0 ** (-2.0 * np.arange(key // 2) / key)
-        turns = jnp.broadcast_to(jnp.asarray(theta / (2 * math.pi), jnp.float32), (*x.shape[:-1], key // 2))
+        turns = jnp.broadcast_to(jnp.asarray(theta / (2 * math.pi), jnp.float32), (*axes, key // 2))
         after, phase = advance(self.phase, turns, cache.phase)
         angle = 2 * math.pi * (after - turns)[..., None, :]  # the first token does not turn
-        gate = self.g_proj(x)
-        inputs = RetNetInputs(
-            q=_turn(split(self.q_proj(x)), angle), k=_turn(split(self.k_proj(x)), angle), v=split(self.v_proj(x))
-        )
+        shared = lambda array: jnp.repeat(array, heads // array.shape[-2], axis=-2)  # noqa: E731
+        inputs = RetNetInputs(q=_turn(q, angle), k=shared(_turn(k, angle)), v=shared(v))
         y, state = advance(self.recurrence, inputs, cache.state)
-        y = self.o_proj(jnp.reshape(self.norm(y), gate.shape) * ssmkit.silu(gate))
-        return y, RetNetCache(phase=phase, state=state)
+        y = jnp.reshape(self.norm(y), (*axes, -1))
+        if self.g_proj is not None:
+            y = y * ssmkit.silu(self.g_proj(x))
+        return self.o_proj(y), RetNetCache(phase=phase, state=state, window=window)
 
 
 def _turn(x: Float[Array, "*time heads key"], angle: Float[Array, "*time 1 pair"]) -> Float[Array, "*time heads key"]:

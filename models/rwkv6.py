@@ -7,7 +7,8 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._projections import projection, state_shape
+from ._linear_attention import state_shape
+from ._projections import projection
 from ._rwkv6 import DataDependentLerp, depth, initial_bonus, initial_decay, small_uniform
 
 

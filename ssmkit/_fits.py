@@ -32,7 +32,7 @@ def _check(name: str, mixer: AbstractMixer[Any], width: int) -> None:
         try:
             before, returned = _shapes(mixer, method, shape)
         except Exception as error:  # whatever a mixer may raise
-            if (other := _own_width(mixer)) is not None:
+            if (other := _own_width(mixer)) not in (None, width):
                 raise ValueError(
                     f"{name} is made for features of width {other}, expected `width` = {width}: make mixers and model "
                     "with the same width."

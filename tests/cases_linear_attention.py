@@ -14,6 +14,7 @@ from helpers import Case
 import ssmkit
 from ssmkit.models.gla import GLAInputs, GLAMixer, GLARecurrence
 from ssmkit.models.hgrn2 import HGRN2Inputs, HGRN2Mixer, HGRN2Recurrence
+from ssmkit.models.hgrn2_model import HGRN2
 from ssmkit.models.retnet import RetNetInputs, RetNetMixer, RetNetRecurrence
 from ssmkit.models.rwkv6 import RWKV6Inputs, RWKV6Mixer, RWKV6Recurrence
 from ssmkit.models.rwkv6_channel import RWKV6ChannelMixer
@@ -42,16 +43,25 @@ def _rwkv6(key: jax.Array) -> RWKV6Recurrence:
     return RWKV6Recurrence(time_decay=decay, bonus=bonus, state_shape=SHAPE, chunk_size=4)
 
 
-def _retnet_mixer(key: jax.Array) -> RetNetMixer:
-    return RetNetMixer(WIDTH, num_heads=2, expand_k=4 / 3, expand_v=5 / 6, chunk_size=4, key=key)
+def _retnet_mixer(key: jax.Array, **options: Any) -> RetNetMixer:
+    return RetNetMixer(WIDTH, num_heads=2, expand_k=4 / 3, expand_v=5 / 6, chunk_size=4, key=key, **options)
 
 
-def _gla_mixer(key: jax.Array, dtype: Any = jnp.float32) -> GLAMixer:
-    return GLAMixer(WIDTH, num_heads=3, gate_low_rank_dim=5, chunk_size=4, dtype=dtype, key=key)
+def _gla_mixer(key: jax.Array, num_heads: int = 3, **options: Any) -> GLAMixer:
+    return GLAMixer(WIDTH, num_heads=num_heads, gate_low_rank_dim=5, chunk_size=4, key=key, **options)
 
 
-def _hgrn2_mixer(key: jax.Array) -> HGRN2Mixer:
-    return HGRN2Mixer(WIDTH, expand_ratio=5, num_heads=3, lower_bound=0.3, chunk_size=4, key=key)
+def _hgrn2_mixer(key: jax.Array, **options: Any) -> HGRN2Mixer:
+    bound = jnp.linspace(0.0, 0.95, 15)
+    return HGRN2Mixer(WIDTH, expand_ratio=5, num_heads=3, lower_bound=bound, chunk_size=4, key=key, **options)
+
+
+def _hgrn2_model(key: jax.Array) -> HGRN2:
+    return HGRN2(helpers.VOCAB, 8, 2, expand_ratio=4, intermediate_size=5, chunk_size=4, key=key)
+
+
+# What flash-linear-attention's configurations may say.
+OPTIONS: dict[str, Any] = dict(use_short_conv=True, conv_size=3, num_kv_heads=1, use_output_gate=False)
 
 
 def _rwkv6_mixer(key: jax.Array) -> RWKV6Mixer:
@@ -87,12 +97,16 @@ OPERATORS = [
 ]
 MIXERS = [
     Case("retnet-mixer", _retnet_mixer, _features),
+    Case("retnet-mixer-options", lambda key: _retnet_mixer(key, **OPTIONS), _features),
     Case("gla-mixer", _gla_mixer, _features),
-    Case("gla-mixer-bf16", lambda key: _gla_mixer(key, jnp.bfloat16), _features, helpers.BF16_BOUND),
+    Case("gla-mixer-options", lambda key: _gla_mixer(key, num_heads=2, **OPTIONS, clamp_min=-0.5), _features),
+    Case("gla-mixer-bf16", lambda key: _gla_mixer(key, dtype=jnp.bfloat16), _features, helpers.BF16_BOUND),
     Case("hgrn2-mixer", _hgrn2_mixer, _features),
+    Case("hgrn2-mixer-conv", lambda key: _hgrn2_mixer(key, use_short_conv=True, conv_bias=True), _features),
     Case("rwkv6-mixer", _rwkv6_mixer, _features),
     Case("rwkv6-channel-mixer", lambda key: RWKV6ChannelMixer(WIDTH, intermediate_size=7, key=key), _features),
 ]
+LANGUAGE_MODELS = [Case("hgrn2", _hgrn2_model, helpers.random_tokens)]
 
 
 class Oracle(NamedTuple):
@@ -124,19 +138,21 @@ def _sampler(make: Callable[..., Any], gate: Callable[[np.ndarray], np.ndarray])
     return sample
 
 
-def _hgrn2(lower_bound: float) -> Oracle:
+def _hgrn2(name: str, bound: np.ndarray | None) -> Oracle:
+    """With these bounds of every key channel."""
+
     def gate(log_decay: np.ndarray) -> np.ndarray:
-        # No gate is below the lower bound: there the range of the logarithms is made shorter, not cut off.
-        if lower_bound == 0.0:
+        # No gate is below its lower bound: there the range of the logarithms is made shorter, not cut off.
+        if bound is None:
             return _logit(log_decay)
-        low, high, floor = np.log(1e-6), np.log(-np.log(1e-30)), np.log(lower_bound)
+        low, high, floor = np.log(1e-6), np.log(-np.log(1e-30)), np.log(bound)
         log_decay = -np.exp(low + (np.log(-log_decay) - low) / (high - low) * (np.log(-0.999 * floor) - low))
-        return np.log(lower_bound * np.expm1(log_decay - floor)) - np.log(-np.expm1(log_decay))
+        return np.log(bound * np.expm1(log_decay - floor)) - np.log(-np.expm1(log_decay))
 
     return Oracle(
-        f"hgrn2-bound{lower_bound}",
-        lambda: HGRN2Recurrence(SHAPE, lower_bound),
-        lambda m, x, s: published.hgrn2(x.q, x.f, x.i, lower_bound, s),
+        f"hgrn2-{name}",
+        lambda: HGRN2Recurrence(SHAPE, bound),
+        lambda m, x, s: published.hgrn2(x.q, x.f, x.i, 0.0 if bound is None else m.lower_bound, s),
         _sampler(lambda q, _, i, f: HGRN2Inputs(q=q, f=f, i=i), gate),
     )
 
@@ -154,8 +170,8 @@ ORACLES = [
         lambda m, x, s: published.gla(x.q, x.k, x.v, x.gate, s),
         _sampler(GLAInputs, lambda log_decay: _logit(16 * log_decay)),
     ),
-    _hgrn2(0.0),
-    _hgrn2(0.3),
+    _hgrn2("plain", None),
+    _hgrn2("bounds", np.asarray([[1e-12, 0.3, 0.6], [1e-3, 0.1, 0.9]])),
     Oracle(
         "rwkv6",
         lambda: _rwkv6(jax.random.key(3)),

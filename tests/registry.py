@@ -135,5 +135,5 @@ LANGUAGE_MODELS = [
 ]
 OPERATORS += cases_linear_attention.OPERATORS + cases_linear_rnn.OPERATORS + cases_mamba.OPERATORS
 MIXERS += cases_linear_attention.MIXERS + cases_linear_rnn.MIXERS + cases_mamba.MIXERS
-LANGUAGE_MODELS += cases_mamba.LANGUAGE_MODELS
+LANGUAGE_MODELS += cases_linear_attention.LANGUAGE_MODELS + cases_mamba.LANGUAGE_MODELS
 EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]

@@ -29,6 +29,8 @@ ENTRY_BY_ENTRY = {
     ".D": "a skip of each head's channel",
     ".time_decay": "a decay rate of each key channel",
     ".bonus": "of each key channel",
+    ".lower_bound": "of each key channel",
+    ".lower_bounds": "of each layer's key channels",
     ".lerp.mu": "five shares of each feature",
     ".B_bias": "added to keys",
     ".C_bias": "added to queries",

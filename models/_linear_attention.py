@@ -1,0 +1,76 @@
+"""What RetNet, GLA, HGRN2 and RWKV-6 share: how channels are split into heads, and short convolutions before them."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+
+import ssmkit
+
+from ._projections import NORMAL
+
+
+def state_shape(name: str, width: int, num_heads: int, expand_k: float, expand_v: float) -> tuple[int, int, int]:
+    """Heads, and their key and value channels, out of `expand_k * width` and `expand_v * width` channels in total.
+
+    **Raises:** `ValueError`, on behalf of the class `name`, when the heads do not divide them.
+    """
+    if num_heads < 1:
+        raise ValueError(f"{name}: `num_heads` must be at least 1, got {num_heads}.")
+    for argument, expand in (("expand_k", expand_k), ("expand_v", expand_v)):
+        channels = int(expand * width)
+        if channels < 1 or channels % num_heads != 0:
+            raise ValueError(
+                f"{name}: int(`{argument}` * `width`) must be a positive multiple of `num_heads` = {num_heads}, got "
+                f"int({expand} * {width}) = {channels}."
+            )
+    return num_heads, int(expand_k * width) // num_heads, int(expand_v * width) // num_heads
+
+
+def key_value_heads(name: str, num_heads: int, num_kv_heads: int | None) -> int:
+    """Heads that keys and values have, `num_heads` when `None`.
+
+    **Raises:** `ValueError`, on behalf of the class `name`, when they do not divide the heads.
+    """
+    heads = num_heads if num_kv_heads is None else num_kv_heads
+    if heads < 1 or num_heads % heads != 0:
+        raise ValueError(f"{name}: `num_kv_heads` must divide `num_heads` = {num_heads}, got {heads}.")
+    return heads
+
+
+def short_convolution(
+    channels: int, conv_size: int, conv_bias: bool, *, dtype: DTypeLike, key: PRNGKeyArray
+) -> ssmkit.CausalConv1d:
+    """One convolution for all that is convolved, its taps normal with standard deviation 0.02 and its bias zero."""
+    conv = ssmkit.CausalConv1d(channels, conv_size, use_bias=conv_bias, dtype=dtype, key=key)
+    taps = NORMAL(key, conv.weight.shape, jnp.float32).astype(dtype)
+    bias = jnp.zeros((channels,), dtype) if conv_bias else None
+    return eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, bias), is_leaf=lambda leaf: leaf is None)
+
+
+def convolved(
+    conv: ssmkit.CausalConv1d | None,
+    features: tuple[Float[Array, "*time _"], ...],
+    window: Float[Array, "window channels"] | None,
+    advance: ssmkit.Advance,
+    activation: Callable[[Array], Array] = lambda x: x,
+) -> tuple[tuple[Float[Array, "*time _"], ...], Float[Array, "window channels"] | None]:
+    """Features after a convolution over all their channels and an activation; as they are without a convolution.
+
+    **Arguments:**
+
+    - `conv`: over the channels of all `features`, one after the other.
+    - `features`: several arrays of the same tokens.
+    - `window`: the state of `conv`.
+    - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
+    - `activation`: follows the convolution.
+
+    **Returns:** the features, and the new window.
+    """
+    if conv is None:
+        return features, window
+    y, window = advance(conv, jnp.concatenate(features, axis=-1), window)
+    ends = np.cumsum([array.shape[-1] for array in features])[:-1].tolist()
+    return tuple(jnp.split(activation(y), ends, axis=-1)), window
