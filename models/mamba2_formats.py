@@ -154,4 +154,6 @@ _MISTRAL = Dialect(
     copies={"model.lm_head.weight": "model.backbone.embedding.weight"},
 )
 
-ARCHITECTURE = Architecture(name="mamba2", model=Mamba2, dialects=(_HF, _STATE_SPACES, _MISTRAL))
+ARCHITECTURE = Architecture(
+    name="mamba2", model=Mamba2, dialects=(_HF, _STATE_SPACES, _MISTRAL), layers="num_hidden_layers"
+)

@@ -122,4 +122,4 @@ _STATE_SPACES = state_spaces(
 )
 
 
-ARCHITECTURE = Architecture(name="mamba", model=Mamba, dialects=(_HF, _STATE_SPACES))
+ARCHITECTURE = Architecture(name="mamba", model=Mamba, dialects=(_HF, _STATE_SPACES), layers="num_hidden_layers")

@@ -16,6 +16,7 @@ import random
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -205,7 +206,8 @@ def _read(kind: Kind, folder: pathlib.Path, report: Report, size: int) -> str | 
     before, start = _memory("VmRSS"), time.perf_counter()
     faulthandler.dump_traceback_later(6 * SECONDS, exit=True)  # a loop that no exception reaches
     try:
-        with _watched(folder) as outside:
+        with _watched(folder) as outside, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             kind.read(folder)
         report.accepted += 1
     except kind.errors as error:
@@ -225,8 +227,9 @@ def _read(kind: Kind, folder: pathlib.Path, report: Report, size: int) -> str | 
         return f"took {seconds:.1f} s"
     if memory > 1.5 * size + MEMORY:
         return f"took {memory / 2**20:.0f} MiB for {size} bytes"
-    if len(message) > MESSAGE:
-        return f"a message of {len(message)} characters"
+    longest = max(map(len, [message, *(str(warning.message) for warning in warned)]))
+    if longest > MESSAGE:
+        return f"a message of {longest} characters"
     return None
 
 

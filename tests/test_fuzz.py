@@ -9,8 +9,7 @@ from fuzz import Kind, fuzz
 
 
 # A module per kind of user: each has a list `KINDS`.
-KINDS = [kind for kind in fuzz_checkpoints.KINDS if kind.name in ("safetensors", "torch")]
-KINDS += fuzz_caches.KINDS + fuzz_training.KINDS
+KINDS = [*fuzz_checkpoints.KINDS, *fuzz_caches.KINDS, *fuzz_training.KINDS]
 ALL_KINDS = [*KINDS, *fuzz_tokenizers.KINDS]
 KINDS += [kind for kind in fuzz_tokenizers.KINDS if kind.name in ("with_begin", "bpe as Llama's", "tokenizer settings")]
 

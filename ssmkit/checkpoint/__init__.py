@@ -1,5 +1,6 @@
 """Checkpoints of other software, read and written: strict, memory-mapped, and without PyTorch."""
 
+from ._describe import Checkpoint as Checkpoint, describe as describe
 from ._dialect import (
     Architecture as Architecture,
     Dialect as Dialect,
@@ -8,7 +9,7 @@ from ._dialect import (
     insert_axis as insert_axis,
     register_architecture as register_architecture,
 )
-from ._errors import CheckpointError as CheckpointError
+from ._errors import CheckpointError as CheckpointError, shown as shown
 from ._hub import Place as Place, locate as locate
 from ._keys import (
     Key as Key,
@@ -25,7 +26,7 @@ from ._keys import (
     without as without,
     write_keys as write_keys,
 )
-from ._load import Checkpoint as Checkpoint, describe as describe, from_pretrained as from_pretrained
+from ._load import from_pretrained as from_pretrained
 from ._save import check_writable as check_writable, save_pretrained as save_pretrained
 from ._stored import StoredTensor as StoredTensor
 from ._tensors import open_tensors as open_tensors

@@ -90,6 +90,11 @@ class Dialect:
         pattern, _ = _pattern(path)
         return self.file_shapes.get(pattern, tuple)(shape)
 
+    def in_layer(self, path: str, layer: int) -> str:
+        """The path of the same array in another layer: with another first index, if it has one."""
+        pattern, indices = _pattern(path)
+        return pattern.format(layer, *indices[1:]) if indices else path
+
 
 def _pattern(path: str) -> tuple[str, list[str]]:
     """`blocks.3.norm` is `blocks.{}.norm` and `["3"]`."""
@@ -108,6 +113,12 @@ class Architecture:
     name: str
     model: type
     dialects: tuple[Dialect, ...]
+    layers: str | None = None
+    """The field of the configuration that counts the model's layers, if it has layers and all have the same shapes.
+
+    The first index of a name in a `Dialect` is then that of the layer. A configuration of more layers than the files
+    can fill is refused before the model is laid out; without this field, a configuration may ask for any number.
+    """
 
 
 _REGISTRY: dict[str, str | Architecture] = {

@@ -1,10 +1,12 @@
 """Configuration files as a table: what each key may hold, and which field of the model's configuration it sets."""
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ._errors import CheckpointError
+from ._errors import CheckpointError, shown
 
 
 class _Required:
@@ -39,7 +41,7 @@ def positive(value: Any) -> int:
 
 def number(value: Any) -> float:
     """A `Key.parse`: a number of at least 0, or infinity."""
-    if type(value) not in (int, float) or not value >= 0:
+    if type(value) not in (int, float) or not value >= 0 or sys.float_info.max < value < math.inf:
         raise ValueError("a number of at least 0")
     return float(value)
 
@@ -153,7 +155,7 @@ def read_keys(content: Mapping[str, Any], table: Mapping[str, Key]) -> dict[str,
         try:
             value = key.parse(value)
         except ValueError as error:
-            problems.append(f"`{name}`: got {value!r}, expected {error}")
+            problems.append(f"`{name}`: got {shown(value)}, expected {error}")
             continue
         if key.field is not None:
             fields[key.field] = value

@@ -1,13 +1,9 @@
 """Checkpoints to models."""
 
-import dataclasses
 import os
-import pathlib
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,131 +11,19 @@ from jaxtyping import DTypeLike
 
 from .._layers import matrix_mask
 from .._quantize import NARROW
-from ._dialect import Architecture, Dialect, architectures
-from ._errors import CheckpointError
-from ._foreign import ADAPTER_FILE, foreign_files, foreign_tensors, refuse_foreign_file
-from ._hub import locate
-from ._keys import token_ids
+from ._describe import Checkpoint, detect
+from ._errors import CheckpointError, shown
+from ._foreign import foreign_tensors
+from ._skeleton import skeleton, stored_shapes
 from ._stored import StoredTensor
-from ._tensors import open_tensors, read_json, shard_names
 
 
-_GENERATION_FILE = "generation_config.json"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _UNTIED = (
     ": the configuration does not tie the head to the embedding, so a file without a head is of a base model alone. "
     "Save the whole language model, or tie them in the configuration if the head is the embedding"
 )
 _BLOCK = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds, known without reading its weights."""
-
-    architecture: Architecture
-    dialect: Dialect
-    config: Any
-    tensors: Mapping[str, StoredTensor]
-    """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
-
-
-def describe(source: str | os.PathLike[str], *, revision: str | None = None, strict: bool = False) -> Checkpoint:
-    """Detect what a checkpoint is, and list its tensors.
-
-    **Arguments:**
-
-    - `source`, `revision`, `strict`: as for `from_pretrained`.
-
-    **Returns:** a `Checkpoint`; no weight has been read.
-
-    **Raises:** `CheckpointError`, as `from_pretrained`.
-    """
-    return _describe(source, revision, strict)
-
-
-def _describe(source: str | os.PathLike[str], revision: str | None, strict: bool) -> Checkpoint:
-    """As `describe`, called by what a user calls, to which warnings point."""
-    place = locate(source, revision)
-    folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE, ADAPTER_FILE}))
-    file = place.path if place.path is not None and place.path != folder else None
-    for path in (file, *map(folder.joinpath, _config_files())):
-        if path is not None:
-            refuse_foreign_file(path)
-    contents = {name: read_json(folder / name) for name in sorted(_config_files()) if (folder / name).is_file()}
-    found = [
-        (architecture, dialect, contents[dialect.config_file])
-        for architecture in architectures()
-        for dialect in architecture.dialects
-        if dialect.config_file in contents and dialect.matches(contents[dialect.config_file])
-    ]
-    if not found:
-        problems = [*foreign_files(place.names())] or [*_unknown(contents)]
-        raise CheckpointError(f"`{source}` holds no model of a known architecture.", problems)
-    if (folder / ADAPTER_FILE).is_file():
-        raise CheckpointError(
-            f"`{source}` holds an adapter (`{ADAPTER_FILE}`) beside a model, which would change its results and is not "
-            "applied. Merge it into the model (`merge_and_unload()` of peft) and save that alone, or remove its files."
-        )
-    # A folder may hold two dialects of one model: the one that the named weight file belongs to comes first.
-    found.sort(key=lambda entry: file is not None and file.name not in entry[1].weight_files)
-    for architecture, dialect, content in found:
-        config = _with_stop_tokens(dialect.read_config(content), folder / _GENERATION_FILE)
-        unknown = dialect.unknown_keys(content)
-        if strict and unknown:
-            raise CheckpointError(
-                f"`{folder / dialect.config_file}` has keys that are unknown, and may change the model. Remove those "
-                "that do not, or load it without `strict`.",
-                [f"`{key}`: got {value!r}" for key, value in unknown.items()],
-            )
-        for weights in map(folder.joinpath, dialect.weight_files) if file is None else [file]:
-            place.fetch([weights.name])
-            if not weights.is_file():
-                continue
-            shards = sorted(set(shard_names(weights).values())) if weights.name.endswith(".index.json") else []
-            place.fetch(shards) if shards else None
-            for path in (weights, *map(weights.with_name, shards)):
-                refuse_foreign_file(path)
-            checkpoint = Checkpoint(architecture, dialect, config, open_tensors(weights))
-            if unknown:
-                listed = ", ".join(f"`{key}`" for key in unknown)
-                warnings.warn(
-                    f"`{folder / dialect.config_file}` has keys that are unknown and were ignored: {listed}. The model "
-                    "is another one if they matter; `strict=True` refuses them.",
-                    stacklevel=3,
-                )
-            return checkpoint
-    expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
-    raise CheckpointError(f"`{source}` holds no weights: expected {expected}.", foreign_files(place.names()))
-
-
-def _config_files() -> set[str]:
-    """The name of every known configuration file."""
-    return {dialect.config_file for architecture in architectures() for dialect in architecture.dialects}
-
-
-def _with_stop_tokens(config: Any, path: pathlib.Path) -> Any:
-    """A configuration that ends texts as the file of generation settings says, as HF's `generate` does.
-
-    A file that names no `eos_token_id`, and a configuration that has no place for one, change nothing.
-    """
-    if not path.is_file() or not hasattr(config, "eos_token_id"):
-        return config
-    value = read_json(path).get("eos_token_id")
-    try:
-        end = token_ids(value)
-    except ValueError as error:
-        raise CheckpointError(f"`{path}` holds `eos_token_id` {value!r}, expected {error}.") from None
-    return config if end is None else dataclasses.replace(config, eos_token_id=end)
-
-
-def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What was found in place of a known configuration, and what is known."""
-    for name, content in contents.items():
-        yield f"`{name}`: got model_type {content.get('model_type')!r} and the keys {', '.join(sorted(content))}"
-    for architecture in architectures():
-        for dialect in architecture.dialects:
-            yield f"known: {architecture.name} in the {dialect.name} format, with `{dialect.config_file}`"
 
 
 def from_pretrained(
@@ -173,39 +57,33 @@ def from_pretrained(
     """
     try:
         cast = None if dtype is None else np.dtype(dtype)
-    except TypeError as error:
-        raise CheckpointError(f"`dtype` must name a dtype, got {dtype!r}.") from error
+    except Exception as error:  # NumPy reads a small language, and fails in several ways
+        raise CheckpointError(f"`dtype` must name a dtype, got {shown(dtype)}.") from error
     if cast is not None and (cast.name not in _FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
-    if quantize is not None and quantize not in NARROW:
-        raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {quantize!r}.")
-    checkpoint = _describe(source, revision, strict)
+    if quantize is not None and not (isinstance(quantize, str) and quantize in NARROW):
+        raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {shown(quantize)}.")
+    checkpoint = detect(source, revision, strict)
     dialect = checkpoint.dialect
-    try:
-        # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.
-        narrow = jnp.bfloat16 if cast is None else cast
-        skeleton = eqx.filter_eval_shape(
-            checkpoint.architecture.model, checkpoint.config, key=jax.random.key(0), dtype=narrow
-        )
-    except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
-        raise CheckpointError(f"`{dialect.config_file}` describes a model that cannot be built: {error}") from error
-    slots, structure = jax.tree_util.tree_flatten_with_path(skeleton)
+    # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.
+    parts = checkpoint.architecture, dialect, checkpoint.config, jnp.bfloat16 if cast is None else cast
+    tensors = _checked(checkpoint, stored_shapes(*parts))
+    model = skeleton(*parts)
+    slots, structure = jax.tree_util.tree_flatten_with_path(model)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in slots]
     leaves = [slot for _, slot in slots]
-    is_matrix = jax.tree.leaves(matrix_mask(skeleton))
+    is_matrix = jax.tree.leaves(matrix_mask(model))
     names = {
         dialect.tensor_name(path): index
         for index, path in enumerate(paths)
         if isinstance(leaves[index], jax.ShapeDtypeStruct)
     }
-    shapes = {name: dialect.file_shape(paths[index], leaves[index].shape) for name, index in names.items()}
-    tensors = _checked(checkpoint, shapes)
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].nbytes):
         slot = leaves[names[name]]
         keep = cast is None and slot.dtype == jnp.bfloat16
         values = _load(name, tensor, tensor.dtype if keep else slot.dtype, slot.shape)
         store = NARROW[quantize] if quantize is not None and is_matrix[names[name]] else jnp.array
-        leaves[names[name]] = jax.block_until_ready(store(values))
+        leaves[names[name]] = _placed(name, values, store)
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
@@ -276,3 +154,15 @@ def _load(name: str, tensor: StoredTensor, dtype: Any, shape: tuple[int, ...]) -
     if not all(np.isfinite(block).all() for block in _blocks(values)):
         raise CheckpointError(f"`{name}` holds NaN or infinity (stored as {tensor.dtype}, read as {dtype}).")
     return values.reshape(shape)
+
+
+def _placed(name: str, values: np.ndarray, store: Callable[[Any], Any]) -> Any:
+    """The array on the default device, as `store` makes it.
+
+    **Raises:** `CheckpointError` when it does not fit.
+    """
+    try:
+        return jax.block_until_ready(store(values))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        device = jax.devices()[0]
+        raise CheckpointError(f"`{name}` of {values.nbytes:,} bytes does not fit on {device}: {error}") from error

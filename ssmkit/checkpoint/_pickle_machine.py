@@ -2,18 +2,47 @@
 
 A pickle is a program for a stack machine, and the standard machine imports and calls what the program names. This one
 knows the few instructions that describe a dictionary of tensors. Every other instruction, and every name outside the
-caller's table, is an error. It allocates nothing that is larger than the pickle itself.
+caller's table, is an error.
+
+No instruction costs more than its own bytes, times a constant, so that a pickle cannot cost more than its size. These
+are the ways in which one could, as operands are taken from the memo again and again, and what keeps it from it:
+
+| instruction | what grows | bound |
+|---|---|---|
+| all that are unknown | decoding the argument, such as decimal integers | refused before it is read |
+| `GLOBAL`, `STACK_GLOBAL` | writing nested tuples as text | names are strings; an unknown one ends the program |
+| `SETITEM`, `SETITEMS` | hashing and comparing nested tuples or long strings | keys are strings, and short |
+| `BINUNICODE`, `SHORT_BINUNICODE` | comparing long strings, formatting them into names of members | short |
+| `REDUCE` | handing over long tuples; what a function does | few arguments; the caller's functions do little |
+| `BINPERSID` | what the caller does | the caller looks at few and short items |
+| `LONG1`, `LONG4` | writing long integers as decimals | never written; only compared |
+| `TUPLE`, `SETITEMS` | copying the stack | each item is pushed by an instruction and taken once |
+| `BINPUT`, `LONG_BINPUT`, `MEMOIZE` | nothing: the memo is a dictionary, not a list as long as the largest index | |
+| `PROTO`, `FRAME`, `BUILD`, constants | nothing | |
 """
 
+import io
 import pickletools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ._errors import CheckpointError
 
 
 _MARK = object()
+_LONGEST_TEXT = 1000  # characters: texts are names of tensors, of storages and of devices
+_MOST_ARGUMENTS = 8
+
+_KNOWN = frozenset(
+    """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE
+    EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_DICT SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET
+    GLOBAL STACK_GLOBAL REDUCE BINPERSID BUILD
+    """.split()
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
 def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[Any], Any]) -> Any:
@@ -59,9 +88,8 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
             )
         return names[name]
 
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(program):
-        match opcode.name:
+    for name, argument in _instructions(program):
+        match name:
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
@@ -70,15 +98,17 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
             case "MARK":
                 stack.append(_MARK)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+                stack.append(_CONSTANTS[name])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE":
+                if len(argument) > _LONGEST_TEXT:
+                    raise ValueError(f"a text of {len(argument)} characters, more than {_LONGEST_TEXT}")
                 stack.append(argument)
             case "EMPTY_TUPLE":
                 stack.append(())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
+                count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
             case "TUPLE":
                 stack.append(tuple(pop_mark()))
@@ -99,17 +129,36 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
             case "GLOBAL":
                 stack.append(lookup(argument))
             case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(lookup(f"{module} {name}"))
+                attribute, module = stack.pop(), stack.pop()
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise ValueError("a name that is no text")
+                stack.append(lookup(f"{module} {attribute}"))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 if not isinstance(function, types.FunctionType):
                     raise ValueError("a call of something that cannot be called")
+                if not isinstance(arguments, tuple) or len(arguments) > _MOST_ARGUMENTS:
+                    raise ValueError("a call with arguments that are no short tuple")
                 stack.append(function(*arguments))
             case "BINPERSID":
                 stack.append(persistent(stack.pop()))
             case "BUILD":  # attributes of the dictionary (`_metadata`): versions of PyTorch's modules, of no use here
                 stack.pop()
-            case name:
-                raise CheckpointError(f"The checkpoint uses the pickle instruction {name}, which describes no tensor.")
     raise ValueError("the pickle does not end")
+
+
+def _instructions(program: bytes) -> Iterator[tuple[str, Any]]:
+    """The names and arguments of the instructions, as `pickletools.genops`; of a known one alone the argument is read.
+
+    **Raises:** `CheckpointError` at an instruction that describes no tensor, `ValueError` at one that is none.
+    """
+    file = io.BytesIO(program)
+    while code := file.read(1):
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise ValueError(f"at position {file.tell() - 1}, {code!r} is no instruction")
+        if opcode.name not in _KNOWN:
+            raise CheckpointError(
+                f"The checkpoint uses the pickle instruction {opcode.name}, which describes no tensor, or is damaged."
+            )
+        yield opcode.name, None if opcode.arg is None else opcode.arg.reader(file)

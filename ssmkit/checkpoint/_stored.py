@@ -6,10 +6,11 @@ import pathlib
 
 import numpy as np
 
+from .._reading import open_regular
 from ._errors import CheckpointError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A little-endian tensor that starts `offset` bytes into the file `path`: all that a container has to say about it.
 
@@ -38,16 +39,18 @@ class StoredTensor:
 
         **Returns:** an array of `shape` and `dtype`, possibly unaligned.
 
-        **Raises:** `CheckpointError` when the file has become shorter or unreadable since it was opened.
+        **Raises:** `CheckpointError` when the file has become shorter or unreadable since it was opened, or no array
+        can have this shape.
         """
-        if self.size == 0:
-            return np.empty(self.shape, self.dtype)
         length = self.nbytes
         if self.strides is not None:
             last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
             length = last + self.dtype.itemsize
         try:
-            mapped = np.memmap(self.path, np.uint8, "r", self.offset, (length,))
+            if length == 0:
+                return np.empty(self.shape, self.dtype)
+            with open_regular(self.path) as file:
+                mapped = np.memmap(file, np.uint8, "r", self.offset, (length,))
             return np.ndarray(self.shape, self.dtype, mapped, 0, self.strides)
         except (OSError, ValueError, OverflowError, MemoryError) as error:
             raise CheckpointError(f"`{self.path}` cannot be mapped at byte {self.offset}: {error}.") from error

@@ -3,17 +3,20 @@
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ._errors import CheckpointError
+from .._reading import open_regular
+from ._errors import CheckpointError, shown
+from ._json import LARGEST, read_json
 from ._stored import StoredTensor
 from ._torch_pickle import open_torch_pickle
 
 
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_ENOUGH = 1000  # problems of one index; there may be many large shards
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -44,11 +47,14 @@ def open_tensors(path: pathlib.Path) -> Mapping[str, StoredTensor]:
 
     **Raises:** `CheckpointError` when a file is missing, damaged or of another kind.
     """
-    if path.name.endswith(".index.json"):
-        return _open_index(path)
+    return _open_index(path) if path.name.endswith(".index.json") else _open_weights(path)
+
+
+def _open_weights(path: pathlib.Path) -> dict[str, StoredTensor]:
+    """As `open_tensors`, for one weight file."""
     if path.suffix == ".safetensors":
         return open_safetensors(path)
-    if path.suffix in (".bin", ".pt", ".pth"):
+    if path.suffix in _TORCH_SUFFIXES:
         return open_torch_pickle(path)
     raise CheckpointError(f"`{path}` is no weight file: expected `.safetensors`, `.bin` or `.index.json`.")
 
@@ -62,44 +68,20 @@ def shard_names(path: pathlib.Path) -> dict[str, str]:
 
     **Returns:** file names by tensor name.
 
-    **Raises:** `CheckpointError` when the index is malformed or names a file outside its own folder.
+    **Raises:** `CheckpointError` when the index is malformed, or names a file outside its own folder or an index.
     """
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"`{path}` must hold a `weight_map` from tensor names to file names.")
-    outside = [
-        shard for shard in sorted(set(shards.values())) if set(shard) & set("/\\:\0") or shard in ("", ".", "..")
-    ]
-    if outside:
-        raise CheckpointError(
-            f"`{path}` must name files of its own folder.", [f"got the shard {shard!r}" for shard in outside]
-        )
+    problems = []
+    for shard in sorted(set(shards.values())):
+        if set(shard) & set("/\\:\0") or shard in ("", ".", ".."):
+            problems.append(f"got the shard {shown(shard)}, which is no file of its own folder")
+        elif not shard.endswith((".safetensors", *_TORCH_SUFFIXES)):
+            problems.append(f"got the shard {shown(shard)}, which is no weight file: an index names no other index")
+    if problems:
+        raise CheckpointError(f"`{path}` must name files of its own folder.", problems)
     return shards
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; infinities may be written as `Infinity` or as `{"__float__": "Infinity"}`.
-
-    **Arguments:**
-
-    - `path`: the file.
-
-    **Returns:** its content.
-
-    **Raises:** `CheckpointError` when the file is missing or holds no JSON object.
-    """
-
-    def tagged_float(content: dict[str, Any]) -> Any:
-        """The float that an object of the one key `__float__` stands for."""
-        return float(content["__float__"]) if content.keys() == {"__float__"} else content
-
-    try:
-        content = json.loads(path.read_text("utf-8"), object_hook=tagged_float)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"`{path}` cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"`{path}` must hold a JSON object, got {type(content).__name__}.")
-    return content
 
 
 def _open_index(path: pathlib.Path) -> dict[str, StoredTensor]:
@@ -107,12 +89,16 @@ def _open_index(path: pathlib.Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
     places = shard_names(path)
-    for shard in sorted(set(places.values())):
-        content = open_tensors(path.with_name(shard))
-        listed = {name for name, place in places.items() if place == shard}
+    listed_in: dict[str, set[str]] = {}
+    for name, shard in places.items():
+        listed_in.setdefault(shard, set()).add(name)
+    for shard, listed in sorted(listed_in.items()):
+        content = _open_weights(path.with_name(shard))
         problems += [f"`{name}` is missing in `{shard}`" for name in sorted(listed - content.keys())]
         problems += [f"`{name}` lies in `{shard}` but is not listed so" for name in sorted(content.keys() - listed)]
-        tensors.update(content)
+        tensors.update({name: content[name] for name in content.keys() & listed})
+        if len(problems) > _ENOUGH:
+            break
     if problems:
         raise CheckpointError(f"`{path}` does not describe its shards.", problems)
     return tensors
@@ -129,13 +115,17 @@ def open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
         The format is specified at <https://huggingface.co/docs/safetensors>.
     """
     try:
-        with safe_open(path, framework="np"):
-            pass
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST:
+                raise ValueError(f"its header would take {length:,} bytes, and at most {LARGEST:,} are read")
             header = json.loads(file.read(length))
             end = file.seek(0, 2)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        with safe_open(path, framework="np"):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"`{path}` is not a readable safetensors file: {error}. Download it again.") from error
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []

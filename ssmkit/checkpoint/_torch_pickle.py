@@ -6,7 +6,9 @@ Such a file is an uncompressed zip archive: `<root>/data.pkl` is a pickle that d
 """
 
 import dataclasses
+import functools
 import io
+import math
 import os
 import pathlib
 import pickle
@@ -18,7 +20,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from .._reading import open_regular
 from ._errors import CheckpointError
+from ._json import LARGEST
 from ._pickle_machine import run_pickle
 from ._stored import StoredTensor
 
@@ -36,6 +40,12 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 _ALIGNMENT = 64
+_OVERLAP, _SLACK = (
+    2,
+    64 << 20,
+)  # weights may be tied: all tensors together take at most so many times the file, and more
+_MOST_AXES = 32
+_LARGEST_PROGRAM = 2 << 20  # bytes of a pickle: about 250 describe a tensor, and one may make a dictionary of 90
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
@@ -52,7 +62,7 @@ def open_torch_pickle(path: pathlib.Path) -> dict[str, StoredTensor]:
     that is no tensor, or describing a tensor that does not lie inside its storage.
     """
     try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        with _Frugal(open_regular(path).detach()) as file, zipfile.ZipFile(file) as archive:
             return _read_archive(path, archive, file)
     except CheckpointError:
         raise
@@ -60,12 +70,23 @@ def open_torch_pickle(path: pathlib.Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"`{path}` is not a readable torch checkpoint: {_why(path, error)}") from error
 
 
+class _Frugal(io.BufferedReader):
+    """Hands out no more than `LARGEST` bytes at once: zipfile asks for all that a file claims to hold."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As `io.BufferedReader.read`."""
+        content = super().read(LARGEST + 1 if size is None or size < 0 else min(size, LARGEST + 1))
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} bytes describe its tensors")
+        return content
+
+
 def _why(path: pathlib.Path, error: Exception) -> str:
     """The reason that `path` could not be opened, with a remedy for the known kinds of file."""
     if isinstance(error, OSError):
         return f"{error.strerror or error}."
     if isinstance(error, zipfile.BadZipFile):
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if file.read(1) == b"\x80":
                 return "it has the legacy (not zip) format. Save it again with a PyTorch of version 1.6 or newer."
         return "it is no zip archive, or truncated. Download it again."
@@ -83,14 +104,26 @@ def _read_archive(path: pathlib.Path, archive: zipfile.ZipFile, file: io.Buffere
     for name, info in members.items():
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > size:
             raise CheckpointError(f"`{path}` is no torch checkpoint: `{name}` in it is compressed or truncated.")
+    if members[pickles[0]].file_size > _LARGEST_PROGRAM:
+        got = members[pickles[0]].file_size
+        raise CheckpointError(
+            f"`{path}` describes its tensors in {got:,} bytes, and at most {_LARGEST_PROGRAM:,} are read."
+        )
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
         raise CheckpointError(f"`{path}` is big-endian. Save it again on a little-endian machine.")
 
     def storage(persistent_id: Any) -> _Storage:
         """Where a storage lies, checked against the archive."""
+        if not isinstance(persistent_id, tuple) or len(persistent_id) != 5:
+            raise ValueError("a persistent id that is no storage")
         kind, dtype, key, _, count = persistent_id
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str) or not _naturals((count,)):
             raise ValueError("a persistent id that is no storage")
+        return located(dtype, key, count)
+
+    @functools.cache
+    def located(dtype: np.dtype, key: str, count: int) -> _Storage:
+        """As `storage`; many tensors may lie in one."""
         info = members[f"{root}data/{key}"]
         file.seek(info.header_offset)
         magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -109,6 +142,12 @@ def _read_archive(path: pathlib.Path, archive: zipfile.ZipFile, file: io.Buffere
     ]
     if problems:
         raise CheckpointError(f"`{path}` holds more than tensors. Save the model's `state_dict()` alone.", problems)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > _OVERLAP * size + _SLACK:
+        raise CheckpointError(
+            f"`{path}` holds tensors that overlap: they take {total:,} bytes, and the file has {size:,}. Save the "
+            "model again with a tensor of its own under every name."
+        )
     return tensors
 
 
@@ -129,13 +168,17 @@ def _naturals(values: Any) -> bool:
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
     """A strided view of a storage; `rest` is requires_grad, hooks, and in newer files metadata (lazy negation)."""
-    if not isinstance(storage, _Storage) or not _naturals((offset,)) or not _naturals(shape) or not _naturals(strides):
+    if not all(isinstance(axes, tuple) and len(axes) <= _MOST_AXES for axes in (shape, strides)):
+        raise ValueError("a tensor has an impossible shape")
+    if not isinstance(storage, _Storage) or not _naturals((offset, *shape, *strides)):
         raise ValueError("a tensor needs a storage, and an offset, shape and strides that are not negative")
-    if len(shape) != len(strides) or len(shape) > 32 or any(rest[2:]):
+    if len(shape) != len(strides) or any(rest[2:]):
         raise ValueError("a tensor has an impossible shape, or a lazy negation or conjugation")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.count:
         raise ValueError(f"a tensor reaches element {last} of a storage of {storage.count}")
+    if math.prod(shape) > storage.count:
+        raise ValueError(f"a tensor of {math.prod(shape)} elements lies on a storage of {storage.count}")
     size = storage.dtype.itemsize
     contiguous = strides == _row_major(shape)
     return StoredTensor(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from typing import Annotated, Any
 
 import typer
@@ -48,25 +49,22 @@ def _describe(source: str) -> dict[str, Any]:
 
     **Raises:** `CheckpointError`, as `ssmkit.checkpoint.describe`.
     """
-    import equinox as eqx
-    import jax
+    import jax.numpy as jnp
 
     from ..checkpoint import describe
+    from ..checkpoint._skeleton import cache_bytes, stored_shapes
 
     checkpoint = describe(source)
-    build = checkpoint.architecture.model
-    model = eqx.filter_eval_shape(lambda: build(checkpoint.config, key=jax.random.key(0)))
-    cache = eqx.filter_eval_shape(lambda model: model.init_cache(), model)
-    arrays = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.ShapeDtypeStruct)]  # noqa: E731
+    parts = checkpoint.architecture, checkpoint.dialect, checkpoint.config, jnp.float32
     sizes: collections.Counter[str] = collections.Counter()
     for tensor in checkpoint.tensors.values():
         sizes[tensor.dtype.name] += tensor.nbytes
     return {
         "architecture": checkpoint.architecture.name,
         "format": checkpoint.dialect.name,
-        "parameters": sum(array.size for array in arrays(model)),
+        "parameters": sum(map(math.prod, stored_shapes(*parts).values())),
         "bytes": dict(sizes),
-        "cache_bytes_per_sequence": sum(array.size * array.dtype.itemsize for array in arrays(cache)),
+        "cache_bytes_per_sequence": cache_bytes(*parts),
         "config": dataclasses.asdict(checkpoint.config),
         "tensors": [
             {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape), "bytes": tensor.nbytes}

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ..checkpoint import CheckpointError
-from ..checkpoint._tensors import read_json
+from ..checkpoint._json import read_json
 
 
 MANIFEST = "exported.json"

@@ -1,0 +1,157 @@
+"""What lies where a user points to: which architecture, in which format, with which tensors."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ._dialect import Architecture, Dialect, architectures
+from ._errors import CheckpointError, readable, shown
+from ._foreign import ADAPTER_FILE, foreign_files, refuse_foreign_file
+from ._hub import locate
+from ._json import read_json
+from ._keys import token_ids
+from ._skeleton import check_sizes
+from ._stored import StoredTensor
+from ._tensors import open_tensors, shard_names
+
+
+_GENERATION_FILE = "generation_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, known without reading its weights."""
+
+    architecture: Architecture
+    dialect: Dialect
+    config: Any
+    tensors: Mapping[str, StoredTensor]
+    """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with the names of the architecture and dialect, which whoever unpickles it must have registered."""
+        return _checkpoint, (self.architecture.name, self.dialect.name, self.config, dict(self.tensors))
+
+
+def _checkpoint(architecture: str, dialect: str, config: Any, tensors: Mapping[str, StoredTensor]) -> Checkpoint:
+    """A `Checkpoint` of these names."""
+    for known in architectures():
+        for spoken in known.dialects:
+            if (known.name, spoken.name) == (architecture, dialect):
+                return Checkpoint(known, spoken, config, tensors)
+    raise CheckpointError(f"No registered architecture is called `{architecture}` with a format `{dialect}`.")
+
+
+def describe(source: str | os.PathLike[str], *, revision: str | None = None, strict: bool = False) -> Checkpoint:
+    """Detect what a checkpoint is, and list its tensors.
+
+    **Arguments:**
+
+    - `source`, `revision`, `strict`: as for `from_pretrained`.
+
+    **Returns:** a `Checkpoint`; no weight has been read.
+
+    **Raises:** `CheckpointError`, as `from_pretrained`.
+    """
+    return detect(source, revision, strict)
+
+
+def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -> Checkpoint:
+    """As `describe`, called by what a user calls, to which warnings point."""
+    place = locate(source, revision)
+    folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE, ADAPTER_FILE}))
+    file = place.path if place.path is not None and place.path != folder else None
+    for path in (file, *map(folder.joinpath, _config_files())):
+        if path is not None:
+            refuse_foreign_file(path)
+    contents = {name: read_json(folder / name) for name in sorted(_config_files()) if (folder / name).exists()}
+    found = [
+        (architecture, dialect, contents[dialect.config_file])
+        for architecture in architectures()
+        for dialect in architecture.dialects
+        if dialect.config_file in contents and dialect.matches(contents[dialect.config_file])
+    ]
+    if not found:
+        problems = [*foreign_files(place.names())] or [*_unknown(contents)]
+        raise CheckpointError(f"`{source}` holds no model of a known architecture.", problems)
+    if (folder / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"`{source}` holds an adapter (`{ADAPTER_FILE}`) beside a model, which would change its results and is not "
+            "applied. Merge it into the model (`merge_and_unload()` of peft) and save that alone, or remove its files."
+        )
+    # A folder may hold two dialects of one model: the one that the named weight file belongs to comes first.
+    found.sort(key=lambda entry: file is not None and file.name not in entry[1].weight_files)
+    for architecture, dialect, content in found:
+        config = _with_stop_tokens(_configured(dialect, content), folder / _GENERATION_FILE)
+        unknown = dialect.unknown_keys(content)
+        if strict and unknown:
+            raise CheckpointError(
+                f"`{folder / dialect.config_file}` has keys that are unknown, and may change the model. Remove those "
+                "that do not, or load it without `strict`.",
+                [f"`{key}`: got {shown(value)}" for key, value in unknown.items()],
+            )
+        for weights in map(folder.joinpath, dialect.weight_files) if file is None else [file]:
+            place.fetch([weights.name])
+            if not weights.exists():
+                continue
+            shards = sorted(set(shard_names(weights).values())) if weights.name.endswith(".index.json") else []
+            place.fetch(shards) if shards else None
+            for path in (weights, *map(weights.with_name, shards)):
+                refuse_foreign_file(path)
+            tensors = open_tensors(weights)
+            check_sizes(architecture, dialect, config, tensors)
+            if unknown:
+                listed = ", ".join(f"`{readable(key)}`" for key in itertools.islice(unknown, 20))
+                warnings.warn(
+                    f"`{folder / dialect.config_file}` has keys that are unknown and were ignored: {listed}. The model "
+                    "is another one if they matter; `strict=True` refuses them.",
+                    stacklevel=3,
+                )
+            return Checkpoint(architecture, dialect, config, tensors)
+    expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
+    raise CheckpointError(f"`{source}` holds no weights: expected {expected}.", foreign_files(place.names()))
+
+
+def _config_files() -> set[str]:
+    """The name of every known configuration file."""
+    return {dialect.config_file for architecture in architectures() for dialect in architecture.dialects}
+
+
+def _configured(dialect: Dialect, content: Mapping[str, Any]) -> Any:
+    """The model's configuration; whatever `Dialect.read_config` raises for a hostile file is a `CheckpointError`."""
+    try:
+        return dialect.read_config(content)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"`{dialect.config_file}` describes no model ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _with_stop_tokens(config: Any, path: pathlib.Path) -> Any:
+    """A configuration that ends texts as the file of generation settings says, as HF's `generate` does.
+
+    A file that names no `eos_token_id`, and a configuration that has no place for one, change nothing.
+    """
+    if not path.exists() or not hasattr(config, "eos_token_id"):
+        return config
+    value = read_json(path).get("eos_token_id")
+    try:
+        end = token_ids(value)
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` holds `eos_token_id` {shown(value)}, expected {error}.") from None
+    return config if end is None else dataclasses.replace(config, eos_token_id=end)
+
+
+def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What was found in place of a known configuration, and what is known."""
+    for name, content in contents.items():
+        yield f"`{name}`: got model_type {shown(content.get('model_type'))} and the keys {', '.join(sorted(content))}"
+    for architecture in architectures():
+        for dialect in architecture.dialects:
+            yield f"known: {architecture.name} in the {dialect.name} format, with `{dialect.config_file}`"

@@ -1,0 +1,124 @@
+"""A model before its weights: the shapes of its arrays, and never more of them than the files can fill.
+
+A configuration is a few bytes and may ask for anything. Before a model is laid out, its sizes are compared with what
+lies in the files, and the tensors of all layers with those of the first.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import DTypeLike
+
+from ._dialect import Architecture, Dialect
+from ._errors import CheckpointError, shown
+from ._stored import StoredTensor
+
+
+_FREE = 1 << 20  # integers up to here may be anything, such as the id of a token or a number of tokens
+
+
+def check_sizes(architecture: Architecture, dialect: Dialect, config: Any, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse a configuration that names a size which the tensors cannot have.
+
+    No size of a model is larger than the number of its weights, and every layer has a tensor of its own.
+
+    **Arguments:**
+
+    - `architecture`, `dialect`, `config`: what the configuration says.
+    - `tensors`: all that the files hold.
+
+    **Raises:** `CheckpointError` listing every such size.
+    """
+    numbers = sum(tensor.size for tensor in tensors.values())
+    names = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    problems = []
+    for name in names:
+        value = getattr(config, name)
+        if name == architecture.layers and value > len(tensors):
+            problems.append(f"`{name}`: got {shown(value)}, and the files hold {len(tensors):,} tensors")
+        elif isinstance(value, int) and value > max(numbers, _FREE):
+            problems.append(f"`{name}`: got {shown(value)}, and the files hold {numbers:,} numbers")
+    if problems:
+        raise CheckpointError(f"`{dialect.config_file}` describes a model that is larger than its weights.", problems)
+
+
+def skeleton(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> Any:
+    """The model with `jax.ShapeDtypeStruct`s in place of arrays.
+
+    **Arguments:**
+
+    - `architecture`, `dialect`, `config`: what to build.
+    - `dtype`: as for the model's class.
+
+    **Raises:** `CheckpointError` when the configuration describes no model.
+    """
+    return _laid_out(dialect, lambda: architecture.model(config, key=jax.random.key(0), dtype=dtype))
+
+
+def _laid_out(dialect: Dialect, build: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives, with `jax.ShapeDtypeStruct`s in place of arrays; whatever it raises blames the file."""
+    try:
+        return eqx.filter_eval_shape(build, *arguments)
+    except (ArithmeticError, MemoryError, TypeError, ValueError, jax.errors.JaxRuntimeError) as error:
+        raise CheckpointError(f"`{dialect.config_file}` describes a model that cannot be built: {error}") from error
+
+
+def shallow(architecture: Architecture, config: Any) -> tuple[Any, int]:
+    """A configuration of one layer, and how many layers of this kind the model has.
+
+    Of an architecture that names no `layers` it is the configuration itself, once.
+    """
+    if architecture.layers is None:
+        return config, 1
+    return dataclasses.replace(config, **{architecture.layers: 1}), getattr(config, architecture.layers)
+
+
+def stored_shapes(
+    architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a checkpoint must have, by name. One layer is laid out, for all are alike.
+
+    **Arguments:**
+
+    - `architecture`, `dialect`, `config`, `dtype`: as for `skeleton`.
+
+    **Raises:** `CheckpointError` when the configuration describes no model.
+    """
+    one, layers = shallow(architecture, config)
+    slots = jax.tree_util.tree_flatten_with_path(skeleton(architecture, dialect, one, dtype))[0]
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="."): slot.shape
+        for path, slot in slots
+        if isinstance(slot, jax.ShapeDtypeStruct)
+    }
+    return {
+        dialect.tensor_name(place): dialect.file_shape(place, shape)
+        for layer in range(layers)
+        for path, shape in arrays.items()
+        for place in _places(dialect, path, layer, architecture.layers is not None)
+    }
+
+
+def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> int:
+    """What the cache of one sequence takes. One layer is laid out, for all are alike.
+
+    **Arguments:**
+
+    - `architecture`, `dialect`, `config`, `dtype`: as for `skeleton`.
+
+    **Raises:** `CheckpointError` when the configuration describes no model.
+    """
+    one, layers = shallow(architecture, config)
+    model = skeleton(architecture, dialect, one, dtype)
+    cache = jax.tree.leaves(_laid_out(dialect, lambda model: model.init_cache(), model))
+    return layers * sum(leaf.size * leaf.dtype.itemsize for leaf in cache if isinstance(leaf, jax.ShapeDtypeStruct))
+
+
+def _places(dialect: Dialect, path: str, layer: int, layered: bool) -> Iterator[str]:
+    """The path of the array of another layer; nothing for an array that belongs to no layer, but the first time."""
+    moved = dialect.in_layer(path, layer) if layered else path
+    if moved != path or layer == 0:
+        yield moved
