@@ -16,6 +16,7 @@ from damage import full_disk
 from test_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
 
 import ssmkit
+from ssmkit._text import Tokenizer
 from ssmkit.training import fit, train_files
 
 
@@ -229,6 +230,20 @@ def test_a_killed_run_leaves_a_model_and_takes_no_other_text(texts, tmp_path):
     with pytest.raises(ValueError, match=r"the training text was .* \(its configuration: .*train\.toml\)"):
         train_files(make_mamba2, CONFIG, **texts, report=ignore)
     assert {path.name: path.read_bytes() for path in texts["out"].iterdir()} == before
+
+
+def test_a_tokenizer_is_never_another_text_s(texts, tmp_path, monkeypatch):
+    """Killed as soon as anything was written."""
+
+    def die(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Tokenizer, "save", die)
+        train_files(make_mamba2, CONFIG, **texts, report=ignore)
+    (tmp_path / "train.txt").write_text("something else entirely\n" * 20)
+    with pytest.raises(ValueError, match="the training text was"):
+        train_files(make_mamba2, CONFIG, **texts, report=ignore)
 
 
 def test_a_model_that_cannot_be_saved_is_not_trained(texts):

@@ -18,7 +18,7 @@ from ._extra import require
 from ._lock import occupied
 from ._loop import Progress, fit
 from ._precision import check_trainable
-from ._record import CONFIGURATION, RECORD
+from ._record import CONFIGURATION, RECORD, check_record, describe_run
 from ._report import LossCurve
 
 
@@ -70,6 +70,7 @@ def train_files(
 
         stack.enter_context(occupied(out))
         curve = LossCurve(out)
+        check_record(out, describe_run(model, config, **tokens))  # before a tokenizer, which another text would use
         for path, write in (
             (tokenizer_path, tokenizer.save),
             (out / CONFIGURATION, lambda path: path.write_text(configuration, "utf-8")),
