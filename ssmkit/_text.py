@@ -143,7 +143,10 @@ class Tokenizer:
                 yield piece
                 # Its tokens are enough to go on from, unless they are spaces that vanish where they begin a text.
                 alone = self._decode(window[begin:])
-                window, shown = (window[begin:], alone) if alone.strip() or alone == piece else (window, text)
+                if alone == piece or alone.strip():
+                    window, shown = window[begin:], alone
+                else:
+                    del window[begin:]
                 begin = len(window)
         rest = self._decode(window)[len(shown) :]
         if rest:

@@ -14,8 +14,6 @@ from ._tokenizer_json import library_errors, parse
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
 
-    from .checkpoint import Place
-
 _JSON, _MODEL, _SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 _MISTRAL = ("tokenizer.model.v7", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
 
@@ -65,35 +63,37 @@ def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
 
     **Raises:** `FileNotFoundError` when there is none, `CheckpointError` when the hub cannot be asked.
     """
-    place = _locate(source, revision)
-    if place.path is not None and not place.path.is_dir():
-        return place.path
-    folder = place.fetch((*TOKENIZERS, _SETTINGS))
+    if revision is None and isinstance(source, str | os.PathLike) and os.path.exists(source):
+        place = Path(os.fsdecode(source))
+        if not place.is_dir():
+            return place  # reading will tell what it is
+        folder = place
+    else:
+        place, folder = source, _fetch(source, revision)
     for name in TOKENIZERS:
         if (folder / name).exists():
             return folder / name
-    where = place.repo_id or folder
-    raise FileNotFoundError(
-        f"no tokenizer at {where}: put the model's {_JSON} or {_MODEL} there, or name another place"
-    )
+    raise FileNotFoundError(f"no tokenizer at {place}: put the model's {_JSON} or {_MODEL} there")
 
 
-def _locate(source: str | os.PathLike[str], revision: str | None) -> "Place":
-    """Where a tokenizer lies. A file that exists is taken for one, whatever it is; reading will tell."""
-    from .checkpoint import CheckpointError, Place, locate
+def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
+    """The folder of a model on the hub.
 
-    if not isinstance(source, str | os.PathLike) or revision is not None:
-        return locate(source, revision)
-    path = Path(os.fsdecode(source))
-    if os.path.exists(path):
-        return Place(path)
-    problem = f"no tokenizer at {str(path)[:200]}: name a {_JSON}, its folder, or a model on the Hugging Face hub"
-    if path.name in TOKENIZERS:
+    **Raises:** `FileNotFoundError` for what can only be a path, `CheckpointError` when the hub cannot be asked.
+    """
+    from .checkpoint import CheckpointError, locate
+
+    local = isinstance(source, str | os.PathLike) and revision is None
+    problem = f"no tokenizer at {str(source)[:200]}: name a {_JSON}, its folder, or a model on the Hugging Face hub"
+    if local and os.path.basename(os.fsdecode(source)) in TOKENIZERS:
         raise FileNotFoundError(problem)
     try:
-        return locate(source)
+        place = locate(source, revision)
     except CheckpointError:
+        if not local:
+            raise
         raise FileNotFoundError(problem) from None
+    return place.fetch((*TOKENIZERS, _SETTINGS))
 
 
 def _read_regular(path: Path, largest: int) -> bytes:

@@ -85,8 +85,10 @@ def _growth(step: dict[str, Any]) -> float:
             return 4.0
         case {"type": "Metaspace" | "BertNormalizer"}:  # a character more for every character
             return 2.0
-        case {"type": "TemplateProcessing", "single": list(parts)}:
-            return max(1.0, sum("Sequence" in part for part in parts))
+        case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(tokens)}:
+            special = [part["SpecialToken"]["id"] for part in parts if "SpecialToken" in part]
+            ids = sum(len(tokens.get(name, {}).get("ids", ())) for name in special)
+            return max(1.0, len(parts) - len(special), ids / 100)  # a hundred around a text are many
     return 1.0
 
 

@@ -3,9 +3,10 @@
 import functools
 import json
 import pathlib
+import random
 
 import tokenizer_kinds
-from fuzz import Kind, flipped, json_damage
+from fuzz import Kind, edited, flipped, json_damage
 
 from ssmkit._text import Tokenizer
 from ssmkit._tokenizer_files import contents
@@ -25,6 +26,19 @@ def _model(folder: pathlib.Path, name: str) -> pathlib.Path:
     model_type, settings = tokenizer_kinds.SENTENCEPIECE[name]
     tokenizer_kinds.train_sentencepiece(path, model_type, **settings)
     return path
+
+
+def _damage(content: bytes, generator: random.Random) -> bytes:
+    """Of a `tokenizer.json`: one time in two its vocabulary, which is most of it, stays as it is."""
+    if generator.random() < 0.5:
+        return json_damage(content, generator)
+    whole = json.loads(content)
+    parts = {f'"<{name}>"': json.dumps(whole["model"][name]) for name in ("vocab", "merges") if name in whole["model"]}
+    whole["model"] |= {name: f"<{name}>" for name in ("vocab", "merges") if name in whole["model"]}
+    text = edited(whole, generator)
+    for mark, part in parts.items():
+        text = text.replace(mark, part)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _settings(folder: pathlib.Path) -> pathlib.Path:
@@ -53,7 +67,7 @@ def _kind(name: str, make, damage) -> Kind:
 
 
 KINDS = [
-    *(_kind(name, _json, json_damage) for name in tokenizer_kinds.RAW),
+    *(_kind(name, _json, _damage) for name in tokenizer_kinds.RAW),
     *(_kind(name, _model, flipped) for name in tokenizer_kinds.SENTENCEPIECE),
     Kind("tokenizer settings", _settings, _read, json_damage, (ValueError,)),
 ]

@@ -74,6 +74,17 @@ def test_pieces_come_at_once():
         assert BYTE_LEVEL.decode(given_so_far).endswith(piece)
 
 
+@pytest.mark.parametrize("name", ["byte_level", "byte_fallback"])
+def test_a_run_of_spaces_costs_no_more_per_space(name, monkeypatch):
+    """Few ids are decoded at a time, however long the run."""
+    tokenizer, counts = Tokenizer(tokenizer_kinds.RAW[name]()), []
+    decode = tokenizer._decode
+    monkeypatch.setattr(tokenizer, "_decode", lambda ids: counts.append(len(ids)) or decode(ids))
+    tokens = tokenizer.encode("be" + " " * 200 + "be")
+    assert "".join(tokenizer.decode_stream(tokens)) == decode(tokens)
+    assert len(counts) > 20 and max(counts) < 5
+
+
 def test_a_space_after_the_prompt_survives():
     after, tokens = BYTE_FALLBACK.encode("b"), BYTE_FALLBACK.encode("b a")[2:]
     assert BYTE_FALLBACK.decode(tokens) == "a"
@@ -190,6 +201,14 @@ BROKEN = {
     "growth at the beginning": {"normalizer": many(normalizers.Prepend("aa"), "normalizers")},
     "growth of bytes": {"pre_tokenizer": many(pre_tokenizers.ByteLevel(), "pretokenizers")},
     "growth by templates": {"post_processor": many(processors.TemplateProcessing(single="$A $A"), "processors")},
+    "growth by special tokens": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "?", "type_id": 0}}] * 20_000,
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"?": {"id": "?", "ids": [0] * 20_000, "tokens": ["?"] * 20_000}},
+        }
+    },
     "growth by decoding": {"decoder": many(decoders.Replace("?", "??"), "decoders")},
 }
 
