@@ -75,7 +75,8 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         self,
         width: int,
         *,
-        num_heads: int = 4,
+        num_heads: int | None = None,
+        head_size: int | None = None,
         expand_k: float = 0.5,
         expand_v: float = 1.0,
         proj_low_rank_dim: int = 32,
@@ -93,9 +94,11 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
 
         - `width`: of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
-            heads. The authors' models have 1.0 for both, and heads of 64.
+            heads, of which there are 4 when `None`. The authors' models have 1.0 for both.
+        - `head_size`: key channels of each head instead of their number: 64 in the authors' models.
         - `proj_low_rank_dim`, `gate_low_rank_dim`: ranks of the five shares and of $D_1, D_2$.
-        - `norm_eps`: of the heads' norm; 64e-5 in the authors' models.
+        - `norm_eps`: of the heads' norm; in the authors' models 1e-5 times the square of their `head_size_divisor`,
+            8: 64e-5.
         - `layer_idx`, `num_hidden_layers`: the depth, from 0, and the number of layers.
         - `chunk_size`: of the recurrence.
         - `dtype`: of the projections. All else is float32.
@@ -103,7 +106,8 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
 
         **Raises:** `ValueError` when the heads do not divide the channels, or a size is out of range.
         """
-        heads, key_dim, value_dim = state_shape("RWKV6Mixer", width, num_heads, expand_k, expand_v)
+        count = _heads(int(expand_k * width), num_heads, head_size)
+        heads, key_dim, value_dim = state_shape("RWKV6Mixer", width, count, expand_k, expand_v)
         for name, rank in (("proj_low_rank_dim", proj_low_rank_dim), ("gate_low_rank_dim", gate_low_rank_dim)):
             if rank < 1:
                 raise ValueError(f"RWKV6Mixer: `{name}` must be at least 1, got {rank}.")
@@ -147,3 +151,16 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         y, state = advance(self.recurrence, inputs, cache.state)
         gate = ssmkit.silu(self.g_proj(x_g))
         return self.o_proj(self.norm(jnp.reshape(y, gate.shape)) * gate), RWKV6Cache(shift=shift, state=state)
+
+
+def _heads(key_channels: int, num_heads: int | None, head_size: int | None) -> int:
+    if head_size is None:
+        return 4 if num_heads is None else num_heads
+    if num_heads is not None:
+        raise ValueError(f"RWKV6Mixer: give `num_heads` or `head_size`, not both, got {num_heads} and {head_size}.")
+    if head_size < 1 or key_channels % head_size != 0:
+        raise ValueError(
+            f"RWKV6Mixer: `head_size` must divide the {key_channels} key channels, `expand_k` * `width`, got "
+            f"{head_size}."
+        )
+    return key_channels // head_size

@@ -15,46 +15,75 @@ from ._projections import with_weight
 
 
 class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):
-    r"""$x_t = e^{\Lambda \Delta} x_{t-1} + \Lambda^{-1} (e^{\Lambda \Delta} - 1) w_t$: zero-order hold, section 3.2.
+    r"""$x_t = \bar{\Lambda} x_{t-1} + \beta w_t$, section 3.2, by zero-order hold or the bilinear transform:
 
-    Every mode is a head with a complex state of one number; $w = \tilde{B} u$. The real part of $\Lambda$ is kept at
-    or below -1e-4, the authors' option `clip_eigs`.
+    $$\bar{\Lambda} = e^{\Lambda \Delta}, \; \beta = \Lambda^{-1} (e^{\Lambda \Delta} - 1)
+    \qquad \text{or} \qquad
+    \bar{\Lambda} = \frac{1 + \Lambda \Delta / 2}{1 - \Lambda \Delta / 2}, \;
+    \beta = \frac{\Delta}{1 - \Lambda \Delta / 2}$$
+
+    Every mode is a head with a complex state of one number; $w = \tilde{B} u$. With the authors' option `clip_eigs` the
+    real part of $\Lambda$ is kept at or below -1e-4. Without it, training may let a mode grow with time.
     """
 
     Lambda_re: Float[Array, " heads"]
     Lambda_im: Float[Array, " heads"]
     log_step: Float[Array, " heads"]
+    discretization: str = eqx.field(static=True)
+    clip_eigs: bool = eqx.field(static=True)
+    step_rescale: float = eqx.field(static=True)
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
-    def __init__(self, eigenvalues: np.ndarray, *, dt_min: float, dt_max: float, key: PRNGKeyArray):
+    def __init__(
+        self,
+        eigenvalues: np.ndarray,
+        *,
+        dt_min: float,
+        dt_max: float,
+        discretization: str = "zoh",
+        clip_eigs: bool = True,
+        step_rescale: float = 1.0,
+        key: PRNGKeyArray,
+    ):
         r"""Step sizes $\Delta$ log-uniform in [`dt_min`, `dt_max`].
 
         **Arguments:**
 
         - `eigenvalues`: $\Lambda$, complex, shape `(heads,)`.
         - `dt_min`, `dt_max`: range of the step sizes.
+        - `discretization`: `"zoh"` or `"bilinear"`.
+        - `clip_eigs`: keep the real part of $\Lambda$ at or below -1e-4.
+        - `step_rescale`: a factor of all step sizes, for sequences sampled at another rate than in training.
         - `key`: for the initialisation.
+
+        **Raises:** `ValueError` for another discretisation, or a factor that is not positive.
         """
+        if discretization not in ("zoh", "bilinear"):
+            raise ValueError(f"`discretization` must be 'zoh' or 'bilinear', got {discretization!r}.")
+        if not step_rescale > 0.0:
+            raise ValueError(f"`step_rescale` must be above 0, got {step_rescale}.")
         self.Lambda_re = jnp.asarray(np.real(eigenvalues), jnp.float32)
         self.Lambda_im = jnp.asarray(np.imag(eigenvalues), jnp.float32)
         shape = eigenvalues.shape
         self.log_step = jax.random.uniform(key, shape, jnp.float32, math.log(dt_min), math.log(dt_max))
+        self.discretization, self.clip_eigs, self.step_rescale = discretization, clip_eigs, step_rescale
         self.state_shape = (*shape, 1, 1)
         self.state_dtype = jnp.complex64
 
     def coefficients(self, inputs: Complex[Array, " heads"]) -> ssmkit.Coefficients:
-        r"""The equation above; $e^{a + ib} - 1$ in a form that loses no digits for small steps.
+        r"""The equations above.
 
         **Arguments:**
 
         - `inputs`: $w$ of one token, shape `(heads,)`.
         """
-        step, real = jnp.exp(self.log_step), jnp.minimum(self.Lambda_re, -1e-4)
-        a, b = step * real, step * self.Lambda_im
-        grown = jax.lax.complex(jnp.expm1(a) * jnp.cos(b) - 2.0 * jnp.square(jnp.sin(0.5 * b)), jnp.exp(a) * jnp.sin(b))
-        value = grown / jax.lax.complex(real, self.Lambda_im) * inputs
+        step = self.step_rescale * jnp.exp(self.log_step)
+        a = step * (jnp.minimum(self.Lambda_re, -1e-4) if self.clip_eigs else self.Lambda_re)
+        b = step * self.Lambda_im
+        log_decay, share = _zero_order_hold(a, b) if self.discretization == "zoh" else _bilinear(a, b)
+        value = step.astype(inputs.dtype) * share * inputs
         one = jnp.ones((1, 1), inputs.dtype)
-        return ssmkit.Coefficients(log_decay=jax.lax.complex(a, b)[:, None], write=one, value=value[:, None], read=one)
+        return ssmkit.Coefficients(log_decay=log_decay[:, None], write=one, value=value[:, None], read=one)
 
 
 class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
@@ -82,6 +111,9 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         state_size: int = 256,
         blocks: int = 8,
         conj_sym: bool = True,
+        discretization: str = "zoh",
+        clip_eigs: bool = True,
+        step_rescale: float = 1.0,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         dtype: DTypeLike = jnp.float32,
@@ -95,6 +127,7 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         - `state_size`: modes, counting both of a conjugate pair: a multiple of `blocks` (`ssm_size_base`).
         - `blocks`: copies of the HiPPO matrix on the diagonal.
         - `conj_sym`: hold one mode of every conjugate pair: half the state.
+        - `discretization`, `clip_eigs`, `step_rescale`: as `S5Recurrence`. The authors' code does not clip by default.
         - `dt_min`, `dt_max`: range of the initial step sizes.
         - `dtype`: of `B`, `C` and the gate; the rest stays float32.
         - `key`: for the initialisation.
@@ -119,7 +152,15 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         self.B = with_weight(linear, jnp.concatenate([B.real, B.imag], axis=0))
         linear = ssmkit.Linear(2 * modes, width, dtype=dtype, key=linear_key)
         self.C = with_weight(linear, jnp.concatenate([C.real, C.imag], axis=1))
-        self.recurrence = S5Recurrence(eigenvalues, dt_min=dt_min, dt_max=dt_max, key=step_key)
+        self.recurrence = S5Recurrence(
+            eigenvalues,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            discretization=discretization,
+            clip_eigs=clip_eigs,
+            step_rescale=step_rescale,
+            key=step_key,
+        )
         self.D = jax.random.normal(D_key, (width,), jnp.float32)
         self.gate = ssmkit.Linear(width, width, use_bias=True, dtype=dtype, key=gate_key)
         self.conj_sym = conj_sym
@@ -145,3 +186,32 @@ def _hippo(size: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
     imaginary, vectors = np.linalg.eigh(-1j * normal)
     kept = size // pair
     return -0.5 + 1j * imaginary[:kept], vectors[:, :kept]
+
+
+Parts = tuple[Complex[Array, " heads"], Complex[Array, " heads"]]
+
+
+def _zero_order_hold(a: Float[Array, " heads"], b: Float[Array, " heads"]) -> Parts:
+    r"""$z = a + ib$ and $(e^z - 1) / z$, in a form that loses no digits for small $z$ and is 1 at 0."""
+    grown = jax.lax.complex(jnp.expm1(a) * jnp.cos(b) - 2.0 * jnp.square(jnp.sin(0.5 * b)), jnp.exp(a) * jnp.sin(b))
+    z = jax.lax.complex(a, b)
+    tiny = jnp.abs(a) + jnp.abs(b) < 1e-4
+    return z, jnp.where(tiny, 1.0 + z / 2.0 + z * z / 6.0, grown / jnp.where(tiny, jnp.ones_like(z), z))
+
+
+def _bilinear(a: Float[Array, " heads"], b: Float[Array, " heads"]) -> Parts:
+    r"""$\log((1 + z/2) / (1 - z/2))$ and $1 / (1 - z/2)$ for $z = a + ib$.
+
+    Small $z$ lose no digits. The modulus is taken as at least 1e-18, so that at $z = -2$, where it is 0, derivatives
+    are finite.
+    """
+    a, b = 0.5 * a, 0.5 * b
+    above, below = jnp.square(1.0 + a) + jnp.square(b), jnp.square(1.0 - a) + jnp.square(b)
+    change = 4.0 * a / below  # of the squared modulus, from 1
+    near_one = jnp.abs(change) < 0.5
+    ratio = jnp.maximum(above / below, 1e-36)
+    log_modulus = 0.5 * jnp.where(
+        near_one, jnp.log1p(jnp.where(near_one, change, jnp.zeros_like(change))), jnp.log(ratio)
+    )
+    phase = jnp.arctan2(b, jnp.where(above > 0.0, 1.0 + a, jnp.ones_like(a))) + jnp.arctan2(b, 1.0 - a)
+    return jax.lax.complex(log_modulus, phase), jax.lax.complex((1.0 - a) / below, b / below)

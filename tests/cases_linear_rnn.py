@@ -73,6 +73,7 @@ def _mixer(name: str, make: Callable[..., Any], *, scale: float = 1.0, **options
 
 # Small inputs: random eigenvalues forget little, and gates of large outputs would be all saturated.
 _S5 = dict(state_size=12, blocks=2, scale=0.1)
+_BILINEAR = dict(discretization="bilinear", clip_eigs=False)
 _MAMBA3 = dict(d_state=6, headdim=4, ngroups=2, rope_fraction=0.7)
 
 OPERATORS = [
@@ -93,7 +94,7 @@ OPERATORS = [
 ]
 MIXERS = [
     _mixer("s5-mixer", S5Mixer, **_S5),
-    _mixer("s5-mixer-no-conj_sym", S5Mixer, **_S5, conj_sym=False),
+    _mixer("s5-mixer-no-conj_sym-bilinear-unclipped", S5Mixer, **_S5, conj_sym=False, **_BILINEAR),
     _mixer("lru-mixer", LRUMixer, state_size=5),
     _mixer("rg-lru-mixer", RGLRUMixer, lru_width=6, num_attention_heads=3),
     _mixer("mlstm-mixer", MLSTMMixer, num_heads=2, qk_dim_factor=0.75),
@@ -142,9 +143,9 @@ def _one_number(x: jax.Array) -> jax.Array:
     return x[..., None, None]
 
 
-def _s5() -> S5Mixer:
+def _s5(**options: Any) -> S5Mixer:
     """The decays differ between modes, not between tokens."""
-    module = _built(lambda key: S5Mixer(WIDTH, state_size=48, blocks=2, key=key))
+    module = _built(lambda key: S5Mixer(WIDTH, state_size=48, blocks=2, key=key, **options))
     rng = np.random.default_rng(1)
     step = np.exp(rng.uniform(np.log(1e-3), np.log(5e-3), 24))
     new = against.log_decays(rng, 24) / step, rng.uniform(-np.pi, np.pi, 24) / step, np.log(step)
@@ -155,12 +156,26 @@ def _s5() -> S5Mixer:
     )
 
 
+def _s5_bilinear() -> S5Mixer:
+    """Also modes that grow, one that stands still and one that is wiped out at every token."""
+    module = _s5(**_BILINEAR, step_rescale=2.0)
+    step, rng = 2.0 * np.exp(np.asarray(module.recurrence.log_step, np.float64)), np.random.default_rng(1)
+    z = np.concatenate([0.02 * rng.random(4), [0.0], -np.exp(rng.uniform(np.log(1e-6), np.log(1e3), 19))])
+    new = z / step, rng.uniform(-3.0, 3.0, 24) / step
+    return eqx.tree_at(
+        lambda m: (m.recurrence.Lambda_re, m.recurrence.Lambda_im),
+        module,
+        tuple(jnp.asarray(array, jnp.float32) for array in new),
+    )
+
+
 def _s5_oracle(module, u, state):
     r = module.recurrence
     B, C = _complex_maps(module)
     Lambda = jax.lax.complex(r.Lambda_re, r.Lambda_im)
     with jax.numpy_dtype_promotion("standard"):
-        y, state = published.s5(u, Lambda, B, C, module.D, r.log_step, state[:, 0, 0], module.conj_sym)
+        log_step = r.log_step + np.log(r.step_rescale)
+        y, state = published.s5(u, Lambda, B, C, module.D, log_step, state[:, 0, 0], module.conj_sym, r.discretization)
     y = jax.nn.gelu(y)
     return y * jax.nn.sigmoid(_linear(module.gate, y)), _one_number(state)
 
@@ -330,5 +345,6 @@ ORACLES = [
 
 # Further options, which need no gradients of their own.
 VARIANTS = [
+    Oracle("s5-bilinear-unclipped", _s5_bilinear, _s5_oracle, _features(WIDTH, 0.1)),
     Oracle("mamba3-norm", _mamba3(None, "heavy_tail", True), _mamba3_oracle, _mamba3_spread("heavy_tail")),
 ]

@@ -324,19 +324,28 @@ def mamba3_mimo(
     return (y if mimo_o is None else jnp.sum(mimo_o * y, axis=2)), state
 
 
-def s5(u, Lambda, B, C, D, log_step, state, conj_sym=True):
-    """S5: "Simplified State Space Layers for Sequence Modeling" (arXiv 2208.04933), zero-order hold.
+def s5(u, Lambda, B, C, D, log_step, state, conj_sym=True, discretization="zoh"):
+    """S5: "Simplified State Space Layers for Sequence Modeling" (arXiv 2208.04933).
 
     x_t = exp(Lambda dt) x_{t-1} + (exp(Lambda dt) - 1) / Lambda B u_t and y_t = Re(C x_t) + D u_t, with
     dt = exp(log_step) per state. With `conj_sym` (the authors' default) only one eigenvalue of each conjugate pair is
-    held, and y_t = 2 Re(C x_t) + D u_t.
+    held, and y_t = 2 Re(C x_t) + D u_t. That is zero-order hold; "bilinear" has the decay
+    (1 + Lambda dt / 2) / (1 - Lambda dt / 2), and dt / (1 - Lambda dt / 2) B.
 
-    Re-expresses github.com/lindermanlab/S5, `s5/ssm.py` (`discretize_zoh`, `apply_ssm`; step_rescale 1, no clipping).
+    Re-expresses github.com/lindermanlab/S5, `s5/ssm.py` (`discretize_zoh`, `discretize_bilinear`, `apply_ssm`;
+    step_rescale 1, no clipping).
 
     Shapes: u (time, h); Lambda (p,), B (p, h) and C (h, p) complex; D (h,); log_step (p,) real; state (p,) complex.
     """
-    decay = jnp.exp(Lambda * jnp.exp(log_step))
-    B_bar = ((decay - 1) / Lambda)[:, None] * B
+    dt = jnp.exp(log_step)
+    if discretization == "zoh":
+        decay = jnp.exp(Lambda * dt)
+        B_bar = ((decay - 1) / Lambda)[:, None] * B
+    elif discretization == "bilinear":
+        decay = (1 + dt / 2 * Lambda) / (1 - dt / 2 * Lambda)
+        B_bar = (dt / (1 - dt / 2 * Lambda))[:, None] * B
+    else:
+        raise ValueError(f"discretization is 'zoh' or 'bilinear', not {discretization!r}")
 
     def step(x, u_t):
         x = decay * x + B_bar @ u_t.astype(B_bar.dtype)

@@ -163,6 +163,17 @@ def test_mixers_equal_their_equations(case):
     assert relative_error(getattr(cache, "state", cache), final) <= against.BOUND
 
 
+def test_a_head_size_is_another_name_for_the_heads():
+    """Of any size: `rwkv6-mixer` above has keys of 2 and values of 4."""
+    make = lambda **options: eqx.filter_eval_shape(  # noqa: E731
+        lambda key: RWKV6Mixer(WIDTH, expand_k=1.0, **options, key=key), jax.random.key(0)
+    )
+    for size in (1, 2, 3, 6, 12):
+        mixer = make(head_size=size)
+        assert mixer.recurrence.state_shape == (WIDTH // size, size, size)
+        assert jax.tree.structure(mixer) == jax.tree.structure(make(num_heads=WIDTH // size))
+
+
 def test_channel_mixing_equals_its_equations():
     (case,) = [case for case in MIXERS if case.id == "rwkv6-channel-mixer"]
     m = build(case)
@@ -264,6 +275,9 @@ def test_layers_with_different_bounds_are_one_trace():
         (HGRN2Mixer, {"num_heads": 5}, "HGRN2Mixer: `num_heads` must divide `width` = 12, got 5"),
         (HGRN2Mixer, {"num_heads": 3, "lower_bound": 1.0}, r"`lower_bound` must lie in \[0, 1\), got 1.0"),
         (RWKV6Mixer, {"num_heads": 4}, r"RWKV6Mixer: int\(`expand_k` .* multiple of `num_heads` = 4, got"),
+        (RWKV6Mixer, {"head_size": 4}, "RWKV6Mixer: `head_size` must divide the 6 key channels, .* got 4"),
+        (RWKV6Mixer, {"head_size": 0}, "RWKV6Mixer: `head_size` must divide the 6 key channels, .* got 0"),
+        (RWKV6Mixer, {"head_size": 3, "num_heads": 2}, "give `num_heads` or `head_size`, not both, got 2 and 3"),
         (RWKV6Mixer, {"num_heads": 3, "proj_low_rank_dim": 0}, "`proj_low_rank_dim` must be at least 1, got 0"),
         (RWKV6Mixer, {"num_heads": 3, "layer_idx": 1}, r"RWKV6Mixer: `layer_idx` must lie in \[0, 1\), got 1"),
         (RWKV6ChannelMixer, {"intermediate_size": 0}, "RWKV6ChannelMixer: `intermediate_size` must be .* 1, got 0"),

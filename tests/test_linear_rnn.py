@@ -14,7 +14,7 @@ from ssmkit.models.lru import LRUMixer
 from ssmkit.models.mamba3 import Mamba3Mixer
 from ssmkit.models.mlstm import MLSTMMixer
 from ssmkit.models.rg_lru import RGLRUInputs, RGLRUMixer
-from ssmkit.models.s5 import S5Mixer
+from ssmkit.models.s5 import S5Mixer, S5Recurrence
 
 
 KEY = jax.random.key(0)
@@ -44,6 +44,30 @@ def test_decays_start_in_their_range():
     assert 0.9 <= rg_lru.min() < 0.95 < 0.99 < rg_lru.max() <= 0.9991
     step = np.asarray(jax.nn.softplus(Mamba3Mixer(100, headdim=2, key=KEY).recurrence.dt_bias))
     assert 9e-4 < step.min() < 5e-3 and 0.05 < step.max() < 0.101
+
+
+@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
+def test_s5_at_the_edges(rule):
+    """Eigenvalues of zero, small, wiped out at once, and growing: in float64 to rounding, with finite gradients."""
+    z = np.asarray([0.0, 1e-6, 1e-5j, -1e-3 + 3e-3j, -2.0, -1.9999, -0.5 + 2j, 0.1 + 1j, -30.0 + 1j])
+    r = S5Recurrence(z, dt_min=1.0, dt_max=1.0, discretization=rule, clip_eigs=False, key=KEY)
+    one = jnp.ones(z.shape, jnp.complex64)
+
+    def numbers(r):
+        c = r.coefficients(one)
+        return jnp.exp(c.log_decay[:, 0]), c.value[:, 0]
+
+    safe = np.where(z == 0, 1.0, z)
+    if rule == "zoh":
+        expected = np.exp(z), np.where(z == 0, 1.0, np.expm1(safe) / safe)
+    else:
+        expected = (1 + z / 2) / (1 - z / 2), 1 / (1 - z / 2)
+    for got, exact in zip(numbers(r), expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=2e-6, atol=1e-6)
+    gradient = eqx.filter_grad(lambda r: sum(jnp.sum(jnp.abs(part) ** 2) for part in numbers(r)))(r)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    clipped = S5Recurrence(z, dt_min=1.0, dt_max=1.0, discretization=rule, key=KEY)
+    assert (np.abs(numbers(clipped)[0]) < 1).all() and (np.abs(numbers(r)[0]) > 1).any()
 
 
 # Against HF transformers.
@@ -208,6 +232,12 @@ def test_hf_xlstm():
 # What constructors refuse.
 
 REFUSED = {
+    "s5 rule": (
+        S5Mixer,
+        dict(state_size=4, blocks=1, discretization="euler"),
+        "must be 'zoh' or 'bilinear', got 'euler'",
+    ),
+    "s5 rescale": (S5Mixer, dict(state_size=4, blocks=1, step_rescale=0.0), "`step_rescale` must be above 0, got 0.0"),
     "s5 blocks": (S5Mixer, dict(blocks=0), "`blocks` must be at least 1, got 0"),
     "s5 pairs": (S5Mixer, dict(state_size=6, blocks=2), "`state_size` must be a positive multiple of 2 .* = 4, got 6"),
     "s5 state": (S5Mixer, dict(state_size=5, blocks=2, conj_sym=False), "multiple of `blocks` = 2, got 5"),

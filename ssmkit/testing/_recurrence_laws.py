@@ -15,8 +15,9 @@ from ._subject import Subject, jit, to_numpy
 
 def coefficients_of(subject: Subject, inputs: Any) -> Coefficients:
     """The coefficients of every token, as NumPy arrays."""
-    assert isinstance(subject.module, DiagonalChunkedRecurrence)
-    return to_numpy(jit(subject.module._checked_all)(inputs))
+    module = subject.module
+    assert isinstance(module, DiagonalChunkedRecurrence)
+    return to_numpy(jit(lambda inputs: module._checked_all(inputs))(inputs))
 
 
 def log_decay(coefficients: Coefficients) -> list[Finding]:
