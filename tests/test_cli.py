@@ -500,7 +500,7 @@ def test_damaged_training_state(run, train_words, tmp_path):
 
 def test_training_on_a_full_disk(run, train_words, tmp_path):
     with full_disk(100):
-        assert_one_line(*run(*train_words), f"{tmp_path / 'out' / 'tokenizer.json'}: File too large")
+        assert_one_line(*run(*train_words), f"{tmp_path / 'out' / 'run.json'}: File too large")
 
 
 # Mistakes
