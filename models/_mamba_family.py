@@ -4,16 +4,17 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
 import ssmkit
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a finite real number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
@@ -30,8 +31,12 @@ _ACCEPTED: dict[object, tuple[Callable[[object], bool], str]] = {
     int: (lambda value: type(value) is int and value >= 1, "an integer, at least 1"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
     float: (is_number, "a finite number"),
+    int | float: (lambda value: is_number(value) and value > 0, "a number above 0"),
     tuple[float, float]: (_is_range, "an increasing pair"),
 }
+
+
+Cache = TypeVar("Cache")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +47,15 @@ class AbstractMambaConfig:
     hidden_size: int
     num_hidden_layers: int
     state_size: int
-    expand: int = 2
+    expand: int | float = 2
     conv_kernel: int = 4
     use_bias: bool = False
     use_conv_bias: bool = True
     hidden_act: str = "silu"
     layer_norm_epsilon: float = 1e-5
+    rms_norm: bool = True
     residual_in_fp32: bool = True
+    d_intermediate: int = 0
     time_step_min: float = 0.001
     time_step_max: float = 0.1
     time_step_floor: float = 1e-4
@@ -85,6 +92,8 @@ class AbstractMambaConfig:
                 found.append(f"`{name}` must be an id, a tuple of ids, or None, got {value!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if value is field.default:
+                continue
             if field.type in _ACCEPTED and not _ACCEPTED[field.type][0](value):
                 found.append(f"`{field.name}` must be {_ACCEPTED[field.type][1]}, got {value!r}")
             elif type(value) is int and value >= 2**31:
@@ -115,28 +124,110 @@ def initial_dt_bias(size: int, least: float, most: float, floor: float, *, key: 
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
+class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
+    r"""$W_2 (y \odot \operatorname{silu}(g))$ with $[y, g] = W_1 x$: mamba_ssm's `GatedMLP`, which remembers nothing.
+
+    Unlike in `ssmkit.GatedMLP`, one matrix makes both halves, as in its files.
+    """
+
+    fc1: ssmkit.Linear
+    fc2: ssmkit.Linear
+
+    def __init__(self, width: int, hidden: int, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
+        """`hidden` units, rounded up to a multiple of 128."""
+        hidden = -(-hidden // 128) * 128
+        key_1, key_2 = jax.random.split(key)
+        self.fc1 = ssmkit.Linear(width, 2 * hidden, dtype=dtype, key=key_1)
+        self.fc2 = ssmkit.Linear(hidden, width, dtype=dtype, key=key_2)
+
+    def init_cache(self) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: tuple[()], advance: ssmkit.Advance
+    ) -> tuple[Float[Array, "*time width"], tuple[()]]:
+        """The equation above."""
+        y, gate = jnp.split(self.fc1(x), 2, axis=-1)
+        return self.fc2(y * ssmkit.silu(gate)), cache
+
+
+class MambaBlock(ssmkit.AbstractBlock[Cache]):
+    """A residual branch with a mixer and then one with an MLP: mamba_ssm's `Block` where `d_intermediate` is not 0."""
+
+    norm: ssmkit.RMSNorm | ssmkit.LayerNorm
+    mixer: ssmkit.AbstractMixer[Cache]
+    norm2: ssmkit.RMSNorm | ssmkit.LayerNorm
+    mlp: MambaMLP
+    residual_in_fp32: bool = eqx.field(static=True, default=True)
+
+    def init_cache(self) -> Cache:
+        """The mixer's cache; the MLP has none."""
+        return self.mixer.init_cache()
+
+    def prefill(
+        self, x: Float[Array, "time width"], cache: Cache, *, length: Int[Array, ""] | int | None = None
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """As `AbstractMixer.prefill`."""
+        first, second = self._branches()
+        x, cache = first.prefill(x, cache, length=length)
+        return second.prefill(x, (), length=length)[0], cache
+
+    def step(
+        self, x: Float[Array, " width"], cache: Cache, *, valid: Bool[Array, ""] | bool | None = None
+    ) -> tuple[Float[Array, " width"], Cache]:
+        """As `AbstractMixer.step`."""
+        first, second = self._branches()
+        x, cache = first.step(x, cache, valid=valid)
+        return second.step(x, (), valid=valid)[0], cache
+
+    def forward(
+        self, x: Float[Array, "time width"], cache: Cache, drop: Callable[..., Array], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """As `AbstractBlock.forward`, each branch with dropout of its own."""
+        (first, second), keys = self._branches(), (None, None) if key is None else jax.random.split(key)
+        x, cache = first.forward(x, cache, drop, keys[0])
+        return second.forward(x, (), drop, keys[1])[0], cache
+
+    def _branches(self) -> tuple[ssmkit.ResidualBlock[Cache], ssmkit.ResidualBlock[tuple[()]]]:
+        return (
+            ssmkit.ResidualBlock(self.norm, self.mixer, self.residual_in_fp32),
+            ssmkit.ResidualBlock(self.norm2, self.mlp, self.residual_in_fp32),
+        )
+
+
 def language_model_parts(
     config: AbstractMambaConfig,
-    mixer: Callable[..., ssmkit.AbstractMixer],
+    mixer: Callable[..., ssmkit.AbstractMixer[Cache]],
     *,
     key: PRNGKeyArray,
     dtype: DTypeLike,
-) -> tuple[ssmkit.Embedding, tuple[ssmkit.ResidualBlock, ...], ssmkit.RMSNorm, ssmkit.Linear | None]:
+) -> tuple[
+    ssmkit.Embedding,
+    tuple[ssmkit.AbstractBlock[Cache], ...],
+    ssmkit.RMSNorm | ssmkit.LayerNorm,
+    ssmkit.Linear | None,
+]:
     """Embedding, blocks, final norm and head, initialised as the papers' code.
 
-    `mixer(config, key=key, dtype=dtype)` makes one that ends in a layer `out_proj`, whose weight is scaled by
-    $1/\\sqrt{layers}$.
+    `mixer(config, key=key, dtype=dtype)` makes one that ends in a layer `out_proj`. Its weight, and that of the layer
+    that an MLP ends in, is scaled by $1/\\sqrt{layers}$.
     """
     embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
     width, rows = config.hidden_size, config.padded_vocab_size
-    norm = lambda: ssmkit.RMSNorm(width, eps=config.layer_norm_epsilon)  # noqa: E731
+    kind = ssmkit.RMSNorm if config.rms_norm else ssmkit.LayerNorm
+    norm = lambda: kind(width, eps=config.layer_norm_epsilon)  # noqa: E731
     scale = math.sqrt(config.num_hidden_layers)
+    scaled = lambda layer: eqx.tree_at(lambda it: it.weight, layer, layer.weight / scale)  # noqa: E731
 
-    def block(key: PRNGKeyArray) -> ssmkit.ResidualBlock:
-        rescaled = eqx.tree_at(
-            lambda m: m.out_proj.weight, mixer(config, key=key, dtype=dtype), replace_fn=lambda weight: weight / scale
-        )
-        return ssmkit.ResidualBlock(norm=norm(), mixer=rescaled, residual_in_fp32=config.residual_in_fp32)
+    def block(key: PRNGKeyArray) -> ssmkit.AbstractBlock[Cache]:
+        layer = mixer(config, key=key, dtype=dtype)
+        layer = eqx.tree_at(lambda it: it.out_proj, layer, replace_fn=scaled)
+        if config.d_intermediate == 0:
+            return ssmkit.ResidualBlock(norm(), layer, config.residual_in_fp32)
+        mlp = MambaMLP(width, config.d_intermediate, key=jax.random.fold_in(key, 1), dtype=dtype)
+        mlp = eqx.tree_at(lambda it: it.fc2, mlp, replace_fn=scaled)
+        return MambaBlock(norm(), layer, norm(), mlp, config.residual_in_fp32)
 
     head = None if config.tie_word_embeddings else ssmkit.Linear(width, rows, dtype=dtype, key=head_key)
     return ssmkit.Embedding(rows, width, dtype=dtype, key=embedding_key), tuple(map(block, keys)), norm(), head

@@ -23,7 +23,8 @@ class MambaConfig(AbstractMambaConfig):
     - `vocab_size`: ids that can be produced. The embedding has `padded_vocab_size` rows.
     - `hidden_size`, `num_hidden_layers`: width and depth.
     - `state_size`: numbers that each channel remembers.
-    - `intermediate_size`: channels of a mixer; `expand * hidden_size` when `None`. It overrides `expand`, as in HF.
+    - `intermediate_size`: channels of a mixer; `expand * hidden_size`, rounded down, when `None`. It overrides
+        `expand`, as in HF.
     - `conv_kernel`: taps of the causal convolution.
     - `time_step_rank`: of the map from a mixer's channels to their step sizes; `hidden_size / 16`, rounded up, when
         `None`.
@@ -32,6 +33,9 @@ class MambaConfig(AbstractMambaConfig):
     - `use_bias`, `use_conv_bias`: biases of the outer projections and of the convolution.
     - `layer_norm_epsilon`: of the norms before every mixer and before the head.
     - `mixer_rms_eps`: of the norms of the step sizes' inputs, B and C, which FalconMamba adds; `None` for none.
+    - `rms_norm`: whether those are RMS norms; layer norms otherwise, as mamba_ssm has them.
+    - `d_intermediate`: hidden units, rounded up to a multiple of 128, of a gated MLP that follows every mixer in a
+        residual branch of its own, as in mamba_ssm; 0 for no MLP.
     - `residual_in_fp32`: keep the residual stream in float32 when weights are narrower.
     - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
     - `tie_word_embeddings`: the head is the embedding.
@@ -58,6 +62,8 @@ class MambaConfig(AbstractMambaConfig):
                 problems.append(f"`{name}` must be an integer, at least 1, or None, got {value!r}")
         if self.mixer_rms_eps is not None and not (is_number(self.mixer_rms_eps) and self.mixer_rms_eps > 0):
             problems.append(f"`mixer_rms_eps` must be above 0, or None, got {self.mixer_rms_eps}")
+        if not problems and self.inner_size < 1:
+            problems.append(f"`expand` * `hidden_size` must be at least 1, got {self.expand} * {self.hidden_size}")
         self.refuse(problems)
         object.__setattr__(self, "intermediate_size", self.inner_size)
         object.__setattr__(self, "time_step_rank", self.dt_rank)
@@ -65,7 +71,7 @@ class MambaConfig(AbstractMambaConfig):
     @property
     def inner_size(self) -> int:
         """Channels of a mixer: `intermediate_size`, known to be an integer."""
-        return self.expand * self.hidden_size if self.intermediate_size is None else self.intermediate_size
+        return int(self.expand * self.hidden_size) if self.intermediate_size is None else self.intermediate_size
 
     @property
     def dt_rank(self) -> int:
@@ -182,8 +188,8 @@ class Mamba(ssmkit.AbstractResidualLanguageModel[MambaCache]):
     config: MambaConfig = eqx.field(static=True)
     vocab_size: int = eqx.field(static=True)
     embedding: ssmkit.Embedding
-    blocks: tuple[ssmkit.ResidualBlock[MambaCache], ...]
-    norm: ssmkit.RMSNorm
+    blocks: tuple[ssmkit.AbstractBlock[MambaCache], ...]
+    norm: ssmkit.RMSNorm | ssmkit.LayerNorm
     head: ssmkit.Linear | None
 
     def __init__(self, config: MambaConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):

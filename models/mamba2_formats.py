@@ -25,21 +25,13 @@ from ssmkit.checkpoint import (
     unknown_keys,
 )
 
-from ._mamba_family_formats import (
-    FILE_SHAPES,
-    HF_DEAD,
-    HF_KEYS,
+from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
+from ._mamba_family_formats import FILE_SHAPES, made, names, refuse_unless
+from ._state_spaces_formats import (
     STATE_SPACES_DEAD,
     STATE_SPACES_KEYS,
-    hf,
-    hf_keys,
-    made,
-    names,
-    read_hf,
     read_state_spaces,
-    refuse_unless,
     state_spaces,
-    write_hf,
     write_state_spaces,
 )
 from ._unsupported_keys import UNSUPPORTED
@@ -70,9 +62,9 @@ _STATE_SPACES_KEYS = {
     "ssm_cfg.D_has_hdim": Key(boolean, "D_has_hdim", False),
     "ssm_cfg.dt_limit": Key(pair, "time_step_limit", _UNBOUNDED),
     "ssm_cfg.activation": Key(only("silu", "swish"), default="silu"),
-    "ssm_cfg.d_ssm": Key(optional(positive), "inner_size", None),
-    "ssm_cfg.rmsnorm": Key(only(True), default=True),
-    "ssm_cfg.norm_before_gate": Key(only(False), default=False),
+    "ssm_cfg.d_ssm": Key(optional(positive), "d_ssm", None),
+    "ssm_cfg.rmsnorm": Key(boolean, "rmsnorm", True),
+    "ssm_cfg.norm_before_gate": Key(boolean, "norm_before_gate", False),
 }
 _STATE_SPACES_DEAD = (
     *STATE_SPACES_DEAD,
@@ -104,7 +96,7 @@ def _read_hf(content: Mapping[str, Any]) -> Mamba2Config:
 
 def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
     """As `Dialect.write_config`. JSON has no infinity: unbounded step sizes, everybody's default, are left out."""
-    refuse_unless(config, "hf", D_has_hdim=False)
+    refuse_unless(config, "hf", D_has_hdim=False, d_ssm=None, rmsnorm=True, norm_before_gate=False, **HF_ONLY)
     content = write_hf(config, _HF_KEYS, architecture="Mamba2ForCausalLM", model_type="mamba2", dtype=dtype)
     if config.time_step_limit == _UNBOUNDED:
         del content["time_step_limit"]
@@ -115,14 +107,13 @@ def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
 
 def _read_state_spaces(content: Mapping[str, Any]) -> Mamba2Config:
     """As `Dialect.read_config`."""
-    return made(Mamba2Config, read_state_spaces(content, _STATE_SPACES_KEYS), "inner_size")
+    return made(Mamba2Config, read_state_spaces(content, _STATE_SPACES_KEYS))
 
 
 def _write_state_spaces(config: Mamba2Config, dtype: str) -> dict[str, Any]:
     """As `Dialect.write_config`."""
     refuse_unless(config, "state-spaces", layer_norm_epsilon=1e-5)
     content = write_state_spaces(config, _STATE_SPACES_KEYS)
-    del content["ssm_cfg"]["d_ssm"]
     content["ssm_cfg"] = {"layer": "Mamba2"} | content["ssm_cfg"]
     return {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}} | content
 

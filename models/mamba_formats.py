@@ -13,19 +13,13 @@ from typing import Any
 
 from ssmkit.checkpoint import Architecture, Key, number, only, optional, positive, without
 
-from ._mamba_family_formats import (
-    HF_DEAD,
-    HF_KEYS,
+from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
+from ._mamba_family_formats import made, refuse_unless
+from ._state_spaces_formats import (
     STATE_SPACES_DEAD,
     STATE_SPACES_KEYS,
-    hf,
-    hf_keys,
-    made,
-    read_hf,
     read_state_spaces,
-    refuse_unless,
     state_spaces,
-    write_hf,
     write_state_spaces,
 )
 from .mamba import Mamba, MambaConfig
@@ -81,6 +75,7 @@ def _read_hf(content: Mapping[str, Any]) -> MambaConfig:
 
 def _write_hf(config: MambaConfig, dtype: str) -> dict[str, Any]:
     """As `Dialect.write_config`."""
+    refuse_unless(config, "hf", **HF_ONLY)
     model_type = "mamba" if config.mixer_rms_eps is None else "falcon_mamba"
     keys, architecture = _HF_MODELS[model_type], _HF_CLASSES[model_type]
     content = write_hf(config, keys, architecture=architecture, model_type=model_type, dtype=dtype)

@@ -28,6 +28,7 @@ from ._layers import (
 )
 from ._matrix import Int8Matrix as Int8Matrix
 from ._mixer import (
+    AbstractBlock as AbstractBlock,
     AbstractMixer as AbstractMixer,
     AbstractRecurrentMixer as AbstractRecurrentMixer,
     Advance as Advance,

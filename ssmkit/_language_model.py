@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int
 from ._fits import check_mixers
 from ._layers import Embedding, Linear
 from ._matrix import project
-from ._mixer import AbstractMixer, Cache, ResidualBlock
+from ._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
 from ._norms import LayerNorm, RMSNorm
 from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, at_least_float32, check_length
 
@@ -90,7 +90,7 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
 
 class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
-    r"""Embedding, residual blocks, final norm and (tied) head; generic over the blocks' mixer.
+    r"""Embedding, residual blocks, final norm and (tied) head; generic over the blocks' cache.
 
     A model names its fields and builds them in `__init__`; everything else is final. The cache is the tuple of the
     blocks' caches.
@@ -101,7 +101,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     """
 
     embedding: eqx.AbstractVar[Embedding]
-    blocks: eqx.AbstractVar[tuple[ResidualBlock[Cache], ...]]
+    blocks: eqx.AbstractVar[tuple[AbstractBlock[Cache], ...]]
     norm: eqx.AbstractVar[RMSNorm | LayerNorm]
     head: eqx.AbstractVar[Linear | None]
     embedding_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
@@ -149,7 +149,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
             caches.append(block_cache)
         return self._logits(x), tuple(caches)
 
-    def _pairs(self, cache: tuple[Cache, ...]) -> list[tuple[ResidualBlock[Cache], Cache]]:
+    def _pairs(self, cache: tuple[Cache, ...]) -> list[tuple[AbstractBlock[Cache], Cache]]:
         if not isinstance(cache, tuple) or len(cache) != len(self.blocks):
             got = len(cache) if isinstance(cache, tuple) else type(cache).__name__
             raise ValueError(
@@ -174,21 +174,20 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
 
 @eqx.filter_jit
-def _prefill(block: ResidualBlock, x: Array, cache: Any, length: Length | None) -> tuple[Array, Any]:
+def _prefill(block: AbstractBlock, x: Array, cache: Any, length: Length | None) -> tuple[Array, Any]:
     return block.prefill(x, cache, length=length)
 
 
 @eqx.filter_jit
-def _step(block: ResidualBlock, x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
+def _step(block: AbstractBlock, x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
     return block.step(x, cache, valid=valid)
 
 
 @eqx.filter_jit
 def _forward(
-    block: ResidualBlock, x: Array, cache: Any, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
+    block: AbstractBlock, x: Array, cache: Any, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
 ) -> tuple[Array, Any]:
-    branch, cache = block.mixer.prefill(block.norm(x), cache)
-    return block.add(x, drop(branch, key=key)), cache
+    return block.forward(x, cache, drop, key)
 
 
 class LanguageModel(AbstractResidualLanguageModel[Any]):

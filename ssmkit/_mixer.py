@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ._norms import LayerNorm, RMSNorm
 from ._operator import AbstractSequenceOperator
-from ._types import Length, Valid, at_least_float32
+from ._types import Length, PRNGKeyArray, Valid, at_least_float32
 
 
 Cache = TypeVar("Cache")
@@ -102,7 +102,30 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
         return self.mix(x, cache, lambda operator, inputs, state: operator.step(inputs, state, valid=valid))
 
 
-class ResidualBlock(AbstractMixer[Cache]):
+class AbstractBlock(AbstractMixer[Cache]):
+    """A layer of a language model: a mixer that takes the residual stream to itself, sums included."""
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        x: Float[Array, "time width"],
+        cache: Cache,
+        drop: Callable[..., Array],
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """As `prefill`, with dropout on every residual branch: for training.
+
+        **Arguments:**
+
+        - `x`, `cache`: as for `prefill`.
+        - `drop`: `drop(branch, key=key)` drops features of a branch, as `equinox.nn.Dropout` does.
+        - `key`: for dropout; `None` where nothing is dropped.
+
+        **Returns:** the stream, and the cache after the last token.
+        """
+
+
+class ResidualBlock(AbstractBlock[Cache]):
     """`x + mixer(norm(x))`: a pre-normalised residual branch, itself a mixer."""
 
     norm: RMSNorm | LayerNorm
@@ -126,6 +149,17 @@ class ResidualBlock(AbstractMixer[Cache]):
         """As `AbstractMixer.step`."""
         y, cache = self.mixer.step(self.norm(x), cache, valid=valid)
         return self.add(x, y), cache
+
+    def forward(
+        self,
+        x: Float[Array, "time width"],
+        cache: Cache,
+        drop: Callable[..., Array],
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "time width"], Cache]:
+        """As `AbstractBlock.forward`."""
+        branch, cache = self.mixer.prefill(self.norm(x), cache)
+        return self.add(x, drop(branch, key=key)), cache
 
     def add(self, x: Float[Array, "*time width"], branch: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
         """The residual sum, in float32 or, without `residual_in_fp32`, in the stream's own dtype."""

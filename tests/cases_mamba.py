@@ -7,6 +7,7 @@ import numpy as np
 from helpers import BF16_BOUND, VOCAB, Case, normal, random_tokens
 
 from ssmkit.models import Mamba, MambaConfig, MambaMixer, MambaRecurrence
+from ssmkit.models._mamba_family import MambaMLP
 from ssmkit.models.mamba import MambaInputs
 
 
@@ -45,6 +46,8 @@ MIXERS = [
         conv_kernel=1,
     ),
     _case(MambaMixer, normal(WIDTH), "mamba-mixer-falcon", **FALCON),
+    Case("mamba-block-with-mlp", lambda key: Mamba(mamba_config(d_intermediate=7), key=key).blocks[0], normal(WIDTH)),
+    Case("mamba-mlp", lambda key: MambaMLP(WIDTH, 7, key=key), normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [
     _case(Mamba, random_tokens, "mamba", num_hidden_layers=2),

@@ -130,6 +130,14 @@ LANGUAGE_MODELS = [
         residual_in_fp32=False,
         pad_vocab_size_multiple=8,
     ),
+    _mamba2(
+        "mamba2-part-of-the-channels-norm-first-mlp",
+        num_hidden_layers=1,
+        d_ssm=8,
+        norm_before_gate=True,
+        d_intermediate=7,
+        rms_norm=False,
+    ),
     Case("toy", lambda key: ToySSM(VOCAB, WIDTH, 2, 2, key=key), random_tokens),
     Case("language-model", _language_model, random_tokens),
 ]

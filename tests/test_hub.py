@@ -55,7 +55,7 @@ def test_a_local_path_has_no_revisions(saved, asked, part):
 def test_a_revision_is_a_name(asked, revision):
     with pytest.raises((CheckpointError, TypeError)) as error:  # a TypeError where every annotation is checked
         from_pretrained("someone/mamba", revision=revision)
-    assert "`revision` must name a branch, tag or commit, got" in str(error.value) or "'revision'" in str(error.value)
+    assert "revision" in str(error.value) and repr(revision) in str(error.value)
     assert not asked
 
 

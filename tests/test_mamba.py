@@ -256,7 +256,6 @@ def test_published_hf_configurations():
         ("hf", {"model_type": "falcon_mamba", "mixer_rms_eps": 0}, "`mixer_rms_eps` must be above 0"),
         ("hf", {"rms_norm": False}, "`rms_norm`: got False"),
         ("hf", {"intermediate_size": 8}, r"`backbone.layers.0.mixer.D`: got shape \(16,\), expected \(8,\)"),
-        ("state-spaces", {"rms_norm": False}, "`rms_norm`: got False"),
         (
             "state-spaces",
             {"ssm_cfg": {"headdim": 64}},

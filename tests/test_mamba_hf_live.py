@@ -182,3 +182,38 @@ def test_state_spaces_files_written_by_torch(case, tmp_path, dtype):
     theirs = type(case.theirs)(case.theirs.config).eval()
     theirs.load_state_dict({name: value.to(dtype).float() for name, value in case.theirs.state_dict().items()})
     check(prefill(ours, jnp.asarray(case.tokens), jnp.asarray(65)), hf_logits(theirs, case.tokens[:65])[-1])
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "10KB"])
+@pytest.mark.parametrize("kind", ("Mamba", "FalconMamba"))
+def test_files_of_base_models(tmp_path, kind, shard_size):
+    """As HF reads them into its class for causal language models; without a head it would make up a random one."""
+    sizes = {"vocab_size": 101, "hidden_size": 24, "num_hidden_layers": 1, "state_size": 7, "eos_token_id": [3, 2]}
+    config = getattr(transformers, f"{kind}Config")(**sizes, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "10KB")
+    ours, theirs = ssmkit.from_pretrained(tmp_path), transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokens = np.random.default_rng(1).integers(0, 101, 9)
+    check(forward(ours, jnp.asarray(tokens)), hf_logits(theirs, tokens))
+    assert ours.stop_tokens == (3, 2)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    with pytest.raises(ssmkit.checkpoint.CheckpointError, match="`lm_head.weight`: missing, .* does not tie the head"):
+        ssmkit.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ("Mamba", "FalconMamba"))
+def test_vocabularies_that_hf_resized(tmp_path, kind):
+    """It keeps keys that it does not know, such as those of padding in files written here and of long ago."""
+    sizes = {"vocab_size": 16, "hidden_size": 24, "num_hidden_layers": 1, "state_size": 7}
+    old = {"pad_vocab_size_multiple": 8, "unpadded_vocab_size": 11}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **old, tie_word_embeddings=True)
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    theirs.resize_token_embeddings(19)
+    theirs.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["pad_vocab_size_multiple"] == 8
+    with pytest.warns(UserWarning, match="`unpadded_vocab_size`"):
+        ours = ssmkit.from_pretrained(tmp_path)
+    tokens = np.arange(19)
+    check(forward(ours, jnp.asarray(tokens)), hf_logits(theirs, tokens))

@@ -14,6 +14,7 @@ from ._hub import Place as Place, locate as locate
 from ._keys import (
     Key as Key,
     boolean as boolean,
+    factor as factor,
     number as number,
     only as only,
     optional as optional,

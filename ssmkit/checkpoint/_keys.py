@@ -46,6 +46,13 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def factor(value: Any) -> int | float:
+    """A `Key.parse`: a finite number above 0; an integer where it is one."""
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+        raise ValueError("a number above 0")
+    return int(value) if value == int(value) else value
+
+
 def pair(value: Any) -> tuple[float, float]:
     """A `Key.parse`: two numbers, the first not larger."""
     if not isinstance(value, list | tuple) or len(value) != 2:

@@ -38,6 +38,7 @@ def save_pretrained(
     **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model;
     `OSError` naming the file that cannot be written, such as on a full disk.
     """
+    check_writable(model, format=format)
     dialect, write_config = _layout(model, format)
     tensors: dict[str, np.ndarray] = {}
     for place, leaf in _arrays(model):
@@ -89,7 +90,8 @@ def check_writable(model: Any, *, format: str = "hf") -> None:
 
     **Raises:** `CheckpointError`, as `save_pretrained`.
     """
-    dialect, _ = _layout(model, format)
+    dialect, write_config = _layout(model, format)
+    write_config(model.config, "float32")
     for place, _ in _arrays(model):
         dialect.tensor_name(place)
 
