@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 import warnings
 
 import jax
@@ -22,7 +23,7 @@ from damage import full_disk
 import ssmkit
 from ssmkit._text import Tokenizer
 from ssmkit.checkpoint import from_pretrained, save_pretrained
-from ssmkit.cli import _generate, _models, _train, main
+from ssmkit.cli import _generate, _inspect, _models, _score, _train, main
 from ssmkit.models import Mamba2, Mamba2Config
 
 
@@ -161,7 +162,8 @@ def test_prompt_from_a_file_or_standard_input(run, checkpoint, text_file, monkey
     expected = run("generate", "To\r\nbe", *words, "--seed", "1")[1]
     assert expected.startswith("To\r\nbe")
     assert run("generate", "--prompt-file", text_file, *words, "--seed", "1")[1] == expected
-    for dash in (["-"], ["--prompt-file", "-"]):
+    assert run("generate", "--file", text_file, *words, "--seed", "1")[1] == expected
+    for dash in (["-"], ["--prompt-file", "-"], ["--file", "-"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"To\r\nbe")))
         assert run("generate", *dash, *words, "--seed", "1")[1] == expected
 
@@ -190,11 +192,48 @@ def test_quantize(run, checkpoint, text_file, quantize):
 
 
 @pytest.mark.parametrize("command", ["generate", "score"])
-def test_an_exported_model_is_not_quantised(run, checkpoint, text_file, tmp_path, command):
+@pytest.mark.parametrize("option", [("--quantize", "int8"), ("--dtype", "float32")])
+def test_an_exported_model_stays_as_it_is(run, checkpoint, text_file, tmp_path, command, option):
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "exported.json").write_text("{}")
-    words = (command, text_file, "--model", tmp_path / "exported", "--quantize", "int8")
-    assert_one_line(*run(*words), "is an exported model, whose weights stay as they are: leave out --quantize")
+    words = (command, text_file, "--model", tmp_path / "exported", *option)
+    assert_one_line(*run(*words), f"is an exported model, whose weights stay as they are: leave out {option[0]}")
+
+
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_an_exported_model_is_no_checkpoint(run, checkpoint, tmp_path, command):
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "exported.json").write_text("{}")
+    source = ["--model", tmp_path / "exported"] if command == "export" else [tmp_path / "exported"]
+    assert_one_line(*run(command, *source, tmp_path / "new"), "is an exported model, and no checkpoint")
+    assert not (tmp_path / "new").exists()
+
+
+def test_several_continuations(run, checkpoint):
+    """As a batch of the library's, of which the first is what the same seed gives alone."""
+    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
+    words = ("generate", "To be", "-m", checkpoint, "-n", "40", "--seed", "5", "-t", "1.5")
+    code, out, err = run(*words, "--n", "3")
+    key = jax.random.key(5)
+    batch = ssmkit.generate(model, [tokenizer.encode("To be")] * 3, 40, ssmkit.Sampler(1.5), key=key)
+    texts = [tokenizer.decode(tokenizer.encode("To be") + row) for row in np.asarray(batch.tokens).tolist()]
+    ended = [text + "\n" * (not text.endswith("\n")) for text in texts]
+    assert code == 0 and out == "".join(f"=== {i + 1} of 3 ===\n{text}" for i, text in enumerate(ended))
+    assert len(set(texts)) == 3 and ended[0] == run(*words)[1]
+    assert "new     120 tokens in 3 texts\n" in err and "seed    5\n" in err and "device  cpu\n" in err
+
+
+def test_several_continuations_in_turns(run, checkpoint, monkeypatch):
+    """The number of tokens per dispatch changes nothing, and each text ends where it would alone."""
+    words = ("generate", "To be", "-m", checkpoint, "-n", "20", "--seed", "5", "-t", "1.5", "--n", "2")
+    whole = run(*words)[1]
+    stop = whole.splitlines()[1][8:10]
+    monkeypatch.setattr(_generate, "_TURN", 7)
+    assert run(*words)[1] == whole
+    expected = [text[: text.index(stop)] if stop in text else text.rstrip("\n") for text in whole.split("===\n")[1:]]
+    shown = run(*words, "--stop", stop)[1]
+    assert shown.startswith(f"=== 1 of 2 ===\n{expected[0]}\n===")
+    assert run(*words[:4], "-n", "0", "--n", "2")[1] == "=== 1 of 2 ===\nTo be\n=== 2 of 2 ===\nTo be\n"
 
 
 # score
@@ -212,7 +251,7 @@ def test_score(run, checkpoint, text_file):
     np.testing.assert_allclose(result["nats_per_token"], expected.nats_per_token, rtol=1e-6)
     np.testing.assert_allclose(result["perplexity"], math.exp(result["nats_per_token"]), rtol=1e-6)
     np.testing.assert_allclose(result["bits_per_byte"], expected.nats / math.log(2) / size, rtol=1e-6)
-    assert result["tokens_per_second"] > 0
+    assert result["tokens_per_second"] > 0 and result["device"] == "cpu"
 
     code, out, err = run("score", "--model", checkpoint, text_file)
     assert (code, err) == (0, "")
@@ -221,6 +260,32 @@ def test_score(run, checkpoint, text_file):
         f"perplexity  {result['perplexity']:.4f}",
         f"bits/byte   {result['bits_per_byte']:.4f}",
     ]
+
+
+def test_score_of_standard_input(run, checkpoint, text_file, monkeypatch):
+    figures = {}
+    for source in (text_file, "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+        figures[source] = json.loads(run("score", "-m", checkpoint, source, "--json")[1]) | {"tokens_per_second": 0}
+    assert figures[text_file] == figures["-"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert_one_line(*run("score", "-m", checkpoint, "-"), "standard input is empty")
+
+
+def test_the_speed_of_scoring_is_without_compilation(run, checkpoint, text_file, monkeypatch):
+    """Whatever is compiled is compiled before the clock starts."""
+    events = []
+    monkeypatch.setattr(_score, "time", types.SimpleNamespace(perf_counter=lambda: events.append("clock") or 1e9))
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(
+        listener := lambda event, duration, **more: events.append("compiled") if "backend_compile" in event else None
+    )
+    try:
+        with pytest.raises(ZeroDivisionError):  # this clock stands still
+            run("score", "-m", checkpoint, text_file)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert "compiled" in events[: events.index("clock")] and "compiled" not in events[events.index("clock") :]
 
 
 def test_progress_bar_of_a_terminal(run, checkpoint, text_file, monkeypatch):
@@ -259,7 +324,34 @@ def test_inspect_reads_no_weights(run, checkpoint, monkeypatch):
     assert run("inspect", checkpoint)[0] == 0
 
 
+def test_inspect_the_embedded_model(run, checkpoint, monkeypatch):
+    monkeypatch.setattr(_inspect, "default_model_path", lambda: checkpoint)
+    assert run("inspect")[1] == run("inspect", checkpoint)[1] != ""
+
+
+def test_inspect_an_exported_model(run, checkpoint, tmp_path):
+    model = from_pretrained(checkpoint)
+    ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,))
+    result = json.loads(run("inspect", tmp_path / "artefact", "--json")[1])
+    expected = json.loads(run("inspect", checkpoint, "--json")[1])
+    for name in ("parameters", "bytes", "cache_bytes_per_sequence"):
+        assert result[name] == expected[name]
+    sizes = {path.stem: path.stat().st_size for path in (tmp_path / "artefact" / "cpu").iterdir()}
+    assert result["format"] == "exported model" and result["programs"] == {"cpu": sizes}
+    code, out, err = run("inspect", tmp_path / "artefact")
+    assert (code, err) == (0, "") and "format                    exported model\nplatforms                 cpu\n" in out
+    assert f"program bytes             {sum(sizes.values()):,}\n" in out and f"jax {jax.__version__}" in out
+
+
 # convert
+
+
+def test_convert_the_embedded_model(run, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(_models, "default_model_path", lambda: checkpoint)
+    assert run("convert", tmp_path / "new", "--format", "state-spaces")[0] == 0
+    assert sorted(os.listdir(tmp_path / "new")) == ["config.json", "pytorch_model.bin", "tokenizer.json"]
+    assert_one_line(*run("convert", checkpoint), "is not empty: pass --force to write the embedded model into it")
+    assert_one_line(*run("convert", "a", "b", "c"), "one checkpoint and one folder at most, got 3: a b c")
 
 
 def test_convert_there_and_back(run, checkpoint, tmp_path):

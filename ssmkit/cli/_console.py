@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from ._streams import tell
+
 
 def aligned(pairs: Mapping[str, str]) -> str:
     """One line per pair, values under each other."""
@@ -77,9 +79,7 @@ def progress_bar(total: int, *, log: bool) -> Iterator[Update]:
     - `log`: where standard error is no terminal, whether each update becomes a line; nothing is shown otherwise.
     """
     if not sys.stderr.isatty():
-        yield (
-            lambda completed, note: print(f"{completed}/{total}  {note}", file=sys.stderr, flush=True) if log else None
-        )
+        yield lambda completed, note: tell(f"{completed}/{total}  {note}") if log else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

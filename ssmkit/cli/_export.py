@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._models import companions, load_model
+from ._models import companions, load_checkpoint
 from ._options import DType, ModelOption
 
 
@@ -36,11 +36,10 @@ def export(
     Any process with JAX runs it, without the model's Python code; its tokenizer comes along. `generate` and `score`
     take it like a checkpoint: `--model DIR`. An artefact that DIR already holds is replaced.
     """
-    from .. import default_model_path
     from ..export import save_exported
 
-    loaded = load_model(model, dtype)
-    files = companions(default_model_path() if model is None else model)
+    loaded = load_checkpoint(model, dtype)
+    files = companions(model)
     platforms = [str(name) for name in platform] if platform else None
     save_exported(loaded, target, platforms=platforms, weights=weights, beside=files)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

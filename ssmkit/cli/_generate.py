@@ -1,19 +1,20 @@
 """`ssmkit generate`."""
 
+import itertools
 import os
 import random
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ._console import aligned
-from ._models import enable_compilation_cache, encode, load_model, load_tokenizer
-from ._options import DType, DTypeOption, ModelOption, NoSpecialTokensOption, QuantizeOption, TokenizerOption
+from ._models import device_name, enable_compilation_cache, encode, load_model, load_tokenizer
+from ._options import DTypeOption, ModelOption, NoSpecialTokensOption, QuantizeOption, TokenizerOption
 from ._streams import read_input, tell
 
 
@@ -22,15 +23,23 @@ if TYPE_CHECKING:
     from .._text import Tokenizer
 
 
+# Tokens that a batch generates per dispatch.
+_TURN = 256
+
+
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The text to continue; `-` reads standard input.")
     ] = None,
     prompt_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Read the prompt from a file instead, used as it is.")
+        str | None,
+        typer.Option(
+            "--file", "--prompt-file", metavar="FILE", help="Read the prompt from a file instead, used as it is."
+        ),
     ] = None,
     model: ModelOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0, help="The most tokens to add.")] = 200,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many continuations, all in one batch.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")] = None,
     top_p: Annotated[
@@ -53,59 +62,111 @@ def generate(
     ] = None,
     tokenizer: TokenizerOption = None,
     no_special_tokens: NoSpecialTokensOption = False,
-    dtype: DTypeOption = DType.float32,
+    dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
 ) -> None:
     """Continue a text.
 
-    It is written as it comes, after the prompt; statistics follow on standard error.
+    It is written as it comes, after the prompt; statistics follow on standard error. Several continuations are written
+    when all have ended, each under a line such as `=== 1 of 4 ===`; the first is that of the same seed alone.
     """
     text = _read_prompt(prompt, prompt_file)
     enable_compilation_cache()
     sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
     loaded = load_model(model, dtype, quantize)
     words = load_tokenizer(model, tokenizer)
-    import jax
-
-    from .. import stream
-    from .._text import until
-
     prompt_tokens = encode(words, text, special=not no_special_tokens)
     stop_texts = _stop_texts(stop or [])
     stops = _stop_tokens(words, stop_texts, loaded.stop_tokens)
     seed = random.randrange(2**32) if seed is None else seed
+
+    def pieces(tokens: Iterable[int]) -> Iterator[str]:
+        """A continuation's text, up to whatever ends it."""
+        from .._text import until
+
+        before_stop = itertools.takewhile(lambda token: token not in stops, tokens)
+        return until(words.decode_stream(before_stop, after=prompt_tokens), stop_texts)
+
+    ask = _Request(loaded, prompt_tokens, max_new_tokens, sampler, stops, seed)
+    shown = _show_one(ask, text, pieces) if n == 1 else _show_several(ask, n, text, pieces)
+    statistics = {"prompt": f"{len(prompt_tokens)} tokens"} | shown | {"device": device_name()}
+    if temperature != 0.0:
+        statistics["seed"] = str(seed)
+    tell(aligned(statistics))
+
+
+class _Request(NamedTuple):
+    """What is generated from what."""
+
+    model: Any
+    prompt: list[int]
+    max_new_tokens: int
+    sampler: "AbstractSampler"
+    stops: set[int]
+    seed: int
+
+
+def _show_one(ask: _Request, text: str, pieces: Callable[[Iterable[int]], Iterator[str]]) -> dict[str, str]:
+    """Write the prompt and its continuation as it comes.
+
+    **Returns:** the statistics.
+    """
+    import jax
+
+    from .. import stream
+
     started = time.perf_counter()
-    tokens = stream(
-        loaded,
-        prompt_tokens,
-        max_new_tokens,
-        sampler,
-        stop_token=sorted(stops) or None,
-        key=jax.random.key(seed),
-    )
+    key, stops = jax.random.key(ask.seed), sorted(ask.stops)
+    tokens = stream(ask.model, ask.prompt, ask.max_new_tokens, ask.sampler, stop_token=stops, key=key)
     times: list[float] = []
 
-    def shown() -> Iterator[int]:
-        """The tokens before a stop token, each one's time noted."""
+    def timed() -> Iterator[int]:
         for token in tokens:
             times.append(time.perf_counter())
-            if token not in stops:
-                yield token
+            yield token
 
     last = text
     _write(text)
-    for last in until(words.decode_stream(shown(), after=prompt_tokens), stop_texts):
+    for last in pieces(timed()):
         _write(last)
     if not last.endswith("\n"):
         _write("\n")
-    statistics = {"prompt": f"{len(prompt_tokens)} tokens", "new": f"{len(times)} tokens"}
+    statistics = {"new": f"{len(times)} tokens"}
     if times:
         statistics["first after"] = f"{times[0] - started:.2f} s, compilation included"
     if len(times) > 1 and times[-1] > times[0]:
         statistics["then"] = f"{(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s"
-    if temperature != 0.0:
-        statistics["seed"] = str(seed)
-    tell(aligned(statistics))
+    return statistics
+
+
+def _show_several(ask: _Request, n: int, text: str, pieces: Callable[[Iterable[int]], Iterator[str]]) -> dict[str, str]:
+    """Write the prompt with each of `n` continuations, which are generated in one batch.
+
+    **Returns:** the statistics.
+    """
+    import jax
+    import numpy as np
+
+    from .. import generate as generate_tokens, resume
+
+    started = time.perf_counter()
+    key, stops = jax.random.key(ask.seed), sorted(ask.stops)
+    batch = generate_tokens(ask.model, [ask.prompt] * n, 0, ask.sampler, stop_token=stops, key=key)
+    rows: list[list[int]] = [[] for _ in range(n)]
+    # Turns of equal length share a program, and the memory does not grow with what was asked for.
+    turns = -(-ask.max_new_tokens // _TURN)
+    left = ask.max_new_tokens
+    while left and not np.all(batch.finished):
+        count = min(left, -(-ask.max_new_tokens // turns))
+        batch = resume(ask.model, batch, count, ask.sampler, stop_token=stops)
+        for row, tokens, length in zip(rows, np.asarray(batch.tokens), np.asarray(batch.lengths), strict=True):
+            row.extend(tokens[:length].tolist())
+        left -= count
+    seconds = time.perf_counter() - started
+    for i, row in enumerate(rows):
+        whole = text + "".join(pieces(row))
+        _write(f"=== {i + 1} of {n} ===\n{whole}" + "\n" * (not whole.endswith("\n")))
+    return {"new": f"{sum(map(len, rows))} tokens in {n} texts", "in": f"{seconds:.2f} s, compilation included"}
 
 
 def _write(piece: str) -> None:
@@ -121,7 +182,7 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     from .._text import read_text
 
     if (prompt is None) == (prompt_file is None):
-        raise ValueError('give one prompt: ssmkit generate "TEXT", or --prompt-file FILE, or `-` for standard input')
+        raise ValueError('give one prompt: ssmkit generate "TEXT", or --file FILE, or `-` for standard input')
     if "-" in (prompt, prompt_file):
         text = read_input()
     elif prompt_file is not None:

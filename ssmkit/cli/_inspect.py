@@ -3,27 +3,44 @@
 import collections
 import dataclasses
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .._default_model import default_model_path
 from ._console import aligned, print_json
 from ._options import JSONOption
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="DIR|FILE|ID", help="A checkpoint, as --model of `generate`.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DIR|FILE|ID]",
+            help="A checkpoint or an exported model, as --model of `generate`.",
+            show_default="the embedded model",
+        ),
+    ] = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Show what a checkpoint holds.
+    """Show what a checkpoint or an exported model holds.
 
     Its weights are not read.
     """
-    report = _describe(source)
+    from ..export import is_exported
+
+    if source is None:
+        source = str(default_model_path())
+    report = _describe_exported(source) if is_exported(source) else _describe(source)
     if as_json:
         print_json(report)
         return
-    header = {name: str(report[name]) for name in ("architecture", "format")}
+    header = {name: str(report[name]) for name in ("architecture", "format") if name in report}
+    if "programs" in report:
+        header["platforms"] = ", ".join(report["programs"])
+        header["program bytes"] = f"{sum(sum(programs.values()) for programs in report['programs'].values()):,}"
+        header["made with"] = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     header["parameters"] = f"{report['parameters']:,}"
     for dtype, size in report["bytes"].items():
         header[f"{dtype} bytes"] = f"{size:,}"
@@ -69,5 +86,37 @@ def _describe(source: str) -> dict[str, Any]:
         "tensors": [
             {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape), "bytes": tensor.nbytes}
             for name, tensor in checkpoint.tensors.items()
+        ],
+    }
+
+
+def _describe_exported(source: str) -> dict[str, Any]:
+    """Everything that `inspect` prints of an artefact: its manifest, in the words of a checkpoint's description.
+
+    **Raises:** `CheckpointError` when the manifest cannot be read.
+    """
+    from ..export._manifest import read_manifest
+
+    folder = Path(source)
+    manifest = read_manifest(folder)
+    size = lambda path: (folder / path).stat().st_size if (folder / path).is_file() else 0  # noqa: E731
+    nbytes = lambda spec: spec.size * spec.numpy_dtype.itemsize  # noqa: E731
+    sizes: collections.Counter[str] = collections.Counter()
+    for spec in manifest.weights.values():
+        sizes[spec.dtype] += nbytes(spec)
+    return {
+        "format": "exported model",
+        "versions": dict(manifest.versions),
+        "programs": {
+            platform: {name: size(file.path) for name, file in programs.items()}
+            for platform, programs in manifest.programs.items()
+        },
+        "parameters": sum(spec.size for spec in manifest.weights.values()),
+        "bytes": dict(sizes),
+        "cache_bytes_per_sequence": sum(map(nbytes, manifest.cache.values())),
+        "config": {"vocab_size": manifest.vocab_size, "segments": list(manifest.segments), "logits": manifest.logits},
+        "tensors": [
+            {"name": name, "dtype": spec.dtype, "shape": list(spec.shape), "bytes": nbytes(spec)}
+            for name, spec in manifest.weights.items()
         ],
     }

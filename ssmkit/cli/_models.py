@@ -43,20 +43,56 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_model(source: str | None, dtype: str | None, quantize: str | None = None) -> Any:
-    """The model of `--model`, or the embedded one; an exported model has a dtype of its own.
+def load_model(source: str | None, dtype: str | None, quantize: str | None) -> Any:
+    """The model of `--model` to run, a checkpoint or an exported model, or the embedded one.
 
-    **Raises:** `ValueError` for an exported model that is to be quantised.
+    **Arguments:**
+
+    - `source`: as `--model`.
+    - `dtype`, `quantize`: as the options of these names; `None` where they were not given. Weights are float32 then.
+
+    **Raises:** `ValueError` for an exported model with either of them: its programs are made for its weights.
     """
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
     from ..export import is_exported, load_exported
 
     if source is not None and is_exported(source):
-        if quantize is not None:
-            raise ValueError(f"`{source}` is an exported model, whose weights stay as they are: leave out --quantize")
+        given = [name for name, value in (("--dtype", dtype), ("--quantize", quantize)) if value is not None]
+        if given:
+            raise ValueError(
+                f"`{source}` is an exported model, whose weights stay as they are: leave out {' and '.join(given)}"
+            )
         return load_exported(source)
-    return from_pretrained(default_model_path() if source is None else source, dtype=dtype, quantize=quantize)
+    source = _or_embedded(source)
+    return from_pretrained(source, dtype="float32" if dtype is None else dtype, quantize=quantize)
+
+
+def load_checkpoint(source: str | None, dtype: str | None) -> Any:
+    """The model of a checkpoint to write in another form, or the embedded one; `None` keeps dtypes as they are stored.
+
+    **Raises:** `ValueError` for an exported model.
+    """
+    enable_compilation_cache()
+    from ..checkpoint import from_pretrained
+    from ..export import is_exported
+
+    if source is not None and is_exported(source):
+        raise ValueError(f"`{source}` is an exported model, and no checkpoint: name the checkpoint that it was made of")
+    return from_pretrained(_or_embedded(source), dtype=dtype)
+
+
+def _or_embedded(source: str | None) -> str:
+    return os.fspath(default_model_path()) if source is None else source
+
+
+def device_name() -> str:
+    """The device that JAX computes on, for statistics."""
+    import jax
+
+    device = jax.devices()[0]
+    kind = device.device_kind
+    return kind if kind.lower() == device.platform else f"{kind} ({device.platform})"
 
 
 def load_tokenizer(source: str | None, tokenizer: str | None) -> "Tokenizer":
@@ -70,12 +106,13 @@ def load_tokenizer(source: str | None, tokenizer: str | None) -> "Tokenizer":
     with without_panics():
         if tokenizer is not None:
             return Tokenizer.from_file(tokenizer)
-        place = locate(default_model_path() if source is None else source)
+        place = locate(_or_embedded(source))
         try:
             return Tokenizer.from_file(place.repo_id or place.fetch(()))
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"no tokenizer.json beside `{source}`: put it there, or pass --tokenizer DIR, FILE or ID"
+                f"no tokenizer.json beside `{source}`: put it there, as `save_pretrained(..., tokenizer=tokenizer)` "
+                "does, or pass --tokenizer DIR, FILE or ID"
             ) from None
 
 
@@ -88,17 +125,17 @@ def encode(tokenizer: "Tokenizer", text: str, *, special: bool = True) -> list[i
         return tokenizer.encode(text, special=special)
 
 
-def companions(source: str | os.PathLike[str]) -> list[Path]:
+def companions(source: str | None) -> list[Path]:
     """The files beside a checkpoint that go where it goes, such as its tokenizer's, fetched if need be.
 
     **Arguments:**
 
-    - `source`: of a model that was loaded: a folder, a file or a hub id.
+    - `source`: of a model that was loaded: a folder, a file or a hub id; `None` for the embedded one.
 
     **Raises:** `ValueError` when the hub cannot be asked.
     """
     from .._tokenizer_files import COMPANIONS
     from ..checkpoint import locate
 
-    folder = locate(source).fetch(COMPANIONS)
+    folder = locate(_or_embedded(source)).fetch(COMPANIONS)
     return [folder / name for name in COMPANIONS if (folder / name).is_file()]

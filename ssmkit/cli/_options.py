@@ -42,7 +42,9 @@ TokenizerOption = Annotated[
 NoSpecialTokensOption = Annotated[
     bool, typer.Option("--no-special-tokens", help="Leave out what the tokenizer puts around a text, such as a BOS.")
 ]
-DTypeOption = Annotated[DType, typer.Option(help="Of the weights; norms and decay rates stay float32.")]
+DTypeOption = Annotated[
+    DType | None, typer.Option(help="Of the weights; norms and decay rates stay float32.", show_default="float32")
+]
 QuantizeOption = Annotated[
     Kind | None, typer.Option(help="Store the matrices of projections and embeddings so.", show_default="no")
 ]

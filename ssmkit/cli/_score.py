@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ._console import aligned, print_json, progress_bar
-from ._models import encode, load_model, load_tokenizer
+from ._models import device_name, encode, load_model, load_tokenizer
 from ._options import (
-    DType,
     DTypeOption,
     JSONOption,
     ModelOption,
@@ -18,6 +17,7 @@ from ._options import (
     QuantizeOption,
     TokenizerOption,
 )
+from ._streams import read_input
 
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class TextScore(NamedTuple):
 
 
 def score(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A UTF-8 text.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A UTF-8 text; `-` reads standard input.")],
     model: ModelOption = None,
     tokenizer: TokenizerOption = None,
     no_special_tokens: NoSpecialTokensOption = False,
-    dtype: DTypeOption = DType.float32,
+    dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -51,13 +51,13 @@ def score(
     """
     from .._text import read_text
 
-    text = read_text(file)
+    text = read_input() if file == "-" else read_text(Path(file))
     if not text:
-        raise ValueError(f"{file} is empty")
+        raise ValueError(f"{'standard input' if file == '-' else file} is empty")
     loaded, words = load_model(model, dtype, quantize), load_tokenizer(model, tokenizer)
     result = score_text(loaded, words, text, special=not no_special_tokens)
     if as_json:
-        print_json(result._asdict())
+        print_json(result._asdict() | {"device": device_name()})
         return
     pairs = {
         "nats/token": f"{result.nats_per_token:.4f}",
@@ -66,6 +66,7 @@ def score(
         "tokens": f"{result.tokens}",
         "bytes": f"{result.bytes}",
         "tokens/s": f"{result.tokens_per_second:.0f}",
+        "device": device_name(),
     }
     print(aligned(pairs))
 
@@ -84,6 +85,7 @@ def score_text(model: Any, tokenizer: "Tokenizer", text: str, *, special: bool =
     tokens = encode(tokenizer, text, special=special)
     if len(tokens) < 2:
         raise ValueError("a text of one token predicts nothing: at least 2 are needed")
+    score_tokens(model, tokens[:2])  # compiled here, so that the speed below is the model's: one program fits all
     started = time.perf_counter()
     with progress_bar(len(tokens) - 1, log=False) as update:
 
