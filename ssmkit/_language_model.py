@@ -16,7 +16,8 @@ from ._layers import Embedding, Linear
 from ._matrix import project
 from ._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
 from ._norms import LayerNorm, RMSNorm
-from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, at_least_float32, check_length
+from ._sharding import sharded_by_xla
+from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, at_least_float32, check_length, checks_itself
 
 
 class AbstractLanguageModel(eqx.Module, Generic[Cache]):
@@ -112,6 +113,8 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         """The blocks' empty caches."""
         return tuple(block.init_cache() for block in self.blocks)
 
+    @sharded_by_xla
+    @checks_itself
     def prefill(
         self, tokens: Tokens, cache: tuple[Cache, ...], length: Length | None = None
     ) -> tuple[Logits, tuple[Cache, ...]]:
@@ -125,6 +128,8 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         last = time - 1 if length is None else jnp.maximum(check_length(length, time), 1) - 1
         return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), tuple(caches)
 
+    @sharded_by_xla
+    @checks_itself
     def step(
         self, token: Token, cache: tuple[Cache, ...], valid: Valid | None = None
     ) -> tuple[Logits, tuple[Cache, ...]]:
@@ -136,6 +141,8 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
             caches.append(block_cache)
         return self._logits(x), tuple(caches)
 
+    @sharded_by_xla
+    @checks_itself
     def forward(
         self, tokens: Tokens, cache: tuple[Cache, ...], *, dropout: float = 0.0, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "time vocab"], tuple[Cache, ...]]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ._norms import LayerNorm, RMSNorm
 from ._operator import AbstractSequenceOperator
+from ._sharding import sharded_by_xla
 from ._types import Length, PRNGKeyArray, Valid, at_least_float32
 
 
@@ -89,12 +90,14 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
         **Returns:** features, and the cache after these tokens.
         """
 
+    @sharded_by_xla
     def prefill(
         self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
         return self.mix(x, cache, lambda operator, inputs, state: operator.chunk_scan(inputs, state, length=length))
 
+    @sharded_by_xla
     def step(
         self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
     ) -> tuple[Float[Array, " width"], Cache]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ._config import checks_itself
 from ._layers import matrix_mask
 from ._matrix import Int8Matrix
 
@@ -17,6 +18,7 @@ Model = TypeVar("Model")
 _ROWS_PER_BLOCK = 1024
 
 
+@checks_itself
 def quantize(model: Model, kind: str) -> Model:
     """The same model with the matrices of its projections and embeddings in fewer bits, and nothing else changed.
 

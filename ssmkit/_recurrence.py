@@ -14,6 +14,7 @@ from jaxtyping import Array, DTypeLike, Inexact, PyTree
 from . import kernels
 from ._coefficients import Coefficients
 from ._operator import AbstractSequenceOperator, Input
+from ._sharding import sharded_by_xla
 from ._types import Length, State, StateLike, Valid, check_length, checks_itself, shown, whole
 
 
@@ -100,6 +101,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         """Zeros of shape `state_shape` and dtype `state_dtype`, whatever the dtype of the inputs."""
         return jnp.zeros(self.state_shape, self.state_dtype)
 
+    @sharded_by_xla
     @checks_itself
     def chunk_scan(
         self, inputs: Input, state: StateLike, *, length: Length | None = None
@@ -115,6 +117,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
             length = check_length(length, time)
         return kernels.chunk_scan_of(self._checked_all, inputs, state, length=length, most=self.chunk_size)
 
+    @sharded_by_xla
     @checks_itself
     def step(
         self, inputs: Input, state: StateLike, *, valid: Valid | None = None

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ._language_model import AbstractLanguageModel
-from ._types import Tokens
+from ._sharding import sharded_by_xla
+from ._types import Tokens, checks_itself
 
 
 SEGMENT = 512
 
 
+@sharded_by_xla
 def cross_entropy(logits: Float[Array, "time vocab"], targets: Int[Array, " time"]) -> Float[Array, " time"]:
     """Nats per token: the negative log-probability that `logits` give to `targets`."""
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
@@ -40,6 +42,7 @@ class Score(NamedTuple):
             return float(np.exp(self.nats_per_token))
 
 
+@checks_itself
 def score(
     model: AbstractLanguageModel,
     tokens: Tokens | Int[np.ndarray, " time"] | Sequence[int],

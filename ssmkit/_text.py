@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from ._config import checks_itself
 from ._files import replacing
 from ._tokenizer_files import contents, read_tokenizer
 from ._tokenizer_json import library_errors
@@ -107,7 +108,8 @@ class Tokenizer:
         with library_errors("the tokenizer cannot encode this text"):
             return self._raw.encode(text, add_special_tokens=special).ids
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    @checks_itself
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """The text of ids, special tokens left out, and ids that the tokenizer does not have.
 
         **Raises:** `ValueError` for what are no ids.
@@ -118,7 +120,8 @@ class Tokenizer:
         with library_errors("the tokenizer cannot decode these ids"):
             return self._raw.decode(ids, skip_special_tokens=not special)
 
-    def decode_stream(self, tokens: Iterable[int], *, after: Iterable[int] = ()) -> Iterator[str]:
+    @checks_itself
+    def decode_stream(self, tokens: Iterable[SupportsIndex], *, after: Iterable[SupportsIndex] = ()) -> Iterator[str]:
         """The text of ids as they come, in pieces that never split a character.
 
         Law: `decode(after) + "".join(decode_stream(tokens, after=after)) == decode(after + tokens)`, where `after` ends
@@ -207,7 +210,7 @@ class Tokenizer:
                 temporary.write_bytes(content)
 
 
-def _checked(tokens: Iterable[int]) -> list[int]:
+def _checked(tokens: Any) -> list[int]:
     """Ids as Python's integers.
 
     **Raises:** `ValueError` for what are no ids.

@@ -18,18 +18,18 @@ A leading `*axes` stands for any number of leading axes, none included. Inside e
 """
 
 import operator
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
 
-from ._config import check_environment
+from ._config import check_environment, checks_itself as checks_itself
 
 
 check_environment()  # every module that computes imports this one
+
 
 Token: TypeAlias = Int[Array, ""]
 TokenLike: TypeAlias = Int[ArrayLike, ""]
@@ -40,17 +40,6 @@ Valid: TypeAlias = Bool[Array, ""] | bool
 Logits: TypeAlias = Float[Array, " vocab"]
 State: TypeAlias = Inexact[Array, "heads key value"]
 StateLike: TypeAlias = Inexact[ArrayLike, "heads key value"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def checks_itself(function: Function) -> Function:
-    """Marks a public function whose own checks, and their messages, cover its arguments.
-
-    `SSMKIT_TYPECHECK=1` leaves them alone: one mistake has one message, with the switch and without.
-    """
-    vars(function)["__no_type_check__"] = True
-    return function
 
 
 def check_length(length: Length, time: int) -> Int[Array, ""]:

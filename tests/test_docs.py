@@ -1,9 +1,9 @@
 """The documentation runs: every Python block of every page, as a reader would run it.
 
-The blocks of a page are one program, run in a fresh Python with the default settings, in a directory of its own. A
-`text` block right after a Python block is its exact output, the last line being `Class: message` if it raises; a Python
-block without one may print what it likes, and may not raise. Numbers with a decimal point may differ a little, and
-anything of the size of rounding counts as rounding.
+The blocks of a page are one program, run in a fresh Python with run-time checks of types on, in a directory of its
+own. A `text` block right after a Python block is its exact output, the last line being `Class: message` if it raises;
+a Python block without one may print what it likes, and may not raise. Numbers with a decimal point may differ a
+little, and anything of the size of rounding counts as rounding.
 
     python tests/test_docs.py [page.md ..]    writes what the blocks print into the `text` blocks that differ
 """
@@ -84,7 +84,8 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
             capture_output=True,
             text=True,
             cwd=directory,
-            env=environment | {"MPLBACKEND": "agg", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            env=environment
+            | {"MPLBACKEND": "agg", "SSMKIT_TYPECHECK": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
             timeout=timeout,
             check=False,
         )

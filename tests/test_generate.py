@@ -566,6 +566,36 @@ def test_within_a_bucket_nothing_is_compiled_anew():
     assert events == []
 
 
+def test_without_jit():
+    """`jax_disable_jit`, which is how one looks inside: Python loops, the same tokens."""
+    model, key = toy(), jax.random.key(7)
+    expected = ssmkit.generate(model, ROWS[:1], 2, SAMPLER, key=key)
+    with jax.disable_jit():
+        out = ssmkit.generate(model, ROWS[:1], 2, SAMPLER, key=key)
+        more = ssmkit.resume(model, out, 1, SAMPLER)
+        assert list(ssmkit.stream(model, ROWS[0], 2, SAMPLER, key=key))[:1]
+        assert ssmkit.score(model, ROWS[0]).tokens == len(ROWS[0]) - 1
+        gradient = eqx.filter_grad(lambda model: jnp.sum(model(jnp.asarray(ROWS[0]))))(model)
+    np.testing.assert_array_equal(out.tokens, expected.tokens)
+    assert more.lengths.tolist() == [1]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_executables_are_bounded_by_buckets():
+    """However calls vary: one per bucket of prompt lengths, of new tokens, and of rows, and none per call."""
+    model, draw = Counting(), np.random.default_rng(0)
+
+    def run(rows, length, count):
+        prompts = [draw.integers(0, VOCAB, draw.integers(1, length + 1)).tolist() for _ in range(rows - 1)]
+        ssmkit.generate(model, [*prompts, [1] * length], count, stop_token=draw.integers(0, VOCAB, 3).tolist())
+
+    with compilations() as events:
+        for _ in range(60):
+            run(int(draw.integers(1, 5)), int(draw.integers(1, 33)), int(draw.integers(1, 33)))
+    assert events.count("jit(begin)") <= 4 * 2 * 2
+    assert len(events) <= 4 * 2 * 2 + 16, events  # what else is compiled is small, and once per shape of a bucket
+
+
 def test_numbers_of_prompts_share_an_executable():
     """Seven and eight rows are one bucket; what is compiled anew for another number only cuts or repeats rows."""
     model, key = toy(), jax.random.key(0)

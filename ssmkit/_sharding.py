@@ -1,0 +1,41 @@
+"""Meshes with explicit axes, as `jax.make_mesh` makes them from jax 0.12 on."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def sharded_by_xla(function: Function) -> Function:
+    """Inside, explicit axes of a mesh are automatic ones: XLA decides how intermediate values are laid out.
+
+    JAX would have its user say so at every gather and reshape. What comes out is replicated, but for the axes that a
+    `jax.vmap` around it maps over: a batch stays sharded as it was. Without explicit axes nothing changes.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        arrays, others = eqx.partition((arguments, options), eqx.is_array)
+        mesh = _explicit_mesh(arrays)
+        if mesh is None:
+            return function(*arguments, **options)
+
+        def run(arrays: Any) -> Any:
+            arguments, options = eqx.combine(arrays, others)
+            return function(*arguments, **options)
+
+        return jax.sharding.auto_axes(run, out_sharding=NamedSharding(mesh, PartitionSpec()))(arrays)
+
+    return wrapped  # pyright: ignore[reportReturnType]
+
+
+def _explicit_mesh(arrays: Any) -> Any:
+    """The mesh of the first array that lies on one with an explicit axis, or `None`."""
+    meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arrays))
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
