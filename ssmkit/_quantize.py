@@ -1,5 +1,6 @@
 """Matrices in fewer bits than they were trained in; activations and all that makes a recurrence stay float32."""
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -49,7 +50,7 @@ def quantize(model: Model, kind: str) -> Model:
 def _int8(matrix: ArrayLike) -> Int8Matrix:
     """Every entry rounded to one of 255 steps between its row's largest entry and the negative of it."""
     stacked = np.asarray(matrix)
-    given = np.reshape(stacked, (-1, stacked.shape[-1]))  # the rows of all blocks
+    given = np.reshape(stacked, (math.prod(stacked.shape[:-1]), stacked.shape[-1]))  # the rows of all blocks
     values, scale = np.empty(given.shape, np.int8), np.empty(given.shape[:1], np.float32)
     for start in range(0, given.shape[0], _ROWS_PER_BLOCK):  # few rows at a time are widened
         block = slice(start, start + _ROWS_PER_BLOCK)
