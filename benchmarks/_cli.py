@@ -241,6 +241,14 @@ def chunks(words: Words = None) -> None:
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
+def precision(words: Words = None) -> None:
+    """What many tokens at slow decays lose, one by one and in chunks, against float64."""
+    from . import precision as module
+
+    module.main(words or [])
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
 def perplexity_parity(words: Words = None) -> None:
     """Perplexity of a text by ssmkit and by HF transformers, which must agree."""
     from . import perplexity_parity as module

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Int8
 
+from ._batching import mappable
 from ._types import at_least_float32
 
 
@@ -63,8 +64,7 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
     if matrix.dtype in (jnp.bfloat16, jnp.float16):
         x = x.astype(jnp.float32)
     if matrix.dtype == jnp.bfloat16:
-        few = x.size <= _FEW_ROWS * x.shape[-1]
-        return jax.lax.platform_dependent(matrix, x, cpu=_bfloat16_digits if few else _widened, default=_cast)
+        return jax.lax.platform_dependent(matrix, x, cpu=_bfloat16_rows, default=_cast)
     if matrix.dtype == jnp.float16:
         return jax.lax.platform_dependent(matrix, x, cpu=_widened, default=_cast)
     return _cast(matrix, x)
@@ -99,7 +99,6 @@ def _differentiated_as_widened(product: Callable[[Any, Any], Any]) -> jax.custom
     return product
 
 
-@_differentiated_as_widened
 def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     """`x` as a sum of three bfloat16 numbers, exactly. (XLA removes a cast there and back, but not this rounding.)"""
     rest, digits = x, []
@@ -108,6 +107,15 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
         rest = rest - digits[-1]
     products = _product(matrix, jnp.stack(digits, axis=-2).astype(jnp.bfloat16), jnp.dtype(jnp.float32))
     return _sum_of_digits(products, (1.0, 1.0, 1.0))
+
+
+def _by_rows(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """By digits where rows are few."""
+    return (_bfloat16_digits if x.size <= _FEW_ROWS * x.shape[-1] else _widened)(matrix, x)
+
+
+# All rows are counted, those that `jax.vmap` makes too.
+_bfloat16_rows = _differentiated_as_widened(mappable(_by_rows, _by_rows))
 
 
 @_differentiated_as_widened

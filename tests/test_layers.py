@@ -7,6 +7,7 @@ import pytest
 from helpers import all_finite, jit, relative_error, trees_close
 
 import ssmkit
+from ssmkit._matrix import project
 
 
 # Float32 resolves 6e-8, and no layer here adds up more than a few dozen terms.
@@ -273,3 +274,28 @@ def test_silu_and_its_derivatives_equal_those_of_jax():
         assert all_finite(got)
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
         ours, theirs = jax.grad(ours), jax.grad(theirs)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_rows_that_vmap_makes_are_counted(axes):
+    """The way for few rows is taken by rows of all sequences together; the results are those of row by row."""
+    linear = ssmkit.Linear(8, 4, dtype=jnp.bfloat16, key=jax.random.key(0))
+    mapped = linear
+    for _ in range(axes):
+        mapped = jax.vmap(mapped)
+    for rows, few in ((16, True), (64, False)):
+        x = jax.random.normal(jax.random.key(1), (*(() if axes == 1 else (2,)), rows // axes, 8))
+        assert ("reduce_precision" in str(jax.make_jaxpr(mapped)(x))) is few
+        expected = jnp.stack([linear(row) for row in jnp.reshape(x, (-1, 8))])
+        np.testing.assert_allclose(jnp.reshape(mapped(x), (-1, 4)), expected, atol=1e-6)
+    gradient = jax.vmap(jax.grad(lambda x: jnp.sum(jnp.square(linear(x)))))
+    assert gradient(jnp.reshape(x, (-1, 8))).shape == (rows, 8)
+
+
+def test_weights_may_be_mapped_too():
+    """As those of an ensemble are."""
+    weights = jax.random.normal(jax.random.key(0), (3, 4, 8)).astype(jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(1), (5, 8))
+    got = jax.vmap(jax.vmap(project, (None, 0)), (0, None))(weights, x)
+    expected = jnp.stack([jnp.stack([project(weight, row) for row in x]) for weight in weights])
+    np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._batching import mappable
 from .._language_model import AbstractLanguageModel
 from .._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
 from ._manifest import Manifest
@@ -34,7 +35,9 @@ class Programs:
         self.platform = platform
         self._identity = platform, tuple(sorted((n, file.sha256) for n, file in manifest.programs[platform].items()))
         self._calls = {
-            name: program.call if name == "init" else _mappable(program.call, exported[name + BATCH].call)
+            name: program.call
+            if name == "init"
+            else mappable(program.call, exported[name + BATCH].call, over_shared=_refuse_mapped_weights)
             for name, program in exported.items()
             if not name.endswith(BATCH)
         }
@@ -56,35 +59,8 @@ class Programs:
         return f"<programs for {self.platform}>"
 
 
-def _mappable(single: Callable[..., Any], many: Callable[..., Any]) -> Callable[..., Any]:
-    """`single`, which `jax.vmap` turns into `many`: exported programs know of no other way to be mapped."""
-    one, rows = jax.custom_batching.custom_vmap(single), jax.custom_batching.custom_vmap(many)
-
-    def along_first(size: int, is_mapped: Any, weights: Any, arguments: Any) -> Any:
-        if any(jax.tree.leaves(is_mapped[0])):
-            raise ValueError("the weights of an exported model cannot be mapped: map over tokens and caches alone.")
-
-        def spread(x: Any, mapped: bool) -> Any:
-            if not hasattr(x, "dtype"):  # a constant, which comes as a Python number: `valid` or `length`
-                x = jnp.asarray(x, bool if isinstance(x, bool) else jnp.int32)
-            return x if mapped else jnp.broadcast_to(x, (size, *x.shape))
-
-        return jax.tree.map(spread, tuple(arguments), tuple(is_mapped[1:]))
-
-    @one.def_vmap
-    def _(size, is_mapped, weights, *arguments):
-        out = rows(weights, *along_first(size, is_mapped, weights, arguments))
-        return out, jax.tree.map(lambda _: True, out)
-
-    @rows.def_vmap
-    def _(size, is_mapped, weights, *arguments):
-        """Rows of rows are rows."""
-        arguments = along_first(size, is_mapped, weights, arguments)
-        out = rows(weights, *jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), arguments))
-        out = jax.tree.map(lambda x: jnp.reshape(x, (size, -1, *x.shape[1:])), out)
-        return out, jax.tree.map(lambda _: True, out)
-
-    return one
+def _refuse_mapped_weights(*_: Any) -> Any:
+    raise ValueError("the weights of an exported model cannot be mapped: map over tokens and caches alone.")
 
 
 class ExportedModel(AbstractLanguageModel[Cache]):

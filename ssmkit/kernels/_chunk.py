@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import einops
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Bool, Inexact
 
 from .._coefficients import Coefficients
 
@@ -50,14 +51,25 @@ class Chunk(NamedTuple):
         )
 
 
-def from_coefficients(coefficients: Coefficients) -> Chunk:
-    """Coefficients with a `time` axis as one chunk."""
+class Tokens(NamedTuple):
+    """The tokens of one chunk as they were made: nothing is masked, and what all of them share is there once."""
 
-    def rows(array: Array) -> Array:
-        return einops.rearrange(array, "t h r x -> (t r) h x") if array.ndim == 4 else array
+    coefficients: Coefficients
+    """With a leading axis on every field: `time`, or 1 where all tokens have the same. `value` has `time`."""
+    valid: Bool[Array, " time"] | None
+    """Tokens that are not leave the state as it is; `None` says that all are valid."""
 
-    c = coefficients
-    return Chunk(c.log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus)
+    def chunk(self) -> Chunk:
+        """One row per write and read, with identity steps for tokens that are not valid."""
+        time = self.coefficients.value.shape[0]
+        c = jax.tree.map(lambda array: jnp.broadcast_to(array, (time, *array.shape[1:])), self.coefficients)
+        if self.valid is not None:
+            c = jax.vmap(Coefficients.where)(c, self.valid)
+
+        def rows(array: Array) -> Array:
+            return einops.rearrange(array, "t h r x -> (t r) h x") if array.ndim == 4 else array
+
+        return Chunk(c.log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus)
 
 
 def per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "rows heads key"]:

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
 from .._coefficients import Coefficients
 from .._types import Length, StateLike, checks_itself
-from ._chunk import from_coefficients
+from ._chunk import Tokens
+from ._constant import constant_fields
 from ._elementwise import ELEMENTWISE
 from ._family import Family
 from ._operands import check_operands
@@ -76,7 +78,8 @@ def chunk_scan_of(
     for size in (chunk_size, most):
         if size is not None and (not isinstance(size, int) or size < 1):
             raise ValueError(f"`chunk_size` must be an integer, at least 1, got {size}.")
-    form = jax.eval_shape(coefficients, inputs)
+    form, constant = constant_fields(coefficients, inputs)
+    fields = lambda made: [getattr(made, name) for name in constant]  # noqa: E731
     time, groups = form.write.shape[:2]
     dtype, family = working_dtype(form, state), family_of(form)
     schedule = tuning().order() if schedule is None else schedule
@@ -94,10 +97,13 @@ def chunk_scan_of(
 
     def prepare(inputs_and_valid):
         inputs, valid = inputs_and_valid
-        if valid is None:
-            return from_coefficients(in_dtype(coefficients(inputs), dtype))
-        made = coefficients(jax.vmap(lambda token, v: _select(v, token, stand_in))(inputs, valid))
-        return from_coefficients(in_dtype(jax.vmap(Coefficients.where)(made, valid), dtype))
+        if valid is not None:
+            inputs = jax.vmap(lambda token, v: _select(v, token, stand_in))(inputs, valid)
+        made = in_dtype(coefficients(inputs), dtype)
+        if constant:
+            one = in_dtype(coefficients(jax.tree.map(lambda array: array[:1], inputs)), dtype)
+            made = eqx.tree_at(fields, made, fields(one))
+        return Tokens(made, valid)
 
     valid = jnp.arange(time + padding, dtype=jnp.int32) < stop if masked else None
     if padding:

@@ -1,22 +1,26 @@
 r"""Family K3: states that are no matrices, `value` or `key` being 1 (Mamba-1, S5, LRU, RG-LRU).
 
-There is no matrix product to gain, so where chunks come in order so do their tokens: nothing is computed twice. Chunks
-side by side each need an associative scan over their tokens' affine maps $S \mapsto d S + b$, with the product
-$(d_1, b_1) \cdot (d_2, b_2) = (d_1 d_2, d_2 b_1 + b_2)$. Either way decays are only ever multiplied, so any decay is
-safe; and for the backward pass only the state between chunks is kept. In order, nothing of size `time * key` exists;
-side by side, the states of all tokens do while the scan runs.
+There is no matrix product to gain, so where chunks come in order so do their tokens: nothing is computed twice. A token
+makes its increment, adds it and reads in one pass over the state, so that nothing of size `time * key` is written but
+the decays, and those only where they change from token to token. Chunks side by side each need an associative scan over
+their tokens' affine maps $S \mapsto e^{a} S + b$, with the product $(a_1, b_1) \cdot (a_2, b_2) = (a_1 + a_2,\;
+e^{a_2} b_1 + b_2)$; the states of all tokens exist while it runs. Either way exponents are at most 0, so any decay is
+safe; and for the backward pass only the state between chunks is kept.
 
 States are laid out `(element, heads)` here, the elements being keys or values: heads are many, and neighbours in memory
 are computed together. Axes of size 1 are left out, as XLA's CPU backend of jax 0.10 walks arrays with them five times
 slower.
 """
 
+import functools
+
 import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ._chunk import Chunk, bonus_outputs, per_head
+from ._chunk import Chunk, Tokens, per_head
+from ._decay import Decay, decay
 from ._family import Family
 
 
@@ -24,56 +28,91 @@ def _heads_last(array: Inexact[Array, "rows heads x"]) -> Inexact[Array, "rows x
     return jnp.swapaxes(array, 1, 2)
 
 
+def _rows(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "rows key #heads"]:
+    """One row per head, or one for all of them."""
+    return _heads_last(array if chunk.groups == 1 else per_head(array, chunk))
+
+
+# In order.
+
+
+def _in_order(tokens: Tokens, state: Inexact[Array, "element heads"]) -> tuple[Array, Array]:
+    made = tokens.coefficients
+    time, heads = made.value.shape[:2]
+
+    def rows(array: Array) -> Inexact[Array, "time rows x #heads"]:
+        """A row per write or read, with one number per head, or one for all."""
+        array = array if array.ndim == 4 else array[:, :, None]
+        repeated = einops.repeat(
+            array, "t g r x -> t r x (g m)", m=1 if array.shape[1] == 1 else heads // array.shape[1]
+        )
+        return repeated
+
+    fields = {
+        "decay": decay(jnp.swapaxes(made.log_decay, 1, 2)),
+        "write": rows(made.write),
+        "value": rows(made.value),
+        "read": rows(made.read),
+        "bonus": None if made.bonus is None else jnp.swapaxes(made.bonus, 1, 2),
+        "valid": tokens.valid,
+    }
+    constant = {name for name, field in fields.items() if {len(leaf) for leaf in jax.tree.leaves(field)} != {time}}
+    shared = {name: jax.tree.map(lambda leaf: leaf[0], fields.pop(name)) for name in constant}
+    state, outputs = jax.lax.scan(lambda state, each: _token(state, **each, **shared), state, fields)
+    outputs = einops.rearrange(outputs, "t q v h -> (t q) h v")
+    if tokens.valid is not None:
+        valid = einops.repeat(tokens.valid, "t -> (t q) 1 1", q=outputs.shape[0] // time)
+        outputs = jnp.where(valid, outputs, jnp.zeros_like(outputs))
+    return outputs, state
+
+
+def _token(state: Inexact[Array, "element heads"], *, decay: Decay, write, value, read, bonus, valid):
+    """The state after one token, and its outputs, `(reads, value, heads)`."""
+    increment = functools.reduce(jnp.add, [write[r] * value[r] for r in range(write.shape[0])])
+    new = decay(state, increment)
+    if valid is not None:
+        new = jnp.where(valid, new, state)
+    seen = new if bonus is None else state + bonus * increment
+    outputs = [read[q] * seen for q in range(read.shape[0])]
+    if read.shape[1] > 1:
+        outputs = [jnp.sum(output, axis=0, keepdims=True) for output in outputs]
+    return new, jnp.stack(outputs)
+
+
+# Side by side.
+
+
 def _maps(chunk: Chunk) -> tuple[Array, Array]:
-    """Decay `(time, #element, heads)` and increment `(time, element, heads)` of every token."""
-    increments = _heads_last(per_head(chunk.write, chunk)) * _heads_last(chunk.value)
+    """Log-decay `(time, #element, heads)` and increment `(time, element, heads)` of every token."""
+    increments = _rows(chunk.write, chunk) * _heads_last(chunk.value)
     if chunk.rank > 1:
         increments = einops.reduce(increments, "(t r) n h -> t n h", "sum", r=chunk.rank)
-    return jnp.exp(_heads_last(chunk.log_decay)), increments
+    return _heads_last(chunk.log_decay), increments
 
 
 def _read(chunk: Chunk, states: Inexact[Array, "time element heads"]) -> Inexact[Array, "reads heads value"]:
     states = einops.repeat(states, "t n h -> (t q) n h", q=chunk.reads_per_token)
-    outputs = _heads_last(per_head(chunk.read, chunk)) * states
+    outputs = _rows(chunk.read, chunk) * states
     if chunk.read.shape[-1] > 1:
         outputs = jnp.sum(outputs, axis=1, keepdims=True)
     return _heads_last(outputs)
 
 
-def _in_order(chunk: Chunk, state: Inexact[Array, "element heads"]) -> tuple[Array, Array]:
-    def token(state, maps):
-        decay, increment = maps
-        new = decay * state + increment
-        return new, new if chunk.bonus is None else state
-
-    state, seen = jax.lax.scan(token, state, _maps(chunk))
-    outputs = _read(chunk, seen)
-    return outputs if chunk.bonus is None else outputs + bonus_outputs(chunk), state
-
-
-def _since_start(chunk: Chunk) -> tuple[Array, Array]:
-    """The decay since the chunk's start and the state that starts from zero there, shaped as by `_maps`."""
-    return jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), _maps(chunk))
-
-
-def _within(chunk: Chunk) -> Array:
-    return _read(chunk, _since_start(chunk)[1])
+def _from_zero(chunk: Chunk) -> Inexact[Array, "time element heads"]:
+    """The states of a chunk that starts from zero."""
+    return jax.lax.associative_scan(lambda a, b: (a[0] + b[0], jnp.exp(b[0]) * a[1] + b[1]), _maps(chunk))[1]
 
 
 def _carried(chunk: Chunk, state: Inexact[Array, "element heads"]) -> Array:
-    return _read(chunk, _since_start(chunk)[0] * state[None])
-
-
-def _summary(chunk: Chunk) -> tuple[Array, Array]:
-    decay, states = _since_start(chunk)
-    return decay[-1], states[-1]
+    return _read(chunk, jnp.exp(jnp.cumsum(_heads_last(chunk.log_decay), axis=0)) * state[None])
 
 
 ELEMENTWISE = Family(
     name="K3, elementwise",
-    within=_within,
+    within=lambda chunk: _read(chunk, _from_zero(chunk)),
     carried=_carried,
-    summary=_summary,
+    increment=lambda chunk: _from_zero(chunk)[-1],
+    beside=lambda per_key, groups: per_key.T,
     enter=lambda state, groups: einops.rearrange(state, "h k v -> (k v) h"),
     leave=lambda state, shape: jnp.reshape(state.T, shape),
     in_order=_in_order,

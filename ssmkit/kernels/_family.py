@@ -3,41 +3,54 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._chunk import Chunk, bonus_outputs
+from ._chunk import Chunk, Tokens, bonus_outputs
+from ._decay import Decay
+from ._rotation import unwound, whole
 
 
 class Family(NamedTuple):
     """With the state `S` before a chunk `c`,
 
         outputs  = within(c) + carried(c, S)
-        S        = decay * S + increment            where decay, increment = summary(c)
+        S        = decay * S + increment(c)         where `decay` is of the sum of the chunk's log-decays
 
     States and outputs may have any layout the family likes, outputs with leading rows and a trailing `value`. These
-    functions read after the update and need not know of a bonus; `in_order` does all at once, bonus included.
+    functions read after the update and need not know of a bonus, and the angles of complex decays are small; `in_order`
+    does all at once, bonus, angles and tokens that are not valid included.
     """
 
     name: str
     within: Callable[[Chunk], Array]
     carried: Callable[[Chunk, Array], Array]
-    summary: Callable[[Chunk], tuple[Array, Array]]
+    increment: Callable[[Chunk], Array]
+    beside: Callable[[Array, int], Array]  # one number per head and key, or per head, and the groups: beside a state
     enter: Callable[[Array, int], Array]  # the public state layout and the number of groups, to the family's layout
     leave: Callable[[Array, tuple[int, ...]], Array]  # and back, to the public shape
-    in_order: Callable[[Chunk, Array], tuple[Array, Array]] | None = None  # faster, where the state before is at hand
+    in_order: Callable[[Tokens, Array], tuple[Array, Array]] | None = None  # faster, where the state before is at hand
 
-    def outputs(self, chunk: Chunk, state: Array) -> Array:
+    def outputs(self, tokens: Tokens, state: Array) -> Array:
         """The outputs of a chunk, given the state before it."""
-        if chunk.bonus is None:
-            return self.within(chunk) + self.carried(chunk, state)
-        late = chunk.one_token_late()
-        outputs = self.within(late) + self.carried(late, state)
-        return outputs + jnp.reshape(bonus_outputs(chunk), outputs.shape)
+        chunk = tokens.chunk()
+        plain, turned = unwound(chunk if chunk.bonus is None else chunk.one_token_late())
+        outputs = turned(self.within(plain) + self.carried(plain, state))
+        return outputs if chunk.bonus is None else outputs + jnp.reshape(bonus_outputs(chunk), outputs.shape)
 
-    def advance(self, chunk: Chunk, state: Array) -> tuple[Array, Array]:
+    def summary(self, tokens: Tokens) -> tuple[Decay, Array]:
+        """The decay of a state over a chunk, and what the chunk adds."""
+        chunk = tokens.chunk()
+        decay, turn = whole(chunk)
+        increment = self.increment(unwound(chunk)[0])
+        if turn is not None:
+            increment = self.beside(turn, chunk.groups) * increment
+        return jax.tree.map(lambda part: self.beside(part, chunk.groups), decay.apart()), increment
+
+    def advance(self, tokens: Tokens, state: Array) -> tuple[Array, Array]:
         """The outputs of a chunk and the state after it, given the state before it."""
         if self.in_order is not None:
-            return self.in_order(chunk, state)
-        decay, increment = self.summary(chunk)
-        return self.outputs(chunk, state), decay * state + increment
+            return self.in_order(tokens, state)
+        decay, increment = self.summary(tokens)
+        return self.outputs(tokens, state), decay(state, increment)

@@ -85,18 +85,18 @@ def _carried(chunk: Chunk, state: Inexact[Array, "heads key value"]) -> Array:
     return jnp.einsum("hik,hkv->ihv", read, state)
 
 
-def _summary(chunk: Chunk) -> tuple[Array, Array]:
-    prefix, suffix = _levels(chunk)[-1]
-    until_end = jnp.exp(suffix[:, 0, : chunk.log_decay.shape[0]])
+def _increment(chunk: Chunk) -> Inexact[Array, "heads key value"]:
+    until_end = jnp.exp(_levels(chunk)[-1].suffix[:, 0, : chunk.log_decay.shape[0]])
     write = _per_head(chunk.write, chunk) * einops.repeat(until_end, "h t k -> h (t r) k", r=chunk.rank)
-    return jnp.exp(prefix[:, 0, -1])[..., None], jnp.einsum("hjk,jhv->hkv", write, chunk.value)
+    return jnp.einsum("hjk,jhv->hkv", write, chunk.value)
 
 
 DECAY_PER_KEY = Family(
     name="K2, one decay per key",
     within=_within,
     carried=_carried,
-    summary=_summary,
+    increment=_increment,
+    beside=lambda per_key, groups: per_key[..., None],
     enter=lambda state, groups: state,
     leave=lambda state, shape: state,
 )

@@ -4,7 +4,7 @@ With the decay $L_{ij} = \exp(a_{j+1} + .. + a_i)$ from token j to token i of on
 
     within    y_i = sum_{j<=i} (q_i . k_j) L_ij v_j
     carried   y_i = exp(a_1 + .. + a_i) q_i^T S
-    summary   S'  = exp(a_1 + .. + a_Q) S + sum_j k_j (exp(a_{j+1} + .. + a_Q) v_j)^T
+    increment sum_j k_j (exp(a_{j+1} + .. + a_Q) v_j)^T
 
 Every exponent is at most 0. It is written for the heads of one group, which share `read` and `write`, with states laid
 out `(key, heads, value)`: all heads' reads of the state, and all their writes, are then one matrix product. Groups are
@@ -72,13 +72,10 @@ def _increment(group: _Group) -> Inexact[Array, "key heads value"]:
     return jnp.einsum("jk,jmv->kmv", group.write, _rows(until_end, group.write.shape[0]) * group.value)
 
 
-def _summary(chunk: Chunk) -> tuple[Array, Array]:
-    decay = jnp.exp(jnp.sum(chunk.log_decay, axis=0))
-    if chunk.groups > 1:
-        decay = einops.rearrange(decay, "(g m) 1 -> g 1 m 1", g=chunk.groups)
-    else:
-        decay = einops.rearrange(decay, "m 1 -> 1 m 1")
-    return decay, _by_group(_increment, chunk, out=0)
+def _beside(per_head: Inexact[Array, "heads 1"], groups: int) -> Array:
+    if groups == 1:
+        return einops.rearrange(per_head, "m 1 -> 1 m 1")
+    return einops.rearrange(per_head, "(g m) 1 -> g 1 m 1", g=groups)
 
 
 def _enter(state: Inexact[Array, "heads key value"], groups: int) -> Array:
@@ -95,7 +92,8 @@ SCALAR_DECAY = Family(
     name="K1, one decay per head",
     within=lambda chunk: _by_group(_within, chunk, out=1),
     carried=lambda chunk, state: _by_group(_carried, chunk, state, out=1),
-    summary=_summary,
+    increment=lambda chunk: _by_group(_increment, chunk, out=0),
+    beside=_beside,
     enter=_enter,
     leave=_leave,
 )

@@ -10,19 +10,19 @@ from typing import Any, TypeAlias
 import jax
 from jaxtyping import Array
 
-from ._chunk import Chunk
+from ._chunk import Tokens
 from ._family import Family
 
 
-Prepare: TypeAlias = Callable[[Any], Chunk]
+Prepare: TypeAlias = Callable[[Any], Tokens]
 Schedule: TypeAlias = Callable[[Family, Prepare, Any, Array], tuple[Array, Array]]
 
 
 def serial(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tuple[Array, Array]:
     """One chunk after the other: the working set of a chunk stays in a CPU's cache.
 
-    **Arguments:** the family; the function that makes a chunk of its inputs; the inputs, with a leading `chunks` axis
-    on every array; the state before the first chunk, in the family's layout.
+    **Arguments:** the family; the function that makes a chunk's tokens of their inputs; the inputs, with a leading
+    `chunks` axis on every array; the state before the first chunk, in the family's layout.
 
     **Returns:** outputs with a leading `chunks` axis and the state after the last chunk.
     """
@@ -43,7 +43,7 @@ def parallel(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tup
 
     def advance(state, summary):
         decay, increment = summary
-        return decay * state + increment, state
+        return decay(state, increment), state
 
     summarise = jax.vmap(lambda inputs: family.summary(prepare(inputs)))
     summaries = jax.checkpoint(summarise)(inputs)  # pyright: ignore[reportPrivateImportUsage]

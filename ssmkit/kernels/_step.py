@@ -7,6 +7,7 @@ from jaxtyping import Array, Inexact
 
 from .._coefficients import Coefficients
 from .._types import StateLike, checks_itself
+from ._decay import decay
 from ._operands import check_operands
 from ._precision import in_dtype, working_dtype
 
@@ -31,14 +32,15 @@ def step(
     """
     state = check_operands(coefficients, state, many=False)
     dtype = working_dtype(coefficients, state)
+    coefficients = in_dtype(coefficients, dtype)
     # A barrier: XLA's CPU backend would make the coefficients anew for every entry of the state.
-    coefficients = jax.lax.optimization_barrier(in_dtype(coefficients, dtype))
+    coefficients, decays = jax.lax.optimization_barrier((coefficients, decay(coefficients.log_decay).apart()))
     before = state.astype(dtype)
     write, read = (_per_head(array, state.shape[0]) for array in (coefficients.write, coefficients.read))
     increment = write[..., None] * jnp.expand_dims(coefficients.value, -2)
     if increment.ndim == 4:
         increment = jnp.sum(increment, axis=1)
-    new = jnp.exp(coefficients.log_decay)[:, :, None] * before + increment
+    new = jax.tree.map(lambda part: part[:, :, None], decays)(before, increment)
     seen = new if coefficients.bonus is None else before + coefficients.bonus[:, :, None] * increment
     if read.ndim == 2:
         outputs = jnp.sum(read[:, :, None] * seen, axis=1)

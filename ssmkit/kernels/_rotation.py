@@ -1,0 +1,59 @@
+r"""Complex decays whose turning is left to reads and writes.
+
+Sums of angles over a chunk lose digits to their size. The directions of `_decay.py` are whole numbers, whose sums do
+not. With $R_t = e^{i(\theta_1 + .. + \theta_t)}$, the directions since the chunk's start, $S_t = R_t \tilde S_t$ where
+
+$$\tilde S_t = e^{a_t - i\theta_t} \odot \tilde S_{t-1} + \bar R_t k_t v_t^\top, \qquad
+y_t = \tilde S_t^\top (R_t q_t).$$
+
+The angles that are left are small, and so are their sums. Directions have no gradients: those of the angles all go
+through what is left of the log-decay, as exactly as before.
+"""
+
+from collections.abc import Callable
+
+import einops
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._chunk import Chunk, per_head
+from ._decay import Decay, decay, directions, rotation
+
+
+def unwound(chunk: Chunk) -> tuple[Chunk, Callable[[Array], Array]]:
+    """The same chunk without directions, and what turns its outputs, `(rows, ..., value)`, back.
+
+    One decay per head turns values and outputs; one per key turns writes and reads, which become each head's own.
+    """
+    if not jnp.iscomplexobj(chunk.log_decay):
+        return chunk, lambda outputs: outputs
+    steps, log_decay = directions(chunk.log_decay)
+    turn, _ = rotation(jnp.cumsum(steps, axis=0), log_decay.dtype)
+    chunk, back = chunk._replace(log_decay=log_decay), jnp.conj(turn)
+    rows = lambda array, count: einops.repeat(array, "t h k -> (t r) h k", r=count)  # noqa: E731
+    at_writes, at_reads = rows(back, chunk.rank), rows(turn, chunk.reads_per_token)
+    if log_decay.shape[-1] > 1:
+        write, read = at_writes * per_head(chunk.write, chunk), at_reads * per_head(chunk.read, chunk)
+        return chunk._replace(write=write, read=read), lambda outputs: outputs
+
+    def turned(outputs: Array) -> Array:
+        return jnp.reshape(at_reads * jnp.reshape(outputs, (*at_reads.shape[:2], -1)), outputs.shape)
+
+    return chunk._replace(value=at_writes * chunk.value), turned
+
+
+def whole(chunk: Chunk) -> tuple[Decay, Array | None]:
+    """The decay of the whole chunk, and the direction that its unwound increment lacks."""
+    if not jnp.iscomplexobj(chunk.log_decay):
+        return decay(_sum(chunk.log_decay)), None
+    steps, log_decay = directions(chunk.log_decay)
+    steps = jnp.sum(steps, axis=0)
+    return decay(_sum(log_decay), steps), rotation(steps, log_decay.dtype)[0]
+
+
+def _sum(array: Array) -> Array:
+    """By halves, so that few roundings follow one another."""
+    while array.shape[0] > 1:
+        odd = array[-1:] if array.shape[0] % 2 else array[:0]
+        array = jnp.concatenate([array[0 : array.shape[0] - odd.shape[0] : 2] + array[1::2], odd])
+    return jnp.sum(array, axis=0)
