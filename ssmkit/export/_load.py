@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checkpoint import CheckpointError, StoredTensor, open_tensors
-from ._audit import foreign_operations
+from .._reading import read_regular
+from ..checkpoint import CheckpointError, StoredTensor, open_tensors, shown
+from ._inspection import inspect_programs
 from ._manifest import MANIFEST, WEIGHTS, File, Layout, Manifest, Spec, read_manifest
 from ._model import ExportedModel, Programs
 from ._programs import BATCH, results, signature
@@ -19,11 +20,12 @@ from ._save import require_flatbuffers
 
 
 _BLOCK = 1 << 20
+_LARGEST_PROGRAM = 256 << 20  # bytes; weights are no part of a program
 
 
 def is_exported(source: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder that holds an exported model."""
-    return (pathlib.Path(source) / MANIFEST).is_file()
+    return os.path.isfile(os.path.join(source, MANIFEST))
 
 
 def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None) -> ExportedModel:
@@ -45,6 +47,9 @@ def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLi
     from jax import export
 
     require_flatbuffers()
+    for name, path in (("directory", directory), ("weights", weights)):
+        if not isinstance(path, str | os.PathLike) and not (name == "weights" and path is None):
+            raise CheckpointError(f"`{name}` must be a path, got {shown(path)}.")
     folder = pathlib.Path(directory)
     manifest = read_manifest(folder)
     platform = export.default_export_platform()
@@ -66,32 +71,45 @@ def _read_programs(folder: pathlib.Path, manifest: Manifest, platform: str) -> d
     names = ["init", *(name + end for name in ("step", *methods) for end in ("", BATCH))]
     files = manifest.programs[platform]
     problems = [f"`{name}`: missing in `{MANIFEST}`" for name in names if name not in files]
-    programs: dict[str, Any] = {}
+    contents: dict[str, bytes] = {}
     for name in names:
         if name in files:
             try:
-                programs[name] = _read_program(folder, files[name], name, manifest, platform)
+                contents[name] = _content(folder, files[name])
             except CheckpointError as error:
                 problems.append(f"`{files[name].path}`: {error}")
+    unusable = inspect_programs(contents)
+    problems += [f"`{files[name].path}`: {reason}" for name, reason in unusable.items()]
+    programs: dict[str, Any] = {}
+    for name in [name for name in contents if name not in unusable]:
+        try:
+            programs[name] = _read_program(contents[name], name, manifest, platform)
+        except CheckpointError as error:
+            problems.append(f"`{files[name].path}`: {error}")
     if problems:
         made = f"made with JAX {manifest.versions.get('jax', 'unknown')}, read with {jax.__version__}"
         raise CheckpointError(f"The programs of `{folder}` ({made}) cannot be used. Export the model again.", problems)
     return programs
 
 
-def _read_program(folder: pathlib.Path, file: File, name: str, manifest: Manifest, platform: str) -> Any:
-    """One program; the message of an error is its reason alone."""
-    from jax import export
-
+def _content(folder: pathlib.Path, file: File) -> bytes:
+    """A file, checked against the manifest; the message of an error is its reason alone."""
     try:
-        content = (folder / file.path).read_bytes()
+        content = read_regular(folder / file.path, _LARGEST_PROGRAM)
     except OSError as error:
         raise CheckpointError(error.strerror or str(error)) from error
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise CheckpointError("damaged: its SHA-256 is not what the manifest says")
+    return content
+
+
+def _read_program(content: bytes, name: str, manifest: Manifest, platform: str) -> Any:
+    """One program that has been inspected; the message of an error is its reason alone."""
+    from jax import export
+
     try:
         exported = export.deserialize(bytearray(content))
-    except Exception as error:  # a hostile file may fail anywhere in it, in any way
+    except Exception as error:  # as in the other process
         raise CheckpointError(f"not readable by this JAX ({type(error).__name__}: {error})") from error
     low, high = export.minimum_supported_calling_convention_version, export.maximum_supported_calling_convention_version
     if not low <= exported.calling_convention_version <= high:
@@ -111,13 +129,6 @@ def _read_program(folder: pathlib.Path, file: File, name: str, manifest: Manifes
     ):
         if tree != jax.tree.structure(expected) or not _fit(avals, jax.tree.leaves(expected)):
             raise CheckpointError(f"its {what} are not what the manifest says")
-    try:
-        module = exported.mlir_module()
-    except Exception as error:  # of the parser
-        raise CheckpointError(f"its StableHLO is not readable by this JAX ({error})") from error
-    foreign = foreign_operations(module)
-    if foreign:
-        raise CheckpointError(f"is more than StableHLO: {', '.join(foreign)}")
     return exported
 
 
@@ -137,7 +148,7 @@ def _read_weights(manifest: Manifest, source: pathlib.Path) -> dict[str, jax.Arr
     """The weights, from whichever layout the source has."""
     own = Layout(files=(WEIGHTS,), tensors={name: (name,) for name in manifest.weights}, shapes={}, copies={})
     layouts = {"exported": own, **manifest.layouts}
-    if not source.exists():
+    if not os.path.exists(source):
         raise CheckpointError(
             f"There are no weights at `{source}`. Pass `weights=` with a checkpoint, or put them there."
         )

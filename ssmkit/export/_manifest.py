@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, shown
 from ..checkpoint._json import read_json
 
 
@@ -20,6 +20,7 @@ MANIFEST = "exported.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = "ssmkit exported model"
 VERSION = 1
+_MOST_SEGMENTS = 1000
 
 _DTYPE = re.compile(r"(bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float8_e4m3fn|float8_e5m2)")
 
@@ -120,11 +121,11 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     path = folder / MANIFEST
     content = read_json(path)
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"`{path}` describes no exported model: got format {content.get('format')!r}.")
+        raise CheckpointError(f"`{path}` describes no exported model: got format {shown(content.get('format'))}.")
     if content.get("version") != VERSION:
         raise CheckpointError(
-            f"`{path}` has version {content.get('version')!r} of the format, and this ssmkit reads version {VERSION}. "
-            "Export the model again, or use the ssmkit that made the artefact."
+            f"`{path}` has version {shown(content.get('version'))} of the format, and this ssmkit reads version "
+            f"{VERSION}. Export the model again, or use the ssmkit that made the artefact."
         )
     reader = _Reader(content)
     fields = dict(
@@ -183,7 +184,7 @@ def _mapping(value: Any, parse: Any) -> dict[str, Any]:
 
 
 def _natural(value: Any) -> int:
-    _expect(type(value) is int and 0 <= value < 2**63, f"an integer of at least 0, got {value!r}")
+    _expect(type(value) is int and 0 <= value < 2**63, f"an integer of at least 0, got {shown(value)}")
     return value
 
 
@@ -198,23 +199,24 @@ def _positive(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    _expect(isinstance(value, str), f"a string, got {value!r}")
+    _expect(isinstance(value, str), f"a string, got {shown(value)}")
     return value
 
 
 def _sequence(value: Any, parse: Any) -> tuple[Any, ...]:
-    _expect(isinstance(value, list), f"a list, got {value!r}")
+    _expect(isinstance(value, list), f"a list, got {shown(value)}")
     return tuple(map(parse, value))
 
 
 def _segments(value: Any) -> tuple[int, ...]:
     segments = _sequence(value, _positive)
-    _expect(len(segments) > 0 and list(segments) == sorted(set(segments)), f"increasing lengths, got {value!r}")
+    _expect(len(segments) <= _MOST_SEGMENTS, f"at most {_MOST_SEGMENTS} lengths, got {len(segments)}")
+    _expect(len(segments) > 0 and list(segments) == sorted(set(segments)), f"increasing lengths, got {shown(value)}")
     return segments
 
 
 def _dtype(value: Any) -> str:
-    _expect(isinstance(value, str) and _DTYPE.fullmatch(value) is not None, f"a dtype, got {value!r}")
+    _expect(isinstance(value, str) and _DTYPE.fullmatch(value) is not None, f"a dtype, got {shown(value)}")
     return value
 
 
@@ -235,14 +237,14 @@ def _spec(value: Any) -> Spec:
 
 def _file(value: Any) -> File:
     path, sha256 = _object(value, "path", "sha256")
-    _expect(re.fullmatch(r"(\w+/)?\w[\w.]*", _text(path)) is not None, f"a file of this folder, got {path!r}")
-    _expect(re.fullmatch(r"[0-9a-f]{64}", _text(sha256)) is not None, f"a SHA-256, got {sha256!r}")
+    _expect(re.fullmatch(r"(\w+/)?\w[\w.]*", _text(path)) is not None, f"a file of this folder, got {shown(path)}")
+    _expect(re.fullmatch(r"[0-9a-f]{64}", _text(sha256)) is not None, f"a SHA-256, got {shown(sha256)}")
     return File(path, sha256)
 
 
 def _name(value: Any) -> str:
     """Of a file, without a folder."""
-    _expect(re.fullmatch(r"\w[\w.-]*", _text(value)) is not None, f"a file's name, got {value!r}")
+    _expect(re.fullmatch(r"\w[\w.-]*", _text(value)) is not None, f"a file's name, got {shown(value)}")
     return value
 
 

@@ -54,6 +54,16 @@ class Programs:
         """Of the files."""
         return hash(self._identity)
 
+    def __reduce__(self) -> Any:
+        """**Raises:** `TypeError`: executables belong to their process."""
+        raise TypeError(
+            "An exported model cannot be pickled: call `ssmkit.load_exported` in every process that runs it."
+        )
+
+    def __deepcopy__(self, memo: Any) -> "Programs":
+        """Programs never change."""
+        return self
+
     def __repr__(self) -> str:
         """For reading."""
         return f"<programs for {self.platform}>"
