@@ -29,7 +29,7 @@ _STANDARD: dict[str, frozenset[str] | None] = {
 _MARKER = re.compile(r"stablehlo\.custom_call @shape_assertion\(")
 
 _OPERATION = re.compile(r'^\s*(?:%[^=]*= *)?("?)([a-z_]\w*)\.([\w.$-]+)"?(?=[\s(<@])([^\n]*)', re.MULTILINE)
-_INLINE = re.compile(r'(?:"([a-z_]\w*)\.([\w.$-]+)"\(|\bapplies ([a-z_]\w*)\.([\w.$-]+))')
+_INLINE = re.compile(r'(?:"([a-z_]\w*)\.([\w.$-]+)"\((?=[%)])|\bapplies ([a-z_]\w*)\.([\w.$-]+))')
 _SHORTENED = re.compile(r"^\s*(?:%[^=]*= *)?(call_indirect|constant)\b", re.MULTILINE)  # of the dialect `func`
 _WITHOUT_BODY = re.compile(r"^\s*func\.func [^\n]*[^{\s]\s*$", re.MULTILINE)
 _TARGET = re.compile(r'^ @(?:"([^"]*)"|([^"(\s]+))|(?<![\w.])call_target_name = "([^"]*)"')
