@@ -391,7 +391,9 @@ def test_shards(saved, suffix):
         from_pretrained(saved)
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "", "a\\b", "c:x", "sub/x", "\0"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "..", "", "a\\b", "c:x", "sub/x", "\0", "x" * 999 + ".bin"]
+)
 def test_shards_stay_in_their_folder(saved, name):
     index = shard(saved)
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))

@@ -1,5 +1,6 @@
 """What people take for a checkpoint and is none that can be read: how to tell, and what to do about it."""
 
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,7 +72,7 @@ def refuse_foreign_file(path: pathlib.Path) -> None:
     **Raises:** `CheckpointError` saying what the file is, when it is known to be of no kind that can be read.
     """
     start = b""
-    if path.is_file():
+    if os.path.isfile(path):  # a name that no file can have is none
         try:
             with open(path, "rb") as file:
                 start = file.read(32)

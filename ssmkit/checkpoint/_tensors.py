@@ -17,6 +17,7 @@ from ._torch_pickle import open_torch_pickle
 
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _ENOUGH = 1000  # problems of one index; there may be many large shards
+_LONGEST_NAME = 200  # characters of a shard's name; systems take 255 bytes
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -75,7 +76,7 @@ def shard_names(path: pathlib.Path) -> dict[str, str]:
         raise CheckpointError(f"`{path}` must hold a `weight_map` from tensor names to file names.")
     problems = []
     for shard in sorted(set(shards.values())):
-        if set(shard) & set("/\\:\0") or shard in ("", ".", ".."):
+        if set(shard) & set("/\\:\0") or shard in ("", ".", "..") or len(shard) > _LONGEST_NAME:
             problems.append(f"got the shard {shown(shard)}, which is no file of its own folder")
         elif not shard.endswith((".safetensors", *_TORCH_SUFFIXES)):
             problems.append(f"got the shard {shown(shard)}, which is no weight file: an index names no other index")
