@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ._language_model import AbstractLanguageModel
 from ._sharding import sharded_by_xla
@@ -18,8 +18,9 @@ SEGMENT = 512
 
 
 @sharded_by_xla
-def cross_entropy(logits: Float[Array, "time vocab"], targets: Int[Array, " time"]) -> Float[Array, " time"]:
+def cross_entropy(logits: Float[ArrayLike, "time vocab"], targets: Int[ArrayLike, " time"]) -> Float[Array, " time"]:
     """Nats per token: the negative log-probability that `logits` give to `targets`."""
+    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - chosen
 
