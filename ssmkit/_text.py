@@ -48,7 +48,8 @@ class Tokenizer:
         - `source`: the file, its folder, or the id of a model on the Hugging Face hub. A `tokenizer.json` is preferred.
         - `revision`: a branch, tag or commit of a model on the hub; `None` for its main branch.
 
-        **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be fetched or understood.
+        **Raises:** `OSError` when there is none, or it is no regular file or larger than 256 MiB; `ValueError` when it
+        cannot be fetched or understood.
         """
         return cls(read_tokenizer(source, revision))
 

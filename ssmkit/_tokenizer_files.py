@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._reading import read_regular
 from ._sentencepiece import SentencePiece
 from ._tokenizer_json import library_errors, parse
 
@@ -35,7 +35,7 @@ _LARGEST_SETTINGS = 16 << 20
 def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> "RawTokenizer | SentencePiece":
     """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` says."""
     path = _find(source, revision)
-    content = _read_regular(path, _LARGEST)
+    content = read_regular(path, _LARGEST)
     if ".model" not in path.name:
         return parse(content, str(path))
     if importlib.util.find_spec("sentencepiece") is None:
@@ -96,19 +96,6 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
     return place.fetch((*TOKENIZERS, _SETTINGS))
 
 
-def _read_regular(path: Path, largest: int) -> bytes:
-    """The content of a regular file of a limited size: a pipe or a device may never end.
-
-    **Raises:** `ValueError` when it is another kind of file or too large, `OSError` when it cannot be read.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is not a regular file")
-    if status.st_size > largest:
-        raise ValueError(f"{path} has {status.st_size:,} bytes, more than the {largest:,} that such a file may have")
-    return path.read_bytes()
-
-
 def _added_ends(path: Path) -> tuple[bool, bool]:
     """Whether a SentencePiece model's beginning and end of a text are added: the model itself does not say.
 
@@ -121,7 +108,7 @@ def _added_ends(path: Path) -> tuple[bool, bool]:
     found = {"add_bos_token": path.name in _MISTRAL, "add_eos_token": False}
     if file.exists():
         try:
-            settings = json.loads(_read_regular(file, _LARGEST_SETTINGS))
+            settings = json.loads(read_regular(file, _LARGEST_SETTINGS))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
         if not isinstance(settings, dict):
