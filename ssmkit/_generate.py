@@ -209,5 +209,6 @@ def _finish(result: Generation, max_new_tokens: int, rows: int) -> Generation:
         )
     # By way of the host: a slice on the device, even `jnp.asarray`, would be compiled for every size.
     tokens = np.asarray(result.tokens)[:rows, :max_new_tokens]
-    result = eqx.tree_at(lambda g: g.tokens, result, jax.device_put(tokens))
-    return result if result.finished.shape[0] == rows else _resized(result, rows)
+    if result.finished.shape[0] != rows:
+        result = _resized(result, rows)
+    return eqx.tree_at(lambda g: g.tokens, result, jax.device_put(tokens))

@@ -591,9 +591,10 @@ def test_executables_are_bounded_by_buckets():
 
     with compilations() as events:
         for _ in range(60):
-            run(int(draw.integers(1, 5)), int(draw.integers(1, 33)), int(draw.integers(1, 33)))
-    assert events.count("jit(begin)") <= 4 * 2 * 2
-    assert len(events) <= 4 * 2 * 2 + 16, events  # what else is compiled is small, and once per shape of a bucket
+            run(int(draw.integers(1, 7)), int(draw.integers(1, 17)), int(draw.integers(1, 33)))
+    assert events.count("jit(begin)") <= 5 * 2  # rows: 1, 2, 3, 4, 6; new tokens: 16, 32
+    assert events.count("jit(_resized)") <= 2  # five rows of six
+    assert len(events) <= 5 * 2 + 2 + 16, events  # what else is compiled is small, and once per shape of a bucket
 
 
 def test_numbers_of_prompts_share_an_executable():
