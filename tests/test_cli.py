@@ -605,6 +605,23 @@ def test_hub_model(run, checkpoint, monkeypatch):
     assert "tokenizer.json" in asked
 
 
+def test_a_revision_of_a_model_on_the_hub(run, checkpoint, tmp_path, monkeypatch):
+    """Whatever a command reads of the model is of that revision."""
+    asked = []
+
+    def download(repo_id, *, allow_patterns, revision):
+        asked.append((repo_id, revision))
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = ("--revision", "v1.0")
+    assert run("generate", "To be", "-n", "1", "--model", "someone/some-model", *options)[0] == 0
+    assert run("inspect", "someone/some-model", *options)[0] == 0
+    assert run("convert", "someone/some-model", tmp_path / "out", *options)[0] == 0
+    assert set(asked) == {("someone/some-model", "v1.0")}
+    assert_one_line(*run("inspect", checkpoint, *options), "`revision` names a version of a model on the hub")
+
+
 def test_standard_input_that_is_no_text(run, checkpoint, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert_one_line(*run("generate", "-", "--model", checkpoint), "standard input is not UTF-8 text")

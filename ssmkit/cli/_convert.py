@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._models import companions, load_checkpoint
-from ._options import DType
+from ._options import DType, RevisionOption
 
 
 def convert(
@@ -18,6 +18,7 @@ def convert(
             help="A checkpoint, as --model of `generate`, the embedded model if left out; and the folder to write.",
         ),
     ],
+    revision: RevisionOption = None,
     format: Annotated[str, typer.Option(help="hf or state-spaces.")] = "hf",
     dtype: Annotated[DType | None, typer.Option(help="Of the weights.", show_default="as they are stored")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
@@ -37,9 +38,9 @@ def convert(
     if target.is_dir() and any(target.iterdir()) and not force:
         alone = "" if source else " the embedded model"
         raise ValueError(f"{target} is not empty: pass --force to write{alone} into it all the same")
-    model = load_checkpoint(source, dtype)
+    model = load_checkpoint(source, revision, dtype)
     save_pretrained(model, target, format=format)
-    for path in companions(source):
+    for path in companions(source, revision):
         if path.resolve() != (target / path.name).resolve():
             with replacing(target / path.name) as temporary:
                 shutil.copyfile(path, temporary)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ._models import companions, load_checkpoint
-from ._options import DType, ModelOption
+from ._options import DType, ModelOption, RevisionOption
 
 
 class Platform(enum.StrEnum):
@@ -22,6 +22,7 @@ class Platform(enum.StrEnum):
 def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
     model: ModelOption = None,
+    revision: RevisionOption = None,
     platform: Annotated[
         list[Platform] | None,
         typer.Option(
@@ -38,8 +39,8 @@ def export(
     """
     from ..export import save_exported
 
-    loaded = load_checkpoint(model, dtype)
-    files = companions(model)
+    loaded = load_checkpoint(model, revision, dtype)
+    files = companions(model, revision)
     platforms = [str(name) for name in platform] if platform else None
     save_exported(loaded, target, platforms=platforms, weights=weights, beside=files)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

@@ -14,7 +14,14 @@ import typer
 
 from ._console import aligned
 from ._models import device_name, enable_compilation_cache, encode, load_model, load_tokenizer
-from ._options import DTypeOption, ModelOption, NoSpecialTokensOption, QuantizeOption, TokenizerOption
+from ._options import (
+    DTypeOption,
+    ModelOption,
+    NoSpecialTokensOption,
+    QuantizeOption,
+    RevisionOption,
+    TokenizerOption,
+)
 from ._streams import read_input, tell
 
 
@@ -38,6 +45,7 @@ def generate(
         ),
     ] = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0, help="The most tokens to add.")] = 200,
     n: Annotated[int, typer.Option("--n", min=1, help="How many continuations, all in one batch.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")] = 0.8,
@@ -73,8 +81,8 @@ def generate(
     text = _read_prompt(prompt, prompt_file)
     enable_compilation_cache()
     sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
-    loaded = load_model(model, dtype, quantize)
-    words = load_tokenizer(model, tokenizer)
+    loaded = load_model(model, revision, dtype, quantize)
+    words = load_tokenizer(model, revision, tokenizer)
     prompt_tokens = encode(words, text, special=not no_special_tokens)
     stop_texts = _stop_texts(stop or [])
     stops = _stop_tokens(words, stop_texts, loaded.stop_tokens)

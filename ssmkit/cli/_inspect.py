@@ -10,7 +10,7 @@ import typer
 
 from .._default_model import default_model_path
 from ._console import aligned, print_json
-from ._options import JSONOption
+from ._options import JSONOption, RevisionOption
 
 
 def inspect(
@@ -22,6 +22,7 @@ def inspect(
             show_default="the embedded model",
         ),
     ] = None,
+    revision: RevisionOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Show what a checkpoint or an exported model holds.
@@ -32,7 +33,7 @@ def inspect(
 
     if source is None:
         source = str(default_model_path())
-    report = _describe_exported(source) if is_exported(source) else _describe(source)
+    report = _describe_exported(source) if revision is None and is_exported(source) else _describe(source, revision)
     if as_json:
         print_json(report)
         return
@@ -61,7 +62,7 @@ def _shape(shape: list[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _describe(source: str) -> dict[str, Any]:
+def _describe(source: str, revision: str | None) -> dict[str, Any]:
     """Everything that `inspect` prints.
 
     **Raises:** `CheckpointError`, as `ssmkit.checkpoint.describe`.
@@ -71,7 +72,7 @@ def _describe(source: str) -> dict[str, Any]:
     from ..checkpoint import describe
     from ..checkpoint._skeleton import cache_bytes, stored_shapes
 
-    checkpoint = describe(source)
+    checkpoint = describe(source, revision=revision)
     parts = checkpoint.architecture, checkpoint.dialect, checkpoint.config, jnp.float32
     sizes: collections.Counter[str] = collections.Counter()
     for tensor in checkpoint.tensors.values():

@@ -43,32 +43,34 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_model(source: str | None, dtype: str | None, quantize: str | None) -> Any:
+def load_model(source: str | None, revision: str | None, dtype: str | None, quantize: str | None) -> Any:
     """The model of `--model` to run, a checkpoint or an exported model, or the embedded one.
 
     **Arguments:**
 
     - `source`: as `--model`.
-    - `dtype`, `quantize`: as the options of these names; `None` where they were not given. Weights are float32 then.
+    - `revision`, `dtype`, `quantize`: as the options of these names; `None` where they were not given. Weights are
+        float32 then.
 
-    **Raises:** `ValueError` for an exported model with either of them: its programs are made for its weights.
+    **Raises:** `ValueError` for an exported model with any of them: its programs are made for its weights.
     """
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
     from ..export import is_exported, load_exported
 
     if source is not None and is_exported(source):
-        given = [name for name, value in (("--dtype", dtype), ("--quantize", quantize)) if value is not None]
+        options = {"--revision": revision, "--dtype": dtype, "--quantize": quantize}
+        given = [name for name, value in options.items() if value is not None]
         if given:
             raise ValueError(
                 f"`{source}` is an exported model, whose weights stay as they are: leave out {' and '.join(given)}"
             )
         return load_exported(source)
     source = _or_embedded(source)
-    return from_pretrained(source, dtype="float32" if dtype is None else dtype, quantize=quantize)
+    return from_pretrained(source, "float32" if dtype is None else dtype, quantize=quantize, revision=revision)
 
 
-def load_checkpoint(source: str | None, dtype: str | None) -> Any:
+def load_checkpoint(source: str | None, revision: str | None, dtype: str | None) -> Any:
     """The model of a checkpoint to write in another form, or the embedded one; `None` keeps dtypes as they are stored.
 
     **Raises:** `ValueError` for an exported model.
@@ -79,7 +81,7 @@ def load_checkpoint(source: str | None, dtype: str | None) -> Any:
 
     if source is not None and is_exported(source):
         raise ValueError(f"`{source}` is an exported model, and no checkpoint: name the checkpoint that it was made of")
-    return from_pretrained(_or_embedded(source), dtype=dtype)
+    return from_pretrained(_or_embedded(source), dtype, revision=revision)
 
 
 def _or_embedded(source: str | None) -> str:
@@ -95,8 +97,8 @@ def device_name() -> str:
     return kind if kind.lower() == device.platform else f"{kind} ({device.platform})"
 
 
-def load_tokenizer(source: str | None, tokenizer: str | None) -> "Tokenizer":
-    """The tokenizer of `--tokenizer`, or the one beside the model.
+def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | None) -> "Tokenizer":
+    """The tokenizer of `--tokenizer`, or the one beside the model, of the model's revision.
 
     **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be read.
     """
@@ -106,9 +108,9 @@ def load_tokenizer(source: str | None, tokenizer: str | None) -> "Tokenizer":
     with without_panics():
         if tokenizer is not None:
             return Tokenizer.from_file(tokenizer)
-        place = locate(_or_embedded(source))
+        place = locate(_or_embedded(source), revision)
         try:
-            return Tokenizer.from_file(place.repo_id or place.fetch(()))
+            return Tokenizer.from_file(place.repo_id or place.fetch(()), revision=place.revision)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"no tokenizer.json beside `{source}`: put it there, as `save_pretrained(..., tokenizer=tokenizer)` "
@@ -125,17 +127,17 @@ def encode(tokenizer: "Tokenizer", text: str, *, special: bool = True) -> list[i
         return tokenizer.encode(text, special=special)
 
 
-def companions(source: str | None) -> list[Path]:
+def companions(source: str | None, revision: str | None) -> list[Path]:
     """The files beside a checkpoint that go where it goes, such as its tokenizer's, fetched if need be.
 
     **Arguments:**
 
-    - `source`: of a model that was loaded: a folder, a file or a hub id; `None` for the embedded one.
+    - `source`, `revision`: of a model that was loaded: a folder, a file or a hub id; `None` for the embedded one.
 
     **Raises:** `ValueError` when the hub cannot be asked.
     """
     from .._tokenizer_files import COMPANIONS
     from ..checkpoint import locate
 
-    folder = locate(_or_embedded(source)).fetch(COMPANIONS)
+    folder = locate(_or_embedded(source), revision).fetch(COMPANIONS)
     return [folder / name for name in COMPANIONS if (folder / name).is_file()]

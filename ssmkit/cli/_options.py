@@ -31,6 +31,12 @@ ModelOption = Annotated[
         show_default="the embedded model",
     ),
 ]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The branch, tag or commit of a model on the hub.", show_default="the hub's main branch"
+    ),
+]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from ._options import (
     ModelOption,
     NoSpecialTokensOption,
     QuantizeOption,
+    RevisionOption,
     TokenizerOption,
 )
 from ._streams import read_input
@@ -38,6 +39,7 @@ class TextScore(NamedTuple):
 def score(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A UTF-8 text; `-` reads standard input.")],
     model: ModelOption = None,
+    revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
     no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = None,
@@ -54,7 +56,7 @@ def score(
     text = read_input() if file == "-" else read_text(Path(file))
     if not text:
         raise ValueError(f"{'standard input' if file == '-' else file} is empty")
-    loaded, words = load_model(model, dtype, quantize), load_tokenizer(model, tokenizer)
+    loaded, words = load_model(model, revision, dtype, quantize), load_tokenizer(model, revision, tokenizer)
     result = score_text(loaded, words, text, special=not no_special_tokens)
     if as_json:
         print_json(result._asdict() | {"device": device_name()})
