@@ -6,14 +6,15 @@ A mixer with random weights consumes random features by `prefill`, and steps thr
 into one loop. Its recurrence alone is then timed on the inputs that the mixer gave it: `chunk_scan` against
 `jax.lax.scan` over `step`, forwards, and forwards and backwards. No figure is reported unless both give the same
 outputs. Figures are medians of repeats that alternate; the last lines are the Markdown table of the documentation.
+
+Right before it is timed, each program runs once untimed. After another program has given memory back, the system hands
+out pages that no cache holds, and touching them takes up to half of a prefill's time.
 """
 
 import argparse
 import inspect
 import json
 import pathlib
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ import ssmkit
 from ssmkit import kernels, models
 
 from ._environment import environment
+from ._timing import Run, alternate
 
 
 _ERROR = 1e-4  # of the recurrence in chunks against token by token, in float32
@@ -71,13 +73,10 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
     error = float(jnp.linalg.norm((got - expected).ravel()) / jnp.linalg.norm(expected.ravel()))
     if not error <= _ERROR:
         raise SystemExit(f"{type(mixer).__name__}: chunks and tokens differ by {error:.1e}: no speed is reported")
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    times = alternate(
+        {name: Run(lambda _, run=run: run(), setup=run) for name, run in runs.items()}, repeats, warm=True
+    )
+    median = {name: time.median for name, time in times.items()}
     source = pathlib.Path(inspect.getsourcefile(type(mixer)) or "")
     form = jax.eval_shape(jax.vmap(recurrence.coefficients), inputs)
     return {
@@ -88,7 +87,7 @@ def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) 
         "chunks_over_scan": median["scan"] / median["chunks"],
         "chunks_over_scan_gradient": median["scan_gradient"] / median["chunks_gradient"],
         "error": error,
-        "seconds": seconds,
+        "seconds": {name: time.seconds for name, time in times.items()},
     }
 
 
