@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic
 
 import equinox as eqx
@@ -85,6 +85,12 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
                 f"{name}: `state_dtype` must be float32 or complex64 (or wider), got {_dtype_name(self.state_dtype)}: "
                 "a state adds up many small numbers."
             )
+        for attribute in ("state_shape", "chunk_size", "state_dtype"):
+            for field in _traced_sources(self, attribute):
+                raise ValueError(
+                    f"{name}: `{attribute}` depends on `{field}`, which must be static, or `jax.jit` takes it for "
+                    f"data: declare it as `{field}: ... = eqx.field(static=True)`."
+                )
 
     @abc.abstractmethod
     def coefficients(self, inputs: Input, /) -> Coefficients:
@@ -213,6 +219,22 @@ def _explain(error: Exception, other: Callable[[Any], Any], inputs: PyTree, name
     except Exception:
         return
     raise ValueError(f"{name}: {remedy.format(jax.tree.map(jnp.shape, inputs))}") from error
+
+
+def _traced_sources(module: eqx.Module, attribute: str) -> Iterator[str]:
+    """The leaves, other than arrays, on whose values an attribute depends: arrays have a shape wherever they are."""
+    given = getattr(module, attribute)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(module)
+    values = [leaf for _, leaf in leaves]
+    for i, (path, leaf) in enumerate(leaves):
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            changed = jax.tree_util.tree_unflatten(structure, [*values[:i], object(), *values[i + 1 :]])
+            try:
+                same = bool(getattr(changed, attribute) == given)
+            except Exception:
+                same = False
+            if not same:
+                yield jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_wide(dtype: Any) -> bool:

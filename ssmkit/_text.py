@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ._config import checks_itself
 from ._files import replacing
+from ._reading import open_named
 from ._tokenizer_files import contents, read_tokenizer
 from ._tokenizer_json import library_errors
 
@@ -264,11 +265,13 @@ def _first(text: str, parts: Collection[str]) -> int:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file exactly as it is, its line endings included.
+    """A UTF-8 file, or what comes out of a pipe, exactly as it is, its line endings included.
 
-    **Raises:** `ValueError` when it is not UTF-8, `OSError` when it cannot be read.
+    **Raises:** `ValueError` when it is not UTF-8, `OSError` when it cannot be read, or is a device or a folder.
     """
+    with open_named(path) as file:
+        content = file.read()
     try:
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None

@@ -539,6 +539,8 @@ BAD = {
     "tokenizer binary": (["generate", "x", "-m", "BARE", "--tokenizer", "BINARY"], "is not a tokenizer.json"),
     "tokenizer of another model": (["generate", TEXT, "-m", "BARE", "--tokenizer", "BIGGER"], "the model's tokenizer?"),
     "score nothing": (["score", "-m", "MODEL"], "Missing"),
+    "score a device": (["score", "-m", "MODEL", "/dev/zero"], "/dev/zero: Not a regular file"),
+    "prompt file a device": (["generate", "-m", "MODEL", "--file", "/dev/zero"], "/dev/zero: Not a regular file"),
     "score missing": (["score", "-m", "MODEL", "MISSING"], "MISSING: No such file"),
     "score binary": (["score", "-m", "MODEL", "BINARY"], "is not UTF-8 text"),
     "score empty": (["score", "-m", "MODEL", "EMPTY"], "is empty"),

@@ -506,6 +506,39 @@ def test_a_field_that_would_be_traced_is_refused(name):
     assert jax.eval_shape(run, recurrence)[1].shape == SHAPE
 
 
+class Property(ssmkit.DiagonalChunkedRecurrence[Array]):
+    """Its state's shape is computed: from a size, the shape of an array and the number of entries of a tuple."""
+
+    size: eqx.AbstractVar[int]
+    rate: Array = eqx.field(default_factory=lambda: jnp.zeros(3))
+    names: tuple[str, ...] = ("a", "b", "c", "d", "e")
+
+    @property
+    def state_shape(self):
+        return self.size, self.rate.shape[0], len(self.names)
+
+    def coefficients(self, x):
+        return Mistaken({}).coefficients(x)
+
+
+class StaticSize(Property):
+    size: int = eqx.field(static=True, default=4)
+
+
+class TracedSize(Property):
+    size: int = 4
+
+
+def test_a_field_that_a_shape_is_computed_from():
+    assert message_of(TracedSize) == (
+        "ValueError: TracedSize: `state_shape` depends on `size`, which must be static, or `jax.jit` takes it for "
+        "data: declare it as `size: ... = eqx.field(static=True)`."
+    )
+    assert StaticSize().state_shape == SHAPE
+    state = eqx.filter_eval_shape(lambda module: module.init_state(), StaticSize())
+    assert state.shape == SHAPE
+
+
 @pytest.mark.parametrize(
     "shape",
     [[4, 3, 5], (4, 3), (4, 3, 5, 1), (4.0, 3, 5), (4, 0, 5), (4, -3, 5), (True, 3, 5), ("4", 3, 5), 60, None, "435"],

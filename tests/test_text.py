@@ -1,6 +1,9 @@
 """Text to tokens and back."""
 
 import json
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,3 +272,14 @@ def test_read_text(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         read_text(path)
+
+
+def test_a_text_out_of_a_pipe(tmp_path):
+    """As a shell's process substitution gives one; a device would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"two\r\nlines\n",))
+    writer.start()
+    assert read_text(tmp_path / "pipe") == "two\r\nlines\n"
+    writer.join()
+    with pytest.raises(OSError, match="Not a regular file: '/dev/zero'"):
+        read_text(Path("/dev/zero"))

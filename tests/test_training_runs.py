@@ -268,6 +268,22 @@ def test_a_new_run_overwrites_no_configuration(texts):
         train_files(make_mamba2, CONFIG, **texts, report=ignore)
 
 
+def test_a_run_takes_the_configuration_that_its_folder_holds(texts):
+    """Also where a tuple was written as a list, and where the table leaves keys to their defaults."""
+    config = dataclasses.replace(CONFIG, model={**CONFIG.model, "time_step_limit": (0.0, float("inf"))})
+    texts["out"].mkdir()
+    full = config.to_toml()
+    for kept in (full, full.replace("time_step_limit = [0.0, inf]\n", "")):
+        (texts["out"] / "train.toml").write_text(kept)
+        with pytest.raises(Killed):
+            train_files(raising, config, **texts, report=ignore, complete_model=lambda table: {**config.model, **table})
+
+
+def raising(config, vocab_size):
+    """A `make_model` that is called once the folder was found to be free."""
+    raise Killed
+
+
 @pytest.mark.parametrize("name", ["train", "valid"])
 def test_texts_that_are_no_files(texts, tmp_path, name):
     os.mkfifo(tmp_path / "pipe")

@@ -85,7 +85,8 @@ def train(
                 reported = True
                 update(progress.step, _note(progress, run))
 
-            model = train_files(make_model, run, train=texts, valid=valid, out=out, report=report)
+            files = {"train": texts, "valid": valid, "out": out}
+            model = train_files(make_model, run, **files, report=report, complete_model=complete_model)
     except KeyboardInterrupt:
         rest = "" if (out / NEWEST).exists() else ": there is none yet, so it starts again"
         tell(f"interrupted: the same command continues from the last state kept in {out}{rest}")

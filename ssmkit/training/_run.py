@@ -2,8 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +32,7 @@ def train_files(
     valid: str | os.PathLike[str],
     out: str | os.PathLike[str],
     report: Callable[[Progress], None],
+    complete_model: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda table: table,
 ) -> AbstractLanguageModel:
     """Train on a UTF-8 text file and save model, tokenizer, configuration and loss curve in `out`.
 
@@ -43,6 +46,7 @@ def train_files(
     - `train`, `valid`: text files.
     - `out`: the directory, made if need be. A `tokenizer.json` in it is used; otherwise one is trained.
     - `report`: called with each `Progress`.
+    - `complete_model`: as for `TrainConfig.from_toml`, where a `train.toml` that is in `out` already is read.
 
     **Returns:** the trained model, also saved in `out` in HF layout.
 
@@ -54,7 +58,7 @@ def train_files(
     with contextlib.ExitStack() as stack:
         if out.exists():  # else nothing is made before everything that can be wrong was looked at
             stack.enter_context(occupied(out))
-            _check_free(out, config)
+            _check_free(out, config, complete_model)
         texts = {name: _read(Path(path)) for name, path in (("train", train), ("valid", valid))}
         tokenizer_path = out / "tokenizer.json"
         if tokenizer_path.exists():
@@ -95,7 +99,9 @@ def train_files(
         )
 
 
-def _check_free(out: Path, config: TrainConfig) -> None:
+def _check_free(
+    out: Path, config: TrainConfig, complete_model: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> None:
     """What a new run would write over is not there.
 
     **Raises:** `ValueError` otherwise.
@@ -105,10 +111,14 @@ def _check_free(out: Path, config: TrainConfig) -> None:
     for name in ("config.json", "model.safetensors"):
         if (out / name).exists():
             raise ValueError(f"{out} holds a model ({name}) that no run made there. Name another directory.")
-    if (out / CONFIGURATION).exists() and TrainConfig.from_toml(out / CONFIGURATION) != config:
-        raise ValueError(
-            f"{out / CONFIGURATION} is another configuration than this run's. Move it away, or train with it."
-        )
+    path = out / CONFIGURATION
+    if path.exists() and _as_kept(TrainConfig.from_toml(path, complete_model)) != _as_kept(config):
+        raise ValueError(f"{path} is another configuration than this run's. Move it away, or train with it.")
+
+
+def _as_kept(config: TrainConfig) -> Mapping[str, Any]:
+    """A configuration as TOML holds it, where a tuple is a list."""
+    return tomllib.loads(config.to_toml())
 
 
 def _read(path: Path) -> str:
