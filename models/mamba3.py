@@ -75,7 +75,7 @@ class Mamba3Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba3Inputs]):
 class Mamba3Cache(eqx.Module):
     """Everything a Mamba-3 mixer remembers: constant in the number of tokens."""
 
-    phase: Float[Array, "*batch heads angles"]
+    phase: Float[Array, "*batch 2 heads angles"]
     B: Float[Array, "*batch heads rank key"]
     x: Float[Array, "*batch heads value"]
     state: Float[Array, "*batch heads key value"]

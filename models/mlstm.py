@@ -49,9 +49,11 @@ class MLSTMRecurrence(ssmkit.DiagonalChunkedRecurrence[MLSTMInputs]):
 
 
 class MLSTMCache(eqx.Module):
-    """Everything an mLSTM remembers: the state holds $e^{-m}$ times $[C, n]$, where $m$ is `log_scale`."""
+    """Everything an mLSTM remembers: the state holds $e^{-m}$ times $[C, n]$, where $m$ is the sum of
+    the two numbers of `log_scale`.
+    """
 
-    log_scale: Float[Array, "*batch heads"]
+    log_scale: Float[Array, "*batch 2 heads"]
     state: Float[Array, "*batch heads key value"]
 
 

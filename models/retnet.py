@@ -50,7 +50,7 @@ class RetNetCache(eqx.Module):
     of the last tokens' queries, keys and values.
     """
 
-    phase: Float[Array, "*batch pair"]
+    phase: Float[Array, "*batch 2 pair"]
     state: Float[Array, "*batch heads key value"]
     window: Float[Array, "*batch window channel"] | None = None
 

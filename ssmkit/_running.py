@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._long_sums import LongSum
 from ._operator import AbstractSequenceOperator
 from ._types import Length, Valid, check_length
 
@@ -26,61 +27,75 @@ class StabilisedGates(NamedTuple):
     log_scale: Float[Array, "*time heads"]
 
 
-class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, " heads"]]):
+class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "2 heads"]]):
     r"""Keeps exponential gates in range by a running maximum (xLSTM, arXiv 2405.04517, equations 15 to 17).
 
     $$m_t = \max(f_t + m_{t-1}, i_t), \qquad a_t = f_t + m_{t-1} - m_t \le 0, \qquad w_t = i_t - m_t \le 0$$
 
     A recurrence with log-decay $a$ and writes scaled by $e^{w}$ holds $e^{-m_t}$ times the state that $f$ and $i$
-    themselves would give. Outputs are $a$, $w$ and $m$; the state is $m$, float32, at first 0.
+    themselves would give. Outputs are $a$, $w$ and $m$. The state is $m$, at first 0, as the sum of two float32 numbers:
+    slow forget gates add up over thousands of tokens without losing digits to its size.
     """
 
     heads: int = eqx.field(static=True)
 
-    def init_state(self) -> Float[Array, " heads"]:
+    def init_state(self) -> Float[Array, "2 heads"]:
         """Zeros: an empty state is in range at any scale."""
-        return jnp.zeros((self.heads,), jnp.float32)
+        return jnp.zeros((2, self.heads), jnp.float32)
 
     def chunk_scan(
-        self, inputs: Gates, state: Float[Array, " heads"], *, length: Length | None = None
-    ) -> tuple[StabilisedGates, Float[Array, " heads"]]:
+        self, inputs: Gates, state: Float[Array, "2 heads"], *, length: Length | None = None
+    ) -> tuple[StabilisedGates, Float[Array, "2 heads"]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
-        valid = _valid(inputs.forget.shape[0], length)
+        stop, valid = _valid(inputs.forget.shape[0], length)
         forget, write = (gate.astype(state.dtype) for gate in inputs)
         forget = jnp.where(valid, forget, jnp.zeros_like(forget))
         forgotten, maximum = jax.lax.associative_scan(
             lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])),
             (forget, jnp.where(valid, write, jnp.full_like(write, -jnp.inf))),
         )
-        maximum = jnp.maximum(state[None] + forgotten, maximum)
-        before = jnp.concatenate([state[None], maximum])
-        return _relative(forget + before[:-1], write), before[-1]
+        maximum = _maximum(LongSum(*state[:, None]).plus(LongSum.of(forgotten)), LongSum.of(maximum))
+        before = (jnp.concatenate([at_first[None], then])[:-1] for at_first, then in zip(state, maximum, strict=True))
+        gates, _ = _relative(LongSum(*before).plus(LongSum.of(forget)), write)
+        return gates, _after(stop, state, maximum)
 
     def step(
-        self, inputs: Gates, state: Float[Array, " heads"], *, valid: Valid | None = None
-    ) -> tuple[StabilisedGates, Float[Array, " heads"]]:
+        self, inputs: Gates, state: Float[Array, "2 heads"], *, valid: Valid | None = None
+    ) -> tuple[StabilisedGates, Float[Array, "2 heads"]]:
         """As `AbstractSequenceOperator.step`."""
         forget, write = (gate.astype(state.dtype) for gate in inputs)
-        gates = _relative(forget + state, write)
-        return gates, gates.log_scale if valid is None else jnp.where(valid, gates.log_scale, state)
+        gates, maximum = _relative(LongSum(*state).plus(LongSum.of(forget)), write)
+        maximum = jnp.stack(maximum)
+        return gates, maximum if valid is None else jnp.where(valid, maximum, state)
 
 
-def _relative(kept: Array, written: Array) -> StabilisedGates:
-    """Of the two exponents one is exactly 0: taken from their difference, not from the maximum."""
-    excess = written - kept
-    return StabilisedGates(
+def _relative(kept: LongSum, write: Array) -> tuple[StabilisedGates, LongSum]:
+    """Gates relative to the maximum, and the maximum.
+
+    Of the two exponents one is exactly 0: taken from their difference, not from the maximum.
+    """
+    excess = (write - kept.total) - kept.rest
+    maximum = _maximum(kept, LongSum.of(write))
+    gates = StabilisedGates(
         log_decay=jnp.minimum(-excess, jnp.zeros_like(excess)),
         log_write=jnp.minimum(excess, jnp.zeros_like(excess)),
-        log_scale=jnp.maximum(kept, written),
+        log_scale=maximum.total,
     )
+    return gates, maximum
 
 
-class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]):
+def _maximum(a: LongSum, b: LongSum) -> LongSum:
+    b_is_larger = (b.total > a.total) | ((b.total == a.total) & (b.rest > a.rest))
+    return LongSum(jnp.maximum(a.total, b.total), jnp.where(b_is_larger, b.rest, a.rest))
+
+
+class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "2 ..."]]):
     r"""$p_t = p_{t-1} + \delta_t \bmod 1$, in turns: the angle of a data-dependent rotation (Mamba-3).
 
-    In turns, unlike in radians, leaving out the whole ones is exact, so a phase never loses digits to its size. What
-    remains is the rounding of each addition, 3e-8 turns at most: after 32000 steps of the same size a phase is off by
-    up to 3e-4 turns. The state is $p$ in $[-1/2, 1/2]$, float32.
+    In turns, unlike in radians, leaving out the whole ones is exact, so a phase never loses digits to its size. Outputs
+    are in $[-1/2, 1/2]$. The state is $p$, at first 0, as the sum of two float32 numbers: after any number of steps a
+    phase is as precise as one float32 number, 3e-8 turns. Many tokens are added by halves, whose roundings do not line
+    up: 100,000 tokens at once are within 1e-5 turns.
 
     **Arguments:**
 
@@ -89,32 +104,48 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
 
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def init_state(self) -> Float[Array, "..."]:
+    def init_state(self) -> Float[Array, "2 ..."]:
         """Zeros."""
-        return jnp.zeros(self.shape, jnp.float32)
+        return jnp.zeros((2, *self.shape), jnp.float32)
 
     def chunk_scan(
-        self, inputs: Float[Array, "time ..."], state: Float[Array, "..."], *, length: Length | None = None
-    ) -> tuple[Float[Array, "time ..."], Float[Array, "..."]]:
+        self, inputs: Float[Array, "time ..."], state: Float[Array, "2 ..."], *, length: Length | None = None
+    ) -> tuple[Float[Array, "time ..."], Float[Array, "2 ..."]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
-        valid = _valid(inputs.shape[0], length)
-        turns = jnp.where(jnp.reshape(valid, (-1,) + (1,) * state.ndim), inputs.astype(state.dtype), 0.0)
-        phase = jax.lax.associative_scan(lambda a, b: _wrap(a + b), turns)
-        phase = _wrap(phase + state[None])
-        return phase, jnp.concatenate([state[None], phase])[-1]
+        stop, valid = _valid(inputs.shape[0], length)
+        turns = jnp.where(jnp.reshape(valid, (-1,) + (1,) * len(self.shape)), inputs.astype(state.dtype), 0.0)
+        phases = jax.lax.associative_scan(lambda a, b: _wrapped(a + b), _wrapped(turns))
+        phases = _turned(LongSum(*state[:, None]), LongSum.of(phases))
+        return phases.total, _after(stop, state, phases)
 
     def step(
-        self, inputs: Float[Array, "..."], state: Float[Array, "..."], *, valid: Valid | None = None
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        self, inputs: Float[Array, "..."], state: Float[Array, "2 ..."], *, valid: Valid | None = None
+    ) -> tuple[Float[Array, "..."], Float[Array, "2 ..."]]:
         """As `AbstractSequenceOperator.step`."""
-        phase = _wrap(state + inputs.astype(state.dtype))
-        return phase, phase if valid is None else jnp.where(valid, phase, state)
+        phase = _turned(LongSum(*state), LongSum.of(_wrapped(inputs.astype(state.dtype))))
+        both = jnp.stack(phase)
+        return phase.total, both if valid is None else jnp.where(valid, both, state)
 
 
-def _wrap(turns: Array) -> Array:
+def _turned(phase: LongSum, turns: LongSum) -> LongSum:
+    total, rest = phase.plus(turns)
+    return LongSum(_wrapped(total), rest)
+
+
+def _wrapped(turns: Array) -> Array:
+    """Whole turns are left out."""
     return turns - jax.lax.stop_gradient(jnp.round(turns))
 
 
-def _valid(time: int, length: Length | None) -> Array:
+def _after(stop: Length, state: Array, sums: LongSum) -> Array:
+    """The state after so many tokens, of the sums after each."""
+    if sums.total.shape[0] == 0:
+        return state
+    last = jnp.maximum(stop, 1) - 1
+    return jnp.where(stop > 0, jnp.stack([sums.total[last], sums.rest[last]]), state)
+
+
+def _valid(time: int, length: Length | None) -> tuple[Length, Array]:
+    """How many tokens are valid, and which, as a column."""
     stop = time if length is None else check_length(length, time)
-    return (jnp.arange(time, dtype=jnp.int32) < stop)[:, None]
+    return stop, (jnp.arange(time, dtype=jnp.int32) < stop)[:, None]

@@ -250,16 +250,21 @@ def _mlstm() -> MLSTMMixer:
     )
 
 
+def _as_two(number: jax.Array) -> jax.Array:
+    """As the state of a running sum: what float64 needs no second number for."""
+    return jnp.stack([number, jnp.zeros_like(number)])
+
+
 def _mlstm_oracle(module, x, cache):
     split = lambda layer: _linear(layer, x).reshape(x.shape[0], GATE_HEADS, -1)  # noqa: E731
     q, k, v = split(module.q), split(module.k), split(module.v)
     i, f = (_CAP * jnp.tanh(_linear(layer, x) / _CAP) for layer in (module.igate_preact, module.fgate_preact))
-    before = cache.state[..., :-1], cache.state[..., -1], cache.log_scale
+    before = cache.state[..., :-1], cache.state[..., -1], cache.log_scale.sum(0)
     h, (C, n, m) = published.mlstm_stabilised(q, k, v, i, f, before, scaled="q")
     h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-6)
     h = h.reshape(x.shape[0], -1) * module.multihead_norm.weight[None]
     y = _linear(module.out_proj, jax.nn.sigmoid(_linear(module.ogate_preact, x)) * h)
-    return y, MLSTMCache(log_scale=m, state=jnp.concatenate([C, n[..., None]], axis=-1))
+    return y, MLSTMCache(log_scale=_as_two(m), state=jnp.concatenate([C, n[..., None]], axis=-1))
 
 
 def _mlstm_spread(rng: np.random.Generator, time: int) -> jax.Array:
@@ -299,7 +304,7 @@ def _mamba3_oracle(module, x, cache):
         return a.repeat(heads // module.ngroups, axis=2).swapaxes(1, 2) + bias[None]
 
     B, C = prepared(B, module.B_norm, module.B_bias), prepared(C, module.C_norm, module.C_bias)
-    before = cache.state, cache.B, cache.x, 2 * jnp.pi * cache.phase
+    before = cache.state, cache.B, cache.x, 2 * jnp.pi * cache.phase.sum(0)
     activation, bias = module.recurrence.A_activation, module.recurrence.dt_bias
     norm = None if module.norm is None else module.norm.weight.reshape(heads, -1)
     with jax.numpy_rank_promotion("allow"):
@@ -316,7 +321,7 @@ def _mamba3_oracle(module, x, cache):
             )
     turns = angle / (2 * jnp.pi)
     turns = turns - jax.lax.stop_gradient(jnp.round(turns))
-    return _linear(module.out_proj, y.reshape(time, -1)), Mamba3Cache(phase=turns, B=k, x=v, state=S)
+    return _linear(module.out_proj, y.reshape(time, -1)), Mamba3Cache(phase=_as_two(turns), B=k, x=v, state=S)
 
 
 def _mamba3_spread(A_activation: str) -> Sample:

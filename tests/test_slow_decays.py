@@ -15,9 +15,9 @@ from ssmkit.kernels._constant import constant_fields
 
 
 TOKENS = 4096
-# A state that is rounded to float32 at every token is wrong by 3e-8 times the square root of their number, 2e-6, and a
-# gradient, whose pass backwards is rounded as often, by as much again. Rounded decays are wrong by 1e-5 to 1e-4.
-BY_TOKEN, BY_CHUNK = 5e-6, 2e-6
+# A state that is rounded once per chunk is rounded 32 to 128 times: the worst seen is 4.7e-7. Rounded decays are wrong by
+# 2e-5 to 7e-5.
+BY_CHUNK = 8e-7
 DECAYS = (-1e-6, -1e-5, -1e-4, -1e-3)
 ANGLES = (0.3, 3.1, 1e-3, -2.0)
 FORMS = {  # keys, values, log-decays per head, whether they turn
@@ -70,25 +70,52 @@ def all_of(way):
     return jit(run)
 
 
+def narrowed(c, state):
+    """All in float64, but the state, and in the pass backwards its gradient, is rounded to 32 bits at every token."""
+
+    def token(state, token):
+        outputs, new = kernels.step(token, state)
+        return new.astype(jnp.complex64 if jnp.iscomplexobj(new) else jnp.float32).astype(new.dtype), outputs
+
+    state, outputs = jax.lax.scan(token, state, c)
+    return outputs, state
+
+
+def in_float64(way, form):
+    wide = lambda x: x.astype(jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64)  # noqa: E731
+    return all_of(way)(*jax.tree.map(wide, slow(form)))
+
+
 @functools.cache
 def expected(form):
-    wide = lambda x: x.astype(jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64)  # noqa: E731
-    return all_of(kernels.reference)(*jax.tree.map(wide, slow(form)))
+    return in_float64(kernels.reference, form)
+
+
+def errors(form, results):
+    """Of outputs, state, and the gradients in the decays, the values and the first state."""
+    return np.asarray([relative_error(*pair) for pair in zip(results, expected(form), strict=True)])
+
+
+@functools.cache
+def by_token(form):
+    """Bounds where the state is rounded at every token: twice the least that this costs, as roundings differ, and what
+    the arithmetic of one token adds."""
+    return 2 * errors(form, in_float64(narrowed, form)) + 5e-7
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", FORMS)
 def test_slow_decays_lose_nothing(form, way):
     """In outputs, states and gradients, complex decays included."""
-    found = [relative_error(a, b) for a, b in zip(all_of(WAYS[way])(*slow(form)), expected(form), strict=True)]
-    by_token = way == "step" or (way == "serial" and form.startswith("K3"))
-    assert max(found) <= (BY_TOKEN if by_token else BY_CHUNK), found
+    found = errors(form, all_of(WAYS[way])(*slow(form)))
+    every_token = way == "step" or (way == "serial" and form.startswith("K3"))
+    assert (found <= (by_token(form) if every_token else BY_CHUNK)).all(), found
 
 
 def test_rounded_decays_would_fail():
-    """The bound has teeth: the usual loop in float32 breaks it."""
-    found = [relative_error(a, b) for a, b in zip(all_of(kernels.reference)(*slow("K3")), expected("K3"), strict=True)]
-    assert max(found) > 4 * BY_TOKEN
+    """The bounds have teeth: the usual loop in float32 breaks each."""
+    found = errors("K3", all_of(kernels.reference)(*slow("K3")))
+    assert (found > 4 * np.maximum(by_token("K3"), BY_CHUNK)).all(), found
 
 
 def exact(log_decay):
