@@ -33,8 +33,8 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
     $$m_t = \max(f_t + m_{t-1}, i_t), \qquad a_t = f_t + m_{t-1} - m_t \le 0, \qquad w_t = i_t - m_t \le 0$$
 
     A recurrence with log-decay $a$ and writes scaled by $e^{w}$ holds $e^{-m_t}$ times the state that $f$ and $i$
-    themselves would give. Outputs are $a$, $w$ and $m$. The state is $m$, at first 0, as the sum of two float32 numbers:
-    slow forget gates add up over thousands of tokens without losing digits to its size.
+    themselves would give. Outputs are $a$, $w$ and $m$. The state is $m$, at first 0, as the sum of two float32
+    numbers: slow forget gates add up over thousands of tokens without losing digits to its size.
     """
 
     heads: int = eqx.field(static=True)

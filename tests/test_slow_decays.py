@@ -15,8 +15,8 @@ from ssmkit.kernels._constant import constant_fields
 
 
 TOKENS = 4096
-# A state that is rounded once per chunk is rounded 32 to 128 times: the worst seen is 4.7e-7. Rounded decays are wrong by
-# 2e-5 to 7e-5.
+# A state that is rounded once per chunk is rounded 32 to 128 times: the worst seen is 4.7e-7. Rounded decays are wrong
+# by 2e-5 to 7e-5.
 BY_CHUNK = 8e-7
 DECAYS = (-1e-6, -1e-5, -1e-4, -1e-3)
 ANGLES = (0.3, 3.1, 1e-3, -2.0)
