@@ -171,10 +171,18 @@ def prefill(model, tokens, length):
 
 
 def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:
-    """Parametrize `case` over a list of cases, or over those named by `ids`."""
+    """Parametrize `case` over a list of cases, or over those named by `ids`.
+
+    After the first case of a class, such as the first mixer of Mamba-2, the others are variants.
+    """
     chosen = [case for case in cases if not ids or case.id in ids]
     assert len(chosen) == (len(ids) or len(cases)), f"no such case among {ids}"
-    return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in chosen])
+    seen, parameters = set(), []
+    for case in chosen:
+        kind = (case.id.partition("-")[0], "-recurrence" in case.id, "-mixer" in case.id)
+        parameters.append(pytest.param(case, id=case.id, marks=[pytest.mark.once] if kind in seen else []))
+        seen.add(kind)
+    return pytest.mark.parametrize("case", parameters)
 
 
 # The classes of the package.

@@ -31,6 +31,9 @@ from ssmkit.benchmarks.peers import SUBJECTS, Entry, load, reasons
 from ssmkit.benchmarks.recurrences import mixers, table
 
 
+pytestmark = pytest.mark.once
+
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VOCABULARY = GEOMETRIES["tiny"].vocab_size
 

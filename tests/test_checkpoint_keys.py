@@ -16,6 +16,9 @@ from ssmkit.checkpoint import CheckpointError, describe, from_pretrained, save_p
 from ssmkit.models import Mamba, Mamba2, Mamba2Config, MambaConfig
 
 
+pytestmark = pytest.mark.once
+
+
 SIZES: dict[str, Any] = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "state_size": 3}
 MAMBA = Mamba(MambaConfig(**SIZES), key=jax.random.key(0))
 FALCON = Mamba(MambaConfig(**SIZES, mixer_rms_eps=1e-6), key=jax.random.key(0))

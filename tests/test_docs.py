@@ -26,6 +26,9 @@ import ssmkit.cli
 import ssmkit.models
 
 
+pytestmark = pytest.mark.once
+
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)

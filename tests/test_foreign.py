@@ -14,6 +14,9 @@ from ssmkit.checkpoint import CheckpointError, describe, from_pretrained, save_p
 from ssmkit.models import Mamba2, Mamba2Config
 
 
+pytestmark = pytest.mark.once
+
+
 CONFIG = Mamba2Config(vocab_size=11, hidden_size=8, num_hidden_layers=1, state_size=3, head_dim=4)
 MODEL = Mamba2(CONFIG, key=jax.random.key(0))
 LINEAR = "backbone.layers.0.mixer.in_proj"

@@ -8,6 +8,9 @@ import pytest
 from fuzz import Kind, fuzz
 
 
+pytestmark = pytest.mark.once
+
+
 # A module per kind of user: each has a list `KINDS`.
 KINDS = [*fuzz_checkpoints.KINDS, *fuzz_caches.KINDS, *fuzz_training.KINDS]
 ALL_KINDS = [*KINDS, *fuzz_tokenizers.KINDS]

@@ -29,6 +29,9 @@ from ssmkit.cli import main
 from ssmkit.models import Mamba, Mamba2, Mamba2Config, MambaConfig
 
 
+pytestmark = pytest.mark.once
+
+
 DIALECTS = {
     "mamba2 hf": (Mamba2(Mamba2Config(**GEOMETRY, head_dim=4), key=jax.random.key(0)), "hf"),
     "mamba2 state-spaces": (Mamba2(Mamba2Config(**GEOMETRY, head_dim=4), key=jax.random.key(0)), "state-spaces"),

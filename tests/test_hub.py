@@ -10,6 +10,9 @@ from ssmkit.checkpoint import CheckpointError, describe, from_pretrained, locate
 from ssmkit.models import Mamba2, Mamba2Config
 
 
+pytestmark = pytest.mark.once
+
+
 CONFIG = Mamba2Config(vocab_size=11, hidden_size=8, num_hidden_layers=1, state_size=3, head_dim=4)
 COMMIT = "0123456789" * 4
 

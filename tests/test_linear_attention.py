@@ -21,6 +21,9 @@ from ssmkit.models.rwkv6 import RWKV6Inputs, RWKV6Mixer, RWKV6Recurrence
 from ssmkit.models.rwkv6_channel import RWKV6ChannelMixer
 
 
+pytestmark = pytest.mark.once
+
+
 FLOAT32 = over(
     MIXERS,
     "retnet-mixer",

@@ -17,6 +17,9 @@ from ssmkit.models.rg_lru import RGLRUInputs, RGLRUMixer
 from ssmkit.models.s5 import S5Mixer, S5Recurrence
 
 
+pytestmark = pytest.mark.once
+
+
 KEY = jax.random.key(0)
 
 

@@ -19,6 +19,9 @@ from ssmkit.checkpoint._torch_pickle import write_torch_pickle
 from ssmkit.models import Mamba, Mamba2, Mamba2Config, MambaConfig
 
 
+pytestmark = pytest.mark.once
+
+
 BOUND = 2e-5  # as a share of the largest logit, as against HF
 TOKENS = np.random.default_rng(1).integers(0, 29, 23)
 BASE = {

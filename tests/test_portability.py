@@ -23,6 +23,9 @@ from ssmkit.export import foreign_operations
 from ssmkit.models import GLAMixer, LRUMixer, RGLRUMixer
 
 
+pytestmark = pytest.mark.once
+
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 CAPACITY, TIME = 32, 10  # several chunks of the registry's models, the last one not full
 SAMPLERS = {

@@ -14,6 +14,9 @@ from registry import MIXERS
 import ssmkit
 
 
+pytestmark = pytest.mark.once
+
+
 ORACLES = cases_linear_attention.ORACLES + cases_linear_rnn.ORACLES
 VARIANTS = cases_linear_rnn.VARIANTS
 FLOAT32 = [case.id for case in MIXERS if "bf16" not in case.id and case.id != "gated-mlp"]
