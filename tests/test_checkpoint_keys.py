@@ -80,6 +80,18 @@ def test_unknown_keys_load_with_one_warning(tmp_path, dialect):
     assert len(caught) == 1
 
 
+def test_many_unknown_keys_are_counted_on_one_line(tmp_path):
+    saved(tmp_path, "mamba2 hf", **{f"zz\n{number:02}": number for number in range(23)})
+    with pytest.warns(UserWarning) as caught:
+        describe(tmp_path)
+    (warning,) = caught
+    message = str(warning.message)
+    assert "\n" not in message and r"`zz\n19` and 3 more. The model" in message
+    with pytest.raises(CheckpointError) as error:
+        describe(tmp_path, strict=True)
+    assert r"  - `zz\n00`: got 0" in str(error.value).splitlines()
+
+
 @each_dialect
 def test_strict_refuses_them(tmp_path, dialect):
     DIALECTS[dialect](tmp_path)

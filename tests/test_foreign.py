@@ -199,3 +199,38 @@ def test_what_the_hub_has_instead(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.list_repo_files", unreachable)
     with pytest.raises(CheckpointError, match="holds no model of a known architecture"):
         describe("someone/mamba-GGUF")
+
+
+# Weights by another name.
+
+
+def test_weights_by_another_name_are_listed(saved):
+    (saved / "model.safetensors").rename(saved / "ema.safetensors")
+    for number in range(24):
+        (saved / f"step-{number:02}.pt").touch()
+    message = refusal(saved)
+    assert message.count("`step-") == 19 and "Found `ema.safetensors`, `step-00.pt`" in message
+    assert message.endswith("`step-18.pt` and 5 more: give the path of the one to load.")
+    assert from_pretrained(saved / "ema.safetensors").config == CONFIG
+
+
+def test_shards_and_adapters_without_their_companions(saved):
+    (saved / "model.safetensors").rename(saved / "model-00001-of-00002.safetensors")
+    (saved / "model-00002-of-00002.safetensors").touch()
+    assert (
+        "`model-00001-of-00002.safetensors` and 1 more: shards of a model without their index. Put "
+        "`model.safetensors.index.json` beside them"
+    ) in refusal(saved)
+    for path in saved.glob("*.safetensors"):
+        path.unlink()
+    (saved / "adapter_model.safetensors").touch()
+    assert "`adapter_model.safetensors`: an adapter such as LoRA, and not a model" in refusal(saved)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_tensors_of_a_wrapper(saved, prefix):
+    tensors = safetensors.numpy.load_file(saved / "model.safetensors")
+    write_tensors(saved, {prefix + name: value for name, value in tensors.items()})
+    with pytest.raises(CheckpointError, match=f"The names of all tensors begin with `{prefix}`: ") as error:
+        from_pretrained(saved)
+    assert error.value.problems

@@ -5,12 +5,12 @@ import itertools
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ._dialect import Architecture, Dialect, architectures
-from ._errors import CheckpointError, readable, shown
-from ._foreign import ADAPTER_FILE, foreign_files, refuse_foreign_file
+from ._errors import CheckpointError, one_line, shown
+from ._foreign import ADAPTER_FILE, foreign_files, lone_shards, refuse_foreign_file, stray_weights
 from ._hub import locate
 from ._json import read_json
 from ._keys import token_ids
@@ -105,15 +105,27 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
             tensors = open_tensors(weights)
             check_sizes(architecture, dialect, config, tensors)
             if unknown:
-                listed = ", ".join(f"`{readable(key)}`" for key in itertools.islice(unknown, 20))
+                path = one_line(str(folder / dialect.config_file), 1000)
                 warnings.warn(
-                    f"`{folder / dialect.config_file}` has keys that are unknown and were ignored: {listed}. The model "
-                    "is another one if they matter; `strict=True` refuses them.",
+                    f"`{path}` has keys that are unknown and were ignored: {_listed(unknown)}. The model is another "
+                    "one if they matter; `strict=True` refuses them.",
                     stacklevel=3,
                 )
             return Checkpoint(architecture, dialect, config, tensors)
     expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
-    raise CheckpointError(f"`{source}` holds no weights: expected {expected}.", foreign_files(place.names()))
+    names = place.names()
+    others = stray_weights(names)
+    found_instead = f" Found {_listed(others)}: give the path of the one to load." if others else ""
+    raise CheckpointError(
+        f"`{source}` holds no weights: expected {expected}.{found_instead}",
+        [*foreign_files(names), *lone_shards(names)],
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    """The first 20 of some names, on one line, and how many follow."""
+    first = ", ".join(f"`{one_line(name)}`" for name in itertools.islice(names, 20))
+    return first if len(names) <= 20 else f"{first} and {len(names) - 20} more"
 
 
 def _config_files() -> set[str]:

@@ -24,7 +24,7 @@ class CheckpointError(ValueError):
         - `problems`: every single thing that stood in the way; all of them are kept in the attribute of that name.
         """
         self.summary = readable(summary, _SUMMARY)
-        self.problems = tuple(readable(problem, _PROBLEM) for problem in problems)
+        self.problems = tuple(one_line(problem, _PROBLEM) for problem in problems)
         lines = [f"  - {problem}" for problem in self.problems[:_PROBLEMS]]
         if len(self.problems) > _PROBLEMS:
             lines.append(f"  - and {len(self.problems) - _PROBLEMS} more")
@@ -46,6 +46,11 @@ def readable(text: str, most: int = _VALUE) -> str:
     **Returns:** at most so many characters, the middle left out, and none that a terminal would act on.
     """
     return _cut(_UNUSUAL.sub(_escaped, _cut(text, most)), most)
+
+
+def one_line(text: str, most: int = _VALUE) -> str:
+    """As `readable`, with the ends of lines escaped too."""
+    return _cut(readable(text, most).replace("\n", r"\n"), most)
 
 
 def _escaped(found: re.Match[str]) -> str:

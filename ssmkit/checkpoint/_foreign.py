@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from safetensors import SafetensorError, safe_open
 
@@ -46,6 +46,8 @@ _BY_SUFFIX = {
     ".msgpack": f"weights of Flax. {_CONVERT}",
     ".npz": f"weights of NumPy or MLX. {_CONVERT}",
     ".ckpt": f"a checkpoint of a trainer, which holds more than a model. {_CONVERT}",
+    ".nemo": f"an archive of NVIDIA NeMo. {_CONVERT}",
+    ".ot": f"weights of Rust's `tch`. {_CONVERT}",
     ".distcp": f"a shard of PyTorch's distributed checkpoints. {_CONVERT}",
 }
 _BY_TENSOR = {
@@ -60,6 +62,14 @@ _BY_TENSOR = {
     r"\.scales$": f"weights quantised by MLX. {_DEQUANTISE}",
 }
 _MLX = f"weights in the layout of MLX. {_SOURCE}"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin|pt|pth)$")
+_WRAPPERS = {
+    "module.": "`torch.nn.DataParallel` or `DistributedDataParallel`",
+    "_orig_mod.": "`torch.compile`",
+    "model.": "a module that keeps the model in its field `model`, such as a trainer's",
+}
 
 
 def refuse_foreign_file(path: pathlib.Path) -> None:
@@ -93,10 +103,31 @@ def foreign_files(names: Iterable[str]) -> Iterator[str]:
 
     **Returns:** a sentence for each file that is known.
     """
-    for name in sorted(names):
-        what = _ADAPTER if name == ADAPTER_FILE else _BY_SUFFIX.get(pathlib.Path(name).suffix.lower())
+    names = sorted(names)
+    adapters = [ADAPTER_FILE] if ADAPTER_FILE in names else _ADAPTER_WEIGHTS
+    for name in names:
+        what = _ADAPTER if name in adapters else _BY_SUFFIX.get(pathlib.Path(name).suffix.lower())
         if what is not None:
             yield f"`{name}`: {what}"
+
+
+def stray_weights(names: Iterable[str]) -> list[str]:
+    """The files of a folder that may hold a model by themselves, whatever they are called; sorted."""
+    return sorted(
+        name
+        for name in names
+        if name.lower().endswith(_WEIGHTS) and name not in _ADAPTER_WEIGHTS and not _SHARD.search(name)
+    )
+
+
+def lone_shards(names: Iterable[str]) -> Iterator[str]:
+    """A sentence about the shards of a folder, which has no index that a model could be read by."""
+    names = sorted(names)
+    shards = [name for name in names if _SHARD.search(name)]
+    if shards and not any(name.endswith(".index.json") for name in names):
+        index = f"{_SHARD.sub('', shards[0])}{pathlib.Path(shards[0]).suffix}.index.json"
+        rest = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        yield f"`{shards[0]}`{rest}: shards of a model without their index. Put `{index}` beside them"
 
 
 def foreign_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
@@ -115,6 +146,28 @@ def foreign_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
     if narrow:
         return f"weights quantised to 8 bits or less ({', '.join(sorted(narrow))}). {_DEQUANTISE}"
     return _MLX if any(map(_written_by_mlx, {tensor.path for tensor in tensors.values()})) else None
+
+
+def wrapper(names: Collection[str], is_known: Callable[[str], bool]) -> str | None:
+    """What the names of all tensors begin with where a model was saved from inside another module.
+
+    **Arguments:**
+
+    - `names`: of the tensors.
+    - `is_known`: whether the model has a tensor of a name.
+
+    **Returns:** a sentence with the remedy, or `None` when that is not what is wrong.
+    """
+    prefix, makers = "", []
+    while begins := [start for start in _WRAPPERS if names and all(name.startswith(prefix + start) for name in names)]:
+        prefix += begins[0]
+        makers.append(_WRAPPERS[begins[0]])
+    if any(map(is_known, names)) or not any(is_known(name.removeprefix(prefix)) for name in names):
+        return None
+    return (
+        f"The names of all tensors begin with `{prefix}`: {' around '.join(makers)} was saved, and not the model in "
+        "it. Save the model itself, or rename the tensors"
+    )
 
 
 def _written_by_mlx(path: pathlib.Path) -> bool:

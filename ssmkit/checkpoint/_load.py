@@ -13,7 +13,7 @@ from .._layers import matrix_mask
 from .._quantize import NARROW
 from ._describe import Checkpoint, detect
 from ._errors import CheckpointError, shown
-from ._foreign import foreign_tensors
+from ._foreign import foreign_tensors, wrapper
 from ._skeleton import skeleton, stored_shapes
 from ._stored import StoredTensor
 
@@ -118,9 +118,10 @@ def _checked(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> d
     if what is not None:
         raise CheckpointError(f"`{next(iter(checkpoint.tensors.values())).path}` holds {what}.")
     if problems:
+        wrapped = wrapper(checkpoint.tensors.keys(), lambda name: dialect.canonical(name, known) in known)
         raise CheckpointError(
             f"The weights do not fit {checkpoint.architecture.name} as configured in `{dialect.config_file}` "
-            f"({dialect.name} format).",
+            f"({dialect.name} format).{'' if wrapped is None else f' {wrapped}.'}",
             problems,
         )
     return tensors
