@@ -31,7 +31,8 @@ def mappable(
             return over_shared(in_axes(is_mapped), *arguments)
         return jax.vmap(function, in_axes(is_mapped))(*arguments)
 
-    def along_first(size: int, is_mapped: Any, arguments: Any) -> Any:
+    def along_first(size: Any, is_mapped: Any, arguments: Any) -> Any:
+        # `size` is an integer, or stands for one in a program exported for any number of rows.
         def spread(x: Any, mapped: bool) -> Any:
             if not hasattr(x, "dtype"):  # a constant, which comes as a Python number: a truth value or a length
                 x = jnp.asarray(x, bool if isinstance(x, bool) else jnp.int32)

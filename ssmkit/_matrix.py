@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Int8
 
@@ -110,8 +111,9 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
 
 
 def _by_rows(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """By digits where rows are few."""
-    return (_bfloat16_digits if x.size <= _FEW_ROWS * x.shape[-1] else _widened)(matrix, x)
+    """By digits where rows are few, and where a program is exported for any number of them."""
+    few = export.is_symbolic_dim(x.size) or x.size <= _FEW_ROWS * x.shape[-1]
+    return (_bfloat16_digits if few else _widened)(matrix, x)
 
 
 # All rows are counted, those that `jax.vmap` makes too.
