@@ -116,8 +116,19 @@ def _by_rows(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
     return (_bfloat16_digits if few else _widened)(matrix, x)
 
 
+def _stacked(in_axes: tuple[int | None, int | None], matrices: Array, x: Array) -> Array:
+    """Where `jax.vmap` takes a matrix for each of several `x`, or for one, the rows of one matrix are counted."""
+    x = x if in_axes[1] == 0 else jnp.broadcast_to(x, (matrices.shape[0], *x.shape))
+    return _stacked_rows(matrices, x)
+
+
+_stacked_rows = mappable(
+    lambda matrices, x: jax.vmap(_by_rows)(matrices, x),
+    lambda matrices, x: jax.vmap(_by_rows, in_axes=(0, 1), out_axes=1)(matrices, x),
+)
+
 # All rows are counted, those that `jax.vmap` makes too.
-_bfloat16_rows = _differentiated_as_widened(mappable(_by_rows, _by_rows))
+_bfloat16_rows = _differentiated_as_widened(mappable(_by_rows, _by_rows, over_shared=_stacked))
 
 
 @_differentiated_as_widened

@@ -277,9 +277,13 @@ def test_silu_and_its_derivatives_equal_those_of_jax():
 
 
 @pytest.mark.parametrize("axes", [1, 2])
-def test_rows_that_vmap_makes_are_counted(axes):
+@pytest.mark.parametrize("layer", ["Linear", "BlockDiagonalLinear"])
+def test_rows_that_vmap_makes_are_counted(layer, axes):
     """The way for few rows is taken by rows of all sequences together; the results are those of row by row."""
-    linear = ssmkit.Linear(8, 4, dtype=jnp.bfloat16, key=jax.random.key(0))
+    if layer == "Linear":
+        linear = ssmkit.Linear(8, 4, dtype=jnp.bfloat16, key=jax.random.key(0))
+    else:
+        linear = ssmkit.BlockDiagonalLinear(8, 4, 2, dtype=jnp.bfloat16, key=jax.random.key(0))
     mapped = linear
     for _ in range(axes):
         mapped = jax.vmap(mapped)
