@@ -1,6 +1,7 @@
 """Causal depthwise convolution, with its window as state."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ from jaxtyping import Array, DTypeLike, Float
 
 from ._layers import along_last
 from ._operator import AbstractSequenceOperator
-from ._types import Length, PRNGKeyArray, Valid, check_length
+from ._operator_checks import check_state, many_tokens, one_token
+from ._sharding import sharded_by_xla
+from ._types import Length, PRNGKeyArray, Valid, check_length, check_valid, checks_itself
 
 
 class CausalConv1d(
@@ -55,6 +58,8 @@ class CausalConv1d(
         channels, kernel_size = self.weight.shape
         return jnp.zeros((kernel_size - 1, channels), jnp.float32)
 
+    @sharded_by_xla
+    @checks_itself
     def chunk_scan(
         self,
         inputs: Float[Array, "time channel"],
@@ -63,6 +68,7 @@ class CausalConv1d(
         length: Length | None = None,
     ) -> tuple[Float[Array, "time channel"], Float[Array, "window channel"]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
+        (inputs,), state = many_tokens(self, self._token, {"inputs": inputs}), self._checked(state)
         time = inputs.shape[0]
         extended = jnp.concatenate([state, inputs.astype(state.dtype)])
         taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
@@ -71,14 +77,25 @@ class CausalConv1d(
         )
         return self._sum(taps), window
 
+    @sharded_by_xla
+    @checks_itself
     def step(
         self, inputs: Float[Array, " channel"], state: Float[Array, "window channel"], *, valid: Valid | None = None
     ) -> tuple[Float[Array, " channel"], Float[Array, "window channel"]]:
         """As `AbstractSequenceOperator.step`."""
+        (inputs,), state = one_token(self, self._token, {"inputs": inputs}), self._checked(state)
         extended = jnp.concatenate([state, inputs.astype(state.dtype)[None]])
         taps = [tap * extended[j] for j, tap in enumerate(self._taps(state.dtype))]
-        window = extended[1:] if valid is None else jnp.where(valid, extended[1:], state)
+        window = extended[1:] if valid is None else jnp.where(check_valid(valid), extended[1:], state)
         return self._sum(taps), window
+
+    @property
+    def _token(self) -> tuple[int]:
+        return (self.weight.shape[0],)
+
+    def _checked(self, state: Any) -> Float[Array, "window channel"]:
+        channels, kernel_size = self.weight.shape
+        return check_state(self, state, (kernel_size - 1, channels), axes="(window, channel)")
 
     def _taps(self, dtype: DTypeLike) -> list[Float[Array, " channel"]]:
         """Columns of the weight, which is not transposed: that would be a copy for every tap of every `step`."""

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
 from ._matrix import Int8Matrix, Matrix, look_up, project
-from ._types import PRNGKeyArray
+from ._sharding import sharded_by_xla
+from ._types import PRNGKeyArray, check_features, checks_itself
 
 
 class Linear(eqx.Module):
@@ -33,6 +34,7 @@ class Linear(eqx.Module):
         self.weight = jax.random.uniform(key, (out_features, in_features), dtype, -bound, bound)
         self.bias = jnp.zeros((out_features,), dtype) if use_bias else None
 
+    @checks_itself
     def __call__(self, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
         """Float32 (or wider) output, whatever the weight's dtype."""
         y = project(self.weight, x)
@@ -78,8 +80,10 @@ class BlockDiagonalLinear(eqx.Module):
         self.weight = jax.random.uniform(key, shape, dtype, -bound, bound)
         self.bias = jnp.zeros((out_features,), dtype) if use_bias else None
 
+    @checks_itself
     def __call__(self, x: Float[Array, "*axes in_features"]) -> Float[Array, "*axes out_features"]:
         """Float32 (or wider) output, whatever the weight's dtype."""
+        check_features(x, self.weight.shape[0] * self.weight.shape[-1])
         parts = jnp.reshape(x, (*x.shape[:-1], self.weight.shape[0], -1))
         y = jax.vmap(project, in_axes=(0, -2), out_axes=-2)(self.weight, parts)
         y = jnp.reshape(y, (*x.shape[:-1], -1))
@@ -104,8 +108,10 @@ def _silu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return y, (sigmoid + y * (1.0 - sigmoid)) * tangent
 
 
+@checks_itself
 def along_last(vector: Float[Array, " width"], x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
     """A vector of the last axis, repeated along the leading axes of `x` and in its dtype: nothing promotes silently."""
+    check_features(x, vector.shape[0])
     return jnp.broadcast_to(vector.astype(x.dtype), x.shape)
 
 
@@ -118,6 +124,7 @@ class Embedding(eqx.Module):
         """Normal initialisation with standard deviation 0.02."""
         self.weight = 0.02 * jax.random.normal(key, (rows, width), dtype)
 
+    @sharded_by_xla
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
         """Rows in the weight's dtype: with it starts the residual stream."""
         return look_up(self.weight, tokens)

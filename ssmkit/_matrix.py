@@ -11,7 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Int8
 
 from ._batching import mappable
-from ._types import at_least_float32
+from ._types import at_least_float32, check_features, checks_itself
 
 
 class Int8Matrix(eqx.Module):
@@ -49,6 +49,7 @@ def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in
     return matrix[rows]
 
 
+@checks_itself
 def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     r"""$W x$ in float32 or wider, with every entry of `matrix` read once, as it is stored.
 
@@ -58,6 +59,7 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
       three times 8), so that narrow products, which CPUs are quick at, add up to the product of float32;
     - elsewhere `x` is cast to the dtype of a bfloat16 matrix, and an 8-bit matrix is widened as it is read.
     """
+    check_features(x, matrix.shape[-1])
     if isinstance(matrix, Int8Matrix):
         x = x.astype(at_least_float32(x.dtype))
         products = jax.lax.platform_dependent(matrix.values, x, cpu=_int8_digits, default=_widened)

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._norms import LayerNorm, RMSNorm
 from ._operator import AbstractSequenceOperator
+from ._operator_checks import ADD_TIME
 from ._sharding import sharded_by_xla
-from ._types import Length, PRNGKeyArray, Valid, at_least_float32
+from ._types import Length, PRNGKeyArray, Valid, at_least_float32, checks_itself
 
 
 Cache = TypeVar("Cache")
@@ -91,18 +95,42 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
         """
 
     @sharded_by_xla
+    @checks_itself
     def prefill(
         self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
+        x = features_of(self, x, many=True)
         return self.mix(x, cache, lambda operator, inputs, state: operator.chunk_scan(inputs, state, length=length))
 
     @sharded_by_xla
+    @checks_itself
     def step(
         self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
     ) -> tuple[Float[Array, " width"], Cache]:
         """As `AbstractMixer.step`."""
+        x = features_of(self, x, many=False)
         return self.mix(x, cache, lambda operator, inputs, state: operator.step(inputs, state, valid=valid))
+
+
+def features_of(mixer: AbstractMixer[Any], x: Any, *, many: bool) -> Float[Array, "*time width"]:
+    """`x` as a JAX array, if it is of many tokens, as for `prefill`, or of one, as for `step`.
+
+    **Raises:** `ValueError` naming the mixer, what was got, what was expected and the remedy.
+    """
+    name, expected = type(mixer).__name__, "(time, width)" if many else "(width,)"
+    if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(x.dtype, jnp.floating):
+        got = getattr(x, "dtype", type(x).__name__)
+        raise ValueError(f"{name}: `x` must be floating-point features of shape {expected}, got {got}.")
+    if x.ndim != 1 + many:
+        remedy = "a mixer takes one sequence; batch with `jax.vmap`"
+        if many and x.ndim == 1:
+            remedy = f"it is that of one token: {ADD_TIME}"
+        if not many and x.ndim == 2:
+            remedy = "it is that of many tokens: a step takes one, `x[0]`; many are for `prefill`"
+        method = "prefill" if many else "step"
+        raise ValueError(f"{name}.{method}: `x` must have shape {expected}, got {x.shape}; {remedy}.")
+    return jnp.asarray(x)
 
 
 class AbstractBlock(AbstractMixer[Cache]):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from ._layers import Linear, silu
-from ._mixer import AbstractMixer
-from ._types import Length, PRNGKeyArray, Valid
+from ._mixer import AbstractMixer, features_of
+from ._types import Length, PRNGKeyArray, Valid, checks_itself
 
 
 class GatedMLP(AbstractMixer[tuple[()]]):
@@ -50,17 +50,19 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         """Nothing to remember."""
         return ()
 
+    @checks_itself
     def prefill(
         self, x: Float[Array, "time width"], cache: tuple[()], *, length: Length | None = None
     ) -> tuple[Float[Array, "time width"], tuple[()]]:
         """As `AbstractMixer.prefill`."""
-        return self._map(x), cache
+        return self._map(features_of(self, x, many=True)), cache
 
+    @checks_itself
     def step(
         self, x: Float[Array, " width"], cache: tuple[()], *, valid: Valid | None = None
     ) -> tuple[Float[Array, " width"], tuple[()]]:
         """As `AbstractMixer.step`."""
-        return self._map(x), cache
+        return self._map(features_of(self, x, many=False)), cache
 
     def _map(self, x: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
         return self.down(self.activation(self.gate(x)) * self.up(x))

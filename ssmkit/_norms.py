@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from ._layers import along_last, silu
-from ._types import at_least_float32
+from ._types import at_least_float32, check_features, checks_itself
 
 
 class RMSNorm(eqx.Module):
@@ -30,8 +30,10 @@ class RMSNorm(eqx.Module):
         self.groups = groups
         self.eps = eps
 
+    @checks_itself
     def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
         """Normalised `x`, float32 or wider."""
+        check_features(x, self.weight.shape[0])
         x = x.astype(self.weight.dtype)
         return along_last(self.weight, x) * rms_normalise(x, groups=self.groups, eps=self.eps)
 
@@ -52,10 +54,13 @@ class GatedRMSNorm(eqx.Module):
         self.groups = groups
         self.eps = eps
 
+    @checks_itself
     def __call__(
         self, x: Float[Array, "*axes channel"], gate: Float[Array, "*axes channel"]
     ) -> Float[Array, "*axes channel"]:
         """Normalised and gated `x`, float32 or wider."""
+        check_features(x, self.weight.shape[0])
+        check_features(gate, self.weight.shape[0])
         dtype = self.weight.dtype
         x = x.astype(dtype) * silu(gate.astype(dtype))
         return along_last(self.weight, x) * rms_normalise(x, groups=self.groups, eps=self.eps)
@@ -90,8 +95,10 @@ class LayerNorm(eqx.Module):
         self.groups = groups
         self.eps = eps
 
+    @checks_itself
     def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
         """Normalised `x`, float32 or wider."""
+        check_features(x, self.weight.shape[0])
         x = x.astype(self.weight.dtype)
         grouped = jnp.reshape(x, (*x.shape[:-1], self.groups, -1))
         centred = jnp.reshape(grouped - jnp.mean(grouped, axis=-1, keepdims=True), x.shape)

@@ -45,6 +45,8 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
         - `length`: how many of them are valid, a scalar integer; `None` means all.
 
         **Returns:** outputs and the state after token `length - 1`.
+
+        **Raises:** `ValueError` naming the argument when `inputs` or `state` are not those of this operator.
         """
 
     @abc.abstractmethod
@@ -58,4 +60,6 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
         - `valid`: a scalar boolean; where false, the state is returned as it was. `None` means true.
 
         **Returns:** the output and the new state.
+
+        **Raises:** as `chunk_scan`.
         """

@@ -14,8 +14,9 @@ from jaxtyping import Array, DTypeLike, Inexact, PyTree
 from . import kernels
 from ._coefficients import Coefficients
 from ._operator import AbstractSequenceOperator, Input
+from ._operator_checks import ADD_TIME, DROP_TIME, check_state, dtype_name, is_wide
 from ._sharding import sharded_by_xla
-from ._types import Length, State, StateLike, Valid, check_length, checks_itself, shown, whole
+from ._types import Length, State, StateLike, Valid, check_length, check_valid, checks_itself, shown, whole
 
 
 class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "..."], State], Generic[Input]):
@@ -80,9 +81,9 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
             raise ValueError(
                 f"{name}: `chunk_size` must be an integer, at least 1, or None, got {shown(self.chunk_size)}."
             )
-        if not _is_wide(self.state_dtype):
+        if not is_wide(self.state_dtype):
             raise ValueError(
-                f"{name}: `state_dtype` must be float32 or complex64 (or wider), got {_dtype_name(self.state_dtype)}: "
+                f"{name}: `state_dtype` must be float32 or complex64 (or wider), got {dtype_name(self.state_dtype)}: "
                 "a state adds up many small numbers."
             )
         for attribute in ("state_shape", "chunk_size", "state_dtype"):
@@ -117,7 +118,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         **Raises:** `ValueError` when the coefficients or the state do not fit `state_shape`, or `inputs` have no time
         axis, naming this class.
         """
-        state = self._checked_state(state)
+        state = check_state(self, state, self.state_shape, axes="(heads, key, value)", kind=jnp.inexact)
         time = _leading_axis(type(self).__name__, inputs)
         if length is not None:
             length = check_length(length, time)
@@ -132,14 +133,14 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
 
         **Raises:** as `chunk_scan`.
         """
-        state = self._checked_state(state)
+        state = check_state(self, state, self.state_shape, axes="(heads, key, value)", kind=jnp.inexact)
         try:
             coefficients = self._checked(inputs)
         except Exception as error:
             _explain(error, jax.vmap(self._checked), inputs, f"{type(self).__name__}.step", _MANY)
             raise
         if valid is not None:
-            coefficients = coefficients.where(valid)
+            coefficients = coefficients.where(check_valid(valid))
         return kernels.step(coefficients, state)
 
     def _checked_all(self, inputs: Input) -> Coefficients:
@@ -183,30 +184,9 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
                 )
         return coefficients
 
-    def _checked_state(self, state: Any) -> State:
-        """The state as a JAX array, if it fits."""
-        name = type(self).__name__
-        array = jnp.asarray(state) if isinstance(state, jax.Array | np.ndarray) else None
-        if array is None or not jnp.issubdtype(array.dtype, jnp.inexact):
-            got = getattr(state, "dtype", type(state).__name__)
-            raise ValueError(
-                f"{name}: `state` must be a floating-point or complex array, got {got}. Start from `init_state()`."
-            )
-        if not _is_wide(array.dtype):
-            raise ValueError(
-                f"{name}: `state` must be at least float32, got {array.dtype}: a state adds up many small numbers. "
-                "Start from `init_state()`."
-            )
-        if tuple(array.shape) != tuple(self.state_shape):
-            raise ValueError(
-                f"{name}: `state` must have shape (heads, key, value) = {self.state_shape}, got {array.shape}. Start "
-                "from `init_state()`."
-            )
-        return array
 
-
-_ONE = "`inputs` are those of one token, of shapes {}: put an axis of tokens (time) in front, `x[None]`, or use `step`."
-_MANY = "`inputs` are those of many tokens, of shapes {}: a step takes one, `x[0]`; many are for `chunk_scan`."
+_ONE = f"`inputs` are those of one token, of shapes {{}}: {ADD_TIME}."
+_MANY = f"`inputs` are those of many tokens, of shapes {{}}: {DROP_TIME}."
 
 
 def _explain(error: Exception, other: Callable[[Any], Any], inputs: PyTree, name: str, remedy: str) -> None:
@@ -235,21 +215,6 @@ def _traced_sources(module: eqx.Module, attribute: str) -> Iterator[str]:
                 same = False
             if not same:
                 yield jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _is_wide(dtype: Any) -> bool:
-    """Whether this is a floating-point or complex dtype of float32's precision or more."""
-    try:
-        return bool(jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32)
-    except (TypeError, ValueError):
-        return False
-
-
-def _dtype_name(dtype: Any) -> str:
-    try:
-        return jnp.dtype(dtype).name
-    except TypeError:
-        return shown(dtype)
 
 
 def _leading_axis(name: str, inputs: PyTree) -> int:

@@ -1,6 +1,6 @@
 """Running quantities of the inputs that a recurrence's coefficients are made of: a maximum and a phase."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,9 @@ from jaxtyping import Array, Float
 
 from ._long_sums import LongSum
 from ._operator import AbstractSequenceOperator
-from ._types import Length, Valid, check_length
+from ._operator_checks import check_state, many_tokens, one_token
+from ._sharding import sharded_by_xla
+from ._types import Length, Valid, check_length, check_valid, checks_itself
 
 
 class Gates(NamedTuple):
@@ -43,12 +45,16 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
         """Zeros: an empty state is in range at any scale."""
         return jnp.zeros((2, self.heads), jnp.float32)
 
+    @sharded_by_xla
+    @checks_itself
     def chunk_scan(
         self, inputs: Gates, state: Float[Array, "2 heads"], *, length: Length | None = None
     ) -> tuple[StabilisedGates, Float[Array, "2 heads"]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
-        stop, valid = _valid(inputs.forget.shape[0], length)
-        forget, write = (gate.astype(state.dtype) for gate in inputs)
+        forget, write = many_tokens(self, (self.heads,), _gates(self, inputs))
+        state = check_state(self, state, (2, self.heads), axes="(2, heads)")
+        stop, valid = _valid(forget.shape[0], length)
+        forget, write = forget.astype(state.dtype), write.astype(state.dtype)
         forget = jnp.where(valid, forget, jnp.zeros_like(forget))
         forgotten, maximum = jax.lax.associative_scan(
             lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])),
@@ -59,14 +65,18 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
         gates, _ = _relative(LongSum(*before).plus(LongSum.of(forget)), write)
         return gates, _after(stop, state, maximum)
 
+    @sharded_by_xla
+    @checks_itself
     def step(
         self, inputs: Gates, state: Float[Array, "2 heads"], *, valid: Valid | None = None
     ) -> tuple[StabilisedGates, Float[Array, "2 heads"]]:
         """As `AbstractSequenceOperator.step`."""
-        forget, write = (gate.astype(state.dtype) for gate in inputs)
+        forget, write = one_token(self, (self.heads,), _gates(self, inputs))
+        state = check_state(self, state, (2, self.heads), axes="(2, heads)")
+        forget, write = forget.astype(state.dtype), write.astype(state.dtype)
         gates, maximum = _relative(LongSum(*state).plus(LongSum.of(forget)), write)
         maximum = jnp.stack(maximum)
-        return gates, maximum if valid is None else jnp.where(valid, maximum, state)
+        return gates, maximum if valid is None else jnp.where(check_valid(valid), maximum, state)
 
 
 def _relative(kept: LongSum, write: Array) -> tuple[StabilisedGates, LongSum]:
@@ -89,6 +99,15 @@ def _maximum(a: LongSum, b: LongSum) -> LongSum:
     return LongSum(jnp.maximum(a.total, b.total), jnp.where(b_is_larger, b.rest, a.rest))
 
 
+def _gates(operator: Stabiliser, inputs: Any) -> dict[str, Any]:
+    """The two gates by the names that messages give them."""
+    if not isinstance(inputs, Gates):
+        raise ValueError(
+            f"{type(operator).__name__}: `inputs` must be `ssmkit.Gates(forget, input)`, got {type(inputs).__name__}."
+        )
+    return {f"inputs.{name}": gate for name, gate in inputs._asdict().items()}
+
+
 class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "2 ..."]]):
     r"""$p_t = p_{t-1} + \delta_t \bmod 1$, in turns: the angle of a data-dependent rotation (Mamba-3).
 
@@ -108,23 +127,31 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
         """Zeros."""
         return jnp.zeros((2, *self.shape), jnp.float32)
 
+    @sharded_by_xla
+    @checks_itself
     def chunk_scan(
         self, inputs: Float[Array, "time ..."], state: Float[Array, "2 ..."], *, length: Length | None = None
     ) -> tuple[Float[Array, "time ..."], Float[Array, "2 ..."]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
+        (inputs,) = many_tokens(self, self.shape, {"inputs": inputs})
+        state = check_state(self, state, (2, *self.shape))
         stop, valid = _valid(inputs.shape[0], length)
         turns = jnp.where(jnp.reshape(valid, (-1,) + (1,) * len(self.shape)), inputs.astype(state.dtype), 0.0)
         phases = jax.lax.associative_scan(lambda a, b: _wrapped(a + b), _wrapped(turns))
         phases = _turned(LongSum(*state[:, None]), LongSum.of(phases))
         return phases.total, _after(stop, state, phases)
 
+    @sharded_by_xla
+    @checks_itself
     def step(
         self, inputs: Float[Array, "..."], state: Float[Array, "2 ..."], *, valid: Valid | None = None
     ) -> tuple[Float[Array, "..."], Float[Array, "2 ..."]]:
         """As `AbstractSequenceOperator.step`."""
+        (inputs,) = one_token(self, self.shape, {"inputs": inputs})
+        state = check_state(self, state, (2, *self.shape))
         phase = _turned(LongSum(*state), LongSum.of(_wrapped(inputs.astype(state.dtype))))
         both = jnp.stack(phase)
-        return phase.total, both if valid is None else jnp.where(valid, both, state)
+        return phase.total, both if valid is None else jnp.where(check_valid(valid), both, state)
 
 
 def _turned(phase: LongSum, turns: LongSum) -> LongSum:
@@ -145,6 +172,7 @@ def _after(stop: Length, state: Array, sums: LongSum) -> Array:
     return jnp.where(stop > 0, jnp.stack([sums.total[last], sums.rest[last]]), state)
 
 
+@checks_itself
 def _valid(time: int, length: Length | None) -> tuple[Length, Array]:
     """How many tokens are valid, and which, as a column."""
     stop = time if length is None else check_length(length, time)

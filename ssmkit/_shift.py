@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._operator import AbstractSequenceOperator
-from ._types import Length, Valid, check_length
+from ._operator_checks import check_state, many_tokens, one_token
+from ._sharding import sharded_by_xla
+from ._types import Length, Valid, check_length, check_valid, checks_itself
 
 
 class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]):
@@ -25,18 +27,24 @@ class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], F
         """Zeros: nothing came before the first token."""
         return jnp.zeros(self.shape, jnp.float32)
 
+    @sharded_by_xla
+    @checks_itself
     def chunk_scan(
         self, inputs: Float[Array, "time ..."], state: Float[Array, "..."], *, length: Length | None = None
     ) -> tuple[Float[Array, "time ..."], Float[Array, "..."]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
+        (inputs,), state = many_tokens(self, self.shape, {"inputs": inputs}), check_state(self, state, self.shape)
         time = inputs.shape[0]
         extended = jnp.concatenate([state[None], inputs.astype(state.dtype)])
         last = time if length is None else check_length(length, time)
         return extended[:-1], jax.lax.dynamic_index_in_dim(extended, last, keepdims=False)
 
+    @sharded_by_xla
+    @checks_itself
     def step(
         self, inputs: Float[Array, "..."], state: Float[Array, "..."], *, valid: Valid | None = None
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """As `AbstractSequenceOperator.step`."""
+        (inputs,), state = one_token(self, self.shape, {"inputs": inputs}), check_state(self, state, self.shape)
         new = inputs.astype(state.dtype)
-        return state, new if valid is None else jnp.where(valid, new, state)
+        return state, new if valid is None else jnp.where(check_valid(valid), new, state)

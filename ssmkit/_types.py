@@ -42,13 +42,14 @@ State: TypeAlias = Inexact[Array, "heads key value"]
 StateLike: TypeAlias = Inexact[ArrayLike, "heads key value"]
 
 
+@checks_itself
 def check_length(length: Length, time: int) -> Int[Array, ""]:
     """`length` as an int32 scalar in `[0, time]`.
 
     **Raises:** `ValueError` when it is not an integer, or is known (not traced) and outside `[0, time]`. A traced one
     that is outside is clipped.
     """
-    array = jnp.asarray(length)
+    array = _array("length", length, "one integer")
     if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"`length` must be one integer, got {array.dtype} of shape {array.shape}.")
     if isinstance(array, Tracer):
@@ -56,6 +57,36 @@ def check_length(length: Length, time: int) -> Int[Array, ""]:
     if not 0 <= int(array) <= time:
         raise ValueError(f"`length` must lie in [0, {time}], the time axis of the inputs, got {int(array)}.")
     return array.astype(jnp.int32)
+
+
+@checks_itself
+def check_valid(valid: Valid) -> Bool[Array, ""]:
+    """`valid` as a boolean scalar.
+
+    **Raises:** `ValueError` when it is not one boolean.
+    """
+    array = _array("valid", valid, "one boolean")
+    if array.ndim != 0 or array.dtype != jnp.bool_:
+        raise ValueError(f"`valid` must be one boolean, got {array.dtype} of shape {array.shape}.")
+    return array
+
+
+def _array(name: str, value: Any, expected: str) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"`{name}` must be {expected}, got {shown(value)}.") from error
+
+
+def check_features(x: Any, size: int) -> None:
+    """**Raises:** `ValueError` when the last axis of `x` is not of the size that a layer was made for."""
+    if not isinstance(x, Array | np.ndarray):
+        raise ValueError(f"`x` must be an array whose last axis holds {size} features, got {shown(x)}.")
+    if x.shape[-1:] != (size,):
+        raise ValueError(
+            f"the last axis of `x` must hold the {size} features that this layer was made for, got "
+            f"{x.shape[-1] if x.ndim else 'none'} in shape {x.shape}. Make the layer for as many."
+        )
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:

@@ -30,7 +30,7 @@ def test_a_batch_spread_over_devices():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["training", "generating", "recurrence"]
+    assert done.stdout.split() == ["training", "generating", "operators", "own"]
 
 
 def equal(got, expected) -> None:
@@ -62,6 +62,30 @@ class Decay(ssmkit.DiagonalChunkedRecurrence):
         return ssmkit.Coefficients(jax.nn.log_sigmoid(x[:, 3:]), x[:, :3], x[:, :3], x[:, :3])
 
 
+class Own(ssmkit.AbstractLanguageModel):
+    """A user's model, which defines its own methods."""
+
+    embedding: ssmkit.Embedding
+    head: ssmkit.Linear
+    vocab_size: int = eqx.field(static=True, default=29)
+
+    def init_cache(self):
+        return jnp.zeros(8)
+
+    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+        sums = jnp.cumsum(self.embedding(tokens), 0) + cache
+        return self.head(sums), sums[-1]
+
+    def prefill(self, tokens, cache, length=None):
+        sums = jnp.cumsum(self.embedding(tokens), 0) + cache
+        last = sums[(tokens.shape[0] if length is None else length) - 1]
+        return self.head(last), last
+
+    def step(self, token, cache, valid=None):
+        last = self.embedding(token) + cache
+        return self.head(last), last if valid is None else jnp.where(valid, last, cache)
+
+
 def main() -> None:
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
     replicated, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
@@ -82,7 +106,22 @@ def main() -> None:
     x = jax.device_put(np.random.default_rng(0).normal(size=(DEVICES, 7, 2, 4)).astype(np.float32), by_row)
     scan = lambda x: Decay().chunk_scan(x, Decay().init_state())  # noqa: E731
     equal(jax.jit(jax.vmap(scan))(x), jax.vmap(scan)(np.asarray(x)))
-    print("recurrence")
+    gates = lambda x: ssmkit.Gates(x[..., 0], x[..., 1])  # noqa: E731
+    for operator, prepare in (
+        (ssmkit.CausalConv1d(4, 3, key=jax.random.key(0)), lambda x: x[..., 0, :]),
+        (ssmkit.Shift((2, 4)), lambda x: x),
+        (ssmkit.RunningPhase((2, 4)), lambda x: x),
+        (ssmkit.Stabiliser(2), gates),
+    ):
+        scan = lambda x, f=prepare, o=operator: o.step(f(x[0]), o.chunk_scan(f(x), o.init_state())[1])  # noqa: E731
+        equal(jax.jit(jax.vmap(scan))(x), jax.vmap(scan)(np.asarray(x)))
+    print("operators")
+    alone = Own(ssmkit.Embedding(29, 8, key=jax.random.key(0)), ssmkit.Linear(8, 29, key=jax.random.key(1)))
+    spread = place(alone)
+    for run in (eqx.filter_value_and_grad(loss_of), steps_of):
+        equal(eqx.filter_jit(run)(spread, tokens), eqx.filter_jit(run)(alone, rows))
+    equal(ssmkit.generate(spread, tokens, 4).tokens, ssmkit.generate(alone, rows, 4).tokens)
+    print("own")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Whether inputs and states are those of an operator. Shapes and dtypes alone are looked at: free under `jax.jit`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Inexact
+
+from ._types import shown
+
+
+ADD_TIME = "put an axis of tokens (time) in front, `x[None]`, or use `step`"
+DROP_TIME = "a step takes one, `x[0]`; many are for `chunk_scan`"
+
+
+def many_tokens(operator: Any, shape: tuple[int, ...], inputs: Mapping[str, Any]) -> list[Array]:
+    """The arrays of `chunk_scan` as JAX arrays, if they are of many tokens, each of `shape`.
+
+    **Raises:** `ValueError` naming the operator, the array, the axis, what was got and what was expected.
+    """
+    name = f"{type(operator).__name__}.chunk_scan"
+    arrays = [_fitted(name, array, given, shape, many=True) for array, given in inputs.items()]
+    (first, *others), times = inputs, [array.shape[0] for array in arrays]
+    for other, time in zip(others, times[1:], strict=True):
+        if time != times[0]:
+            raise ValueError(
+                f"{name}: axis 0 (time) of `{other}` must be {times[0]}, as in `{first}`, got {time}: they are of the "
+                "same tokens."
+            )
+    return arrays
+
+
+def one_token(operator: Any, shape: tuple[int, ...], inputs: Mapping[str, Any]) -> list[Array]:
+    """The arrays of `step` as JAX arrays, if they are of one token, of `shape`.
+
+    **Raises:** as `many_tokens`.
+    """
+    name = f"{type(operator).__name__}.step"
+    return [_fitted(name, array, given, shape, many=False) for array, given in inputs.items()]
+
+
+def _fitted(name: str, array: str, given: Any, token: tuple[int, ...], *, many: bool) -> Array:
+    axes = ", ".join(map(str, ("time", *token) if many else token))
+    expected = f"({axes},)" if len(token) + many == 1 else f"({axes})"
+    if not isinstance(given, jax.Array | np.ndarray) or not jnp.issubdtype(given.dtype, jnp.floating):
+        got = getattr(given, "dtype", type(given).__name__)
+        raise ValueError(f"{name}: `{array}` must be a floating-point array of shape {expected}, got {got}.")
+    got, sizes = given.shape, given.shape[many:]
+    wrong = f"{name}: `{array}` must have shape {expected}, got {got}"
+    if many and len(got) == len(token):
+        raise ValueError(f"{wrong}, that of one token: {ADD_TIME}.")
+    if not many and len(got) == len(token) + 1:
+        raise ValueError(f"{wrong}, that of many tokens: {DROP_TIME}.")
+    if len(sizes) != len(token):
+        raise ValueError(f"{wrong}: an operator takes one sequence; batch with `jax.vmap`.")
+    for axis, (size, fits) in enumerate(zip(sizes, token, strict=True), start=int(many)):
+        if size != fits:
+            raise ValueError(
+                f"{name}: axis {axis} of `{array}` must be {fits}, got {size} in shape {got}: give what "
+                f"it was made for, {expected}, or make another one."
+            )
+    return jnp.asarray(given)
+
+
+def check_state(
+    operator: Any, state: Any, shape: tuple[int, ...], *, axes: str = "", kind: Any = jnp.floating
+) -> Inexact[Array, "..."]:
+    """The state as a JAX array, if it fits.
+
+    **Arguments:**
+
+    - `operator`: whose state it is.
+    - `state`: what a user gave.
+    - `shape`: of a state that fits.
+    - `axes`: the names of its axes, for the message.
+    - `kind`: of its numbers, `jnp.inexact` where they may be complex.
+
+    **Raises:** `ValueError` naming the operator, what was got, what was expected and the remedy.
+    """
+    name = type(operator).__name__
+    numbers = "floating-point or complex" if kind is jnp.inexact else "floating-point"
+    array = jnp.asarray(state) if isinstance(state, jax.Array | np.ndarray) else None
+    if array is None or not jnp.issubdtype(array.dtype, kind):
+        got = getattr(state, "dtype", type(state).__name__)
+        raise ValueError(f"{name}: `state` must be a {numbers} array, got {got}. Start from `init_state()`.")
+    if not is_wide(array.dtype):
+        raise ValueError(
+            f"{name}: `state` must be at least float32, got {array.dtype}: a state adds up many small numbers. "
+            "Start from `init_state()`."
+        )
+    if tuple(array.shape) != tuple(shape):
+        named = f"{axes} = {shape}" if axes else f"{shape}"
+        raise ValueError(f"{name}: `state` must have shape {named}, got {array.shape}. Start from `init_state()`.")
+    return array
+
+
+def is_wide(dtype: Any) -> bool:
+    """Whether this is a floating-point or complex dtype of float32's precision or more."""
+    try:
+        return bool(jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32)
+    except (TypeError, ValueError):
+        return False
+
+
+def dtype_name(dtype: Any) -> str:
+    """What a dtype, or something in its place, is called."""
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return shown(dtype)
