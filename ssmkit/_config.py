@@ -36,9 +36,9 @@ def install_typechecker() -> None:
 
 
 def checks_itself(function: Function) -> Function:
-    """Marks a public function whose own checks, and their messages, cover its arguments.
+    """Marks a public function, or a dataclass, whose own checks, and their messages, cover its arguments.
 
     `SSMKIT_TYPECHECK=1` leaves them alone: one mistake has one message, with the switch and without.
     """
-    vars(function)["__no_type_check__"] = True
+    function.__no_type_check__ = True  # pyright: ignore[reportFunctionMemberAccess]
     return function

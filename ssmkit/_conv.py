@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from ._construction import check_dtype, check_one_key, check_sizes, check_switches
 from ._layers import along_last
 from ._operator import AbstractSequenceOperator
 from ._operator_checks import check_state, many_tokens, one_token
@@ -27,6 +28,7 @@ class CausalConv1d(
     weight: Float[Array, "channel kernel"]
     bias: Float[Array, " channel"] | None
 
+    @checks_itself
     def __init__(
         self,
         channels: int,
@@ -45,9 +47,13 @@ class CausalConv1d(
         - `use_bias`: whether $b$ exists.
         - `dtype`: of the parameters.
         - `key`: for the initialisation.
+
+        **Raises:** as `ssmkit.Linear`.
         """
-        if kernel_size < 1:
-            raise ValueError(f"`kernel_size` must be at least 1, got {kernel_size}.")
+        check_sizes(channels=channels, kernel_size=kernel_size)
+        check_switches(use_bias=use_bias)
+        check_dtype(dtype)
+        check_one_key(key)
         bound = kernel_size**-0.5
         weight_key, bias_key = jax.random.split(key)
         self.weight = jax.random.uniform(weight_key, (channels, kernel_size), dtype, -bound, bound)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from ._arguments import check_model
 from ._cache import check_cache, check_generation
 from ._engine import Generation, begin, proceed
 from ._keys import Keys, check_key, check_sampler, plain_keys, row_keys
@@ -63,7 +64,7 @@ def generate(
 
     **Raises:** `ValueError` naming the argument; `FloatingPointError` when the model's logits are not finite.
     """
-    _check_model(model)
+    check_model(model)
     batch, rows = read_prompts(prompts, lengths, model.vocab_size)
     count = _count(max_new_tokens)
     stops = read_stop_tokens(stop_token, model.vocab_size, model.stop_tokens)
@@ -101,7 +102,7 @@ def resume(
 
     **Raises:** as `generate`; `ValueError` when `generation` is of another model.
     """
-    _check_model(model)
+    check_model(model)
     rows = check_generation(model, generation)
     check_sampler(sampler)
     if sampler.needs_history and generation.history is None:
@@ -136,7 +137,7 @@ def stream(
 
     **Raises:** as `generate`, at the call rather than at the first token.
     """
-    _check_model(model)
+    check_model(model)
     count = _count(max_new_tokens)
     batch = read_prompt(prompt, model.vocab_size)
     stops = read_stop_tokens(stop_token, model.vocab_size, model.stop_tokens)
@@ -155,11 +156,6 @@ def stream(
             left, ask = left - ask, _STREAM_TOKENS
 
     return tokens()
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, AbstractLanguageModel):
-        raise ValueError(f"`model` must be an `ssmkit.AbstractLanguageModel`, got {type(model).__name__}.")
 
 
 def _last_token(generation: Generation[Cache]) -> Generation[Cache]:

@@ -1,8 +1,6 @@
 """Language models: tokens in, logits out, under the same cache protocol as mixers."""
 
 import abc
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
@@ -11,13 +9,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int
 
+from ._construction import check_one_key, check_sizes, check_switches, positive
 from ._fits import check_mixers
 from ._layers import Embedding, Linear
 from ._matrix import project
 from ._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
 from ._norms import LayerNorm, RMSNorm
 from ._sharding import sharded_by_xla
-from ._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, at_least_float32, check_length, checks_itself
+from ._types import (
+    Length,
+    Logits,
+    PRNGKeyArray,
+    Token,
+    Tokens,
+    Valid,
+    at_least_float32,
+    check_length,
+    checks_itself,
+    shown,
+)
 
 
 class AbstractLanguageModel(eqx.Module, Generic[Cache]):
@@ -212,6 +222,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
     norm: RMSNorm | LayerNorm
     head: Linear | None
 
+    @checks_itself
     def __init__(
         self,
         vocab_size: int,
@@ -245,19 +256,22 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         **Raises:** `ValueError` or `TypeError` naming the argument that does not fit, a mixer among them: each is
         traced with one token, which computes nothing.
         """
-        for name, size in (("vocab_size", vocab_size), ("width", width)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}.")
+        check_sizes(vocab_size=vocab_size, width=width)
+        check_switches(tie_word_embeddings=tie_word_embeddings)
         if not isinstance(mixers, Sequence):
             raise TypeError(f"`mixers` must be a list of mixers, got {type(mixers).__name__}.")
         for i, mixer in enumerate(mixers):
             if not isinstance(mixer, AbstractMixer):
                 raise TypeError(f"`mixers[{i}]` must be an `ssmkit.AbstractMixer`, got {type(mixer).__name__}.")
         for name, make in (("norm", norm), ("embedding_norm", embedding_norm)):
-            if isinstance(make, RMSNorm | LayerNorm):
+            if isinstance(make, RMSNorm | LayerNorm) or not (
+                callable(make) or (name, make) == ("embedding_norm", None)
+            ):
+                what = "a norm" if isinstance(make, RMSNorm | LayerNorm) else shown(make)
                 raise TypeError(
-                    f"`{name}` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got a norm."
+                    f"`{name}` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got {what}."
                 )
+        check_one_key(key)
         check_mixers(mixers, width)
         embedding_key, head_key = jax.random.split(key)
         self.vocab_size = vocab_size
@@ -265,16 +279,10 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         self.blocks = tuple(ResidualBlock(norm=norm(width), mixer=mixer) for mixer in mixers)
         self.norm = norm(width)
         self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
-        self.embedding_multiplier = _positive("embedding_multiplier", embedding_multiplier)
+        self.embedding_multiplier = positive("embedding_multiplier", embedding_multiplier)
         self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
         cap = final_logit_softcapping
-        self.final_logit_softcapping = None if cap is None else _positive("final_logit_softcapping", cap)
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0.0 < float(value) < math.inf:
-        raise ValueError(f"`{name}` must be a number above 0, known when the model is made, got {value!r}.")
-    return float(value)
+        self.final_logit_softcapping = None if cap is None else positive("final_logit_softcapping", cap)
 
 
 def _ids(name: str, tokens: ArrayLike, ndim: int) -> Int[Array, "*axes"]:

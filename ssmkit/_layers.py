@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
+from ._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
 from ._matrix import Int8Matrix, Matrix, look_up, project
 from ._sharding import sharded_by_xla
 from ._types import PRNGKeyArray, check_features, checks_itself
@@ -20,6 +21,7 @@ class Linear(eqx.Module):
     weight: Matrix
     bias: Float[Array, " out"] | None
 
+    @checks_itself
     def __init__(
         self,
         in_features: int,
@@ -29,7 +31,14 @@ class Linear(eqx.Module):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Uniform initialisation in $\\pm 1/\\sqrt{in}$, as PyTorch's `Linear`; a bias starts at zero."""
+        """Uniform initialisation in $\\pm 1/\\sqrt{in}$, as PyTorch's `Linear`; a bias starts at zero.
+
+        **Raises:** `ValueError` naming the argument that is no size, dtype or key.
+        """
+        check_sizes(in_features=in_features, out_features=out_features)
+        check_switches(use_bias=use_bias)
+        check_dtype(dtype)
+        check_one_key(key)
         bound = in_features**-0.5
         self.weight = jax.random.uniform(key, (out_features, in_features), dtype, -bound, bound)
         self.bias = jnp.zeros((out_features,), dtype) if use_bias else None
@@ -51,6 +60,7 @@ class BlockDiagonalLinear(eqx.Module):
     weight: Float[Array, "blocks out in"] | Int8Matrix
     bias: Float[Array, " features"] | None
 
+    @checks_itself
     def __init__(
         self,
         in_features: int,
@@ -71,8 +81,13 @@ class BlockDiagonalLinear(eqx.Module):
         - `dtype`: of weight and bias.
         - `key`: for the initialisation.
 
-        **Raises:** `ValueError` when the blocks do not divide the features.
+        **Raises:** as `ssmkit.Linear`, and `ValueError` when the blocks do not divide the features.
         """
+        check_sizes(in_features=in_features, out_features=out_features)
+        check_integers(blocks=blocks)
+        check_switches(use_bias=use_bias)
+        check_dtype(dtype)
+        check_one_key(key)
         if blocks < 1 or in_features % blocks != 0 or out_features % blocks != 0:
             raise ValueError(f"`blocks` must divide {in_features} inputs and {out_features} outputs, got {blocks}.")
         bound = (in_features // blocks) ** -0.5
@@ -120,8 +135,15 @@ class Embedding(eqx.Module):
 
     weight: Matrix
 
+    @checks_itself
     def __init__(self, rows: int, width: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
-        """Normal initialisation with standard deviation 0.02."""
+        """Normal initialisation with standard deviation 0.02.
+
+        **Raises:** as `ssmkit.Linear`.
+        """
+        check_sizes(rows=rows, width=width)
+        check_dtype(dtype)
+        check_one_key(key)
         self.weight = 0.02 * jax.random.normal(key, (rows, width), dtype)
 
     @sharded_by_xla

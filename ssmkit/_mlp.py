@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from ._construction import check_one_key, check_sizes
 from ._layers import Linear, silu
 from ._mixer import AbstractMixer, features_of
-from ._types import Length, PRNGKeyArray, Valid, checks_itself
+from ._types import Length, PRNGKeyArray, Valid, checks_itself, shown
 
 
 class GatedMLP(AbstractMixer[tuple[()]]):
@@ -20,6 +21,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
     down: Linear
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
+    @checks_itself
     def __init__(
         self,
         width: int,
@@ -39,7 +41,13 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         - `activation`: $\\phi$.
         - `use_bias`, `dtype`: of the three projections.
         - `key`: for the initialisation.
+
+        **Raises:** as `ssmkit.Linear`.
         """
+        check_sizes(width=width, hidden=hidden)
+        if not callable(activation):
+            raise ValueError(f"`activation` must be a function, got {shown(activation)}.")
+        check_one_key(key)
         gate_key, up_key, down_key = jax.random.split(key, 3)
         self.gate = Linear(width, hidden, use_bias=use_bias, dtype=dtype, key=gate_key)
         self.up = Linear(width, hidden, use_bias=use_bias, dtype=dtype, key=up_key)

@@ -1,12 +1,15 @@
 """Normalisation over the last axis, or groups of it, in float32 or wider."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from ._construction import check_dtype, check_integers, check_sizes
 from ._layers import along_last, silu
-from ._types import at_least_float32, check_features, checks_itself
+from ._types import at_least_float32, check_features, checks_itself, real, shown
 
 
 class RMSNorm(eqx.Module):
@@ -16,6 +19,7 @@ class RMSNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
+    @checks_itself
     def __init__(self, width: int, *, groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
         """The weight starts at one, in float32 or wider.
 
@@ -25,8 +29,10 @@ class RMSNorm(eqx.Module):
         - `groups`: must divide `width`; the mean is taken over `width // groups` neighbours.
         - `eps`: $\\epsilon$.
         - `dtype`: of the weight.
+
+        **Raises:** `ValueError` naming the argument that does not fit.
         """
-        self.weight = jnp.ones((_grouped(width, groups),), at_least_float32(dtype))
+        self.weight = jnp.ones((_grouped("width", width, groups, eps, dtype),), at_least_float32(dtype))
         self.groups = groups
         self.eps = eps
 
@@ -48,9 +54,10 @@ class GatedRMSNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
+    @checks_itself
     def __init__(self, channels: int, *, groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
         """As `ssmkit.RMSNorm`."""
-        self.weight = jnp.ones((_grouped(channels, groups),), at_least_float32(dtype))
+        self.weight = jnp.ones((_grouped("channels", channels, groups, eps, dtype),), at_least_float32(dtype))
         self.groups = groups
         self.eps = eps
 
@@ -77,6 +84,7 @@ class LayerNorm(eqx.Module):
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
+    @checks_itself
     def __init__(
         self,
         width: int,
@@ -90,7 +98,7 @@ class LayerNorm(eqx.Module):
 
         **Arguments:** as `ssmkit.RMSNorm`, and `use_bias`: whether $b$ exists.
         """
-        self.weight = jnp.ones((_grouped(width, groups),), at_least_float32(dtype))
+        self.weight = jnp.ones((_grouped("width", width, groups, eps, dtype),), at_least_float32(dtype))
         self.bias = jnp.zeros((width,), at_least_float32(dtype)) if use_bias else None
         self.groups = groups
         self.eps = eps
@@ -113,7 +121,16 @@ def rms_normalise(x: Float[Array, "*axes width"], *, groups: int = 1, eps: float
     return jnp.reshape(grouped, x.shape)
 
 
-def _grouped(width: int, groups: int) -> int:
+def _grouped(name: str, width: Any, groups: Any, eps: Any, dtype: Any) -> int:
+    """The channels of a norm.
+
+    **Raises:** `ValueError` naming what does not fit.
+    """
+    check_sizes(**{name: width})
+    check_integers(groups=groups)
+    check_dtype(dtype)
     if groups < 1 or width % groups != 0:
         raise ValueError(f"`groups` must divide the {width} channels, got {groups}.")
+    if (number := real(eps)) is None or not number >= 0:
+        raise ValueError(f"`eps` must be a number, at least 0, got {shown(eps)}.")
     return width

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._construction import check_shape, check_sizes
 from ._long_sums import LongSum
 from ._operator import AbstractSequenceOperator
 from ._operator_checks import check_state, many_tokens, one_token
@@ -29,6 +30,7 @@ class StabilisedGates(NamedTuple):
     log_scale: Float[Array, "*time heads"]
 
 
+@checks_itself
 class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "2 heads"]]):
     r"""Keeps exponential gates in range by a running maximum (xLSTM, arXiv 2405.04517, equations 15 to 17).
 
@@ -40,6 +42,9 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
     """
 
     heads: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_sizes(heads=self.heads)
 
     def init_state(self) -> Float[Array, "2 heads"]:
         """Zeros: an empty state is in range at any scale."""
@@ -108,6 +113,7 @@ def _gates(operator: Stabiliser, inputs: Any) -> dict[str, Any]:
     return {f"inputs.{name}": gate for name, gate in inputs._asdict().items()}
 
 
+@checks_itself
 class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "2 ..."]]):
     r"""$p_t = p_{t-1} + \delta_t \bmod 1$, in turns: the angle of a data-dependent rotation (Mamba-3).
 
@@ -122,6 +128,9 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_shape(shape=self.shape)
 
     def init_state(self) -> Float[Array, "2 ..."]:
         """Zeros."""

@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._construction import check_shape
 from ._operator import AbstractSequenceOperator
 from ._operator_checks import check_state, many_tokens, one_token
 from ._sharding import sharded_by_xla
 from ._types import Length, Valid, check_length, check_valid, checks_itself
 
 
+@checks_itself
 class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]):
     r"""$y_t = x_{t-1}$, with $x_{-1} = 0$: RWKV's token shift, and the past half of a trapezoidal rule.
 
@@ -22,6 +24,9 @@ class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], F
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_shape(shape=self.shape)
 
     def init_state(self) -> Float[Array, "..."]:
         """Zeros: nothing came before the first token."""

@@ -38,6 +38,7 @@ class Tokenizer:
         self._raw = raw
 
     @classmethod
+    @checks_itself
     def from_file(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> "Tokenizer":
         """Read a `tokenizer.json`. Truncation and padding that it asks for are left out.
 
@@ -92,6 +93,7 @@ class Tokenizer:
         """Number of ids."""
         return self._raw.get_vocab_size()
 
+    @checks_itself
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of a text.
 
@@ -157,6 +159,7 @@ class Tokenizer:
         if rest:
             yield rest
 
+    @checks_itself
     def byte_length(self, token: int) -> int:
         """Bytes of UTF-8 that one id stands for, also where these are only a part of a character.
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._config import checks_itself
 from ._reading import read_regular
 from ._sentencepiece import SentencePiece
 from ._tokenizer_json import library_errors, parse
@@ -32,6 +33,7 @@ _LARGEST = 256 << 20  # bytes; the largest vocabularies take some 40 MB
 _LARGEST_SETTINGS = 16 << 20
 
 
+@checks_itself
 def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> "RawTokenizer | SentencePiece":
     """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` says."""
     path = _find(source, revision)
@@ -58,6 +60,7 @@ def contents(raw: "RawTokenizer | SentencePiece") -> dict[str, bytes]:
     return {_JSON: raw.to_str(pretty=True).encode()}
 
 
+@checks_itself
 def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
     """The file to read, fetched if need be.
 
@@ -76,6 +79,7 @@ def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
     raise FileNotFoundError(f"no tokenizer at {place}: put the model's {_JSON} or {_MODEL} there")
 
 
+@checks_itself
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
     """The folder of a model on the hub.
 

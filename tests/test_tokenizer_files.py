@@ -109,7 +109,7 @@ def test_a_revision_of_a_local_path(hub, tmp_path):
 
 @pytest.mark.parametrize("source", [None, 3, "x" * 5000, "\0", "", "a//b"])
 def test_what_names_no_place(source):
-    with pytest.raises((ValueError, FileNotFoundError, TypeError)) as error:
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
         Tokenizer.from_file(source)
     assert len(str(error.value)) < 1000
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from .._config import checks_itself
 from ._dialect import Architecture, Dialect, architectures
 from ._errors import CheckpointError, one_line, shown
 from ._foreign import ADAPTER_FILE, foreign_files, lone_shards, refuse_foreign_file, stray_weights
@@ -46,6 +47,7 @@ def _checkpoint(architecture: str, dialect: str, config: Any, tensors: Mapping[s
     raise CheckpointError(f"No registered architecture is called `{architecture}` with a format `{dialect}`.")
 
 
+@checks_itself
 def describe(source: str | os.PathLike[str], *, revision: str | None = None, strict: bool = False) -> Checkpoint:
     """Detect what a checkpoint is, and list its tensors.
 
@@ -60,9 +62,12 @@ def describe(source: str | os.PathLike[str], *, revision: str | None = None, str
     return detect(source, revision, strict)
 
 
+@checks_itself
 def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -> Checkpoint:
     """As `describe`, called by what a user calls, to which warnings point."""
     place = locate(source, revision)
+    if not isinstance(strict, bool):
+        raise CheckpointError(f"`strict` must be True or False, got {shown(strict)}.")
     folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE, ADAPTER_FILE}))
     file = place.path if place.path is not None and place.path != folder else None
     for path in (file, *map(folder.joinpath, _config_files())):

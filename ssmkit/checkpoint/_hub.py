@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .._config import checks_itself
 from ._errors import CheckpointError
 
 
@@ -80,6 +81,7 @@ class Place:
         return path if path.is_file() else None
 
 
+@checks_itself
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Place:
     """What a user means by the name of a checkpoint. Nothing is fetched yet.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from .._config import checks_itself
 from .._layers import matrix_mask
 from .._quantize import NARROW
 from ._describe import Checkpoint, detect
@@ -26,6 +27,7 @@ _UNTIED = (
 _BLOCK = 1 << 20
 
 
+@checks_itself
 def from_pretrained(
     source: str | os.PathLike[str],
     dtype: DTypeLike | None = None,

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from .._arguments import check_is, path_of
+from .._config import checks_itself
 from .._files import writing
 from .._matrix import Int8Matrix
 from .._text import Tokenizer
@@ -19,6 +21,7 @@ from ._errors import CheckpointError
 from ._torch_pickle import write_torch_pickle
 
 
+@checks_itself
 def save_pretrained(
     model: Any, directory: str | os.PathLike[str], *, format: str = "hf", tokenizer: Tokenizer | None = None
 ) -> None:
@@ -38,6 +41,9 @@ def save_pretrained(
     **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model;
     `OSError` naming the file that cannot be written, such as on a full disk.
     """
+    directory = path_of("directory", directory, CheckpointError)
+    if tokenizer is not None:
+        check_is("tokenizer", tokenizer, Tokenizer, "Read one with `Tokenizer.from_file`.", CheckpointError)
     check_writable(model, format=format)
     dialect, write_config = _layout(model, format)
     tensors: dict[str, np.ndarray] = {}
@@ -58,7 +64,6 @@ def save_pretrained(
     }
     if tokenizer is not None:
         writers["tokenizer.json"] = tokenizer.save
-    directory = pathlib.Path(directory)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".save-", dir=directory) as scratch:
@@ -81,6 +86,7 @@ def _save_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> Non
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
+@checks_itself
 def check_writable(model: Any, *, format: str = "hf") -> None:
     """Ask whether `save_pretrained` could write a model, before work is put into it.
 
@@ -107,6 +113,7 @@ def _is_int8(node: Any) -> bool:
     return isinstance(node, Int8Matrix)
 
 
+@checks_itself
 def _layout(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
     """The dialect of that name of the model's architecture, and its writer of configurations."""
     if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._config import checks_itself
 from .._reading import read_regular
 from ..checkpoint import CheckpointError, StoredTensor, open_tensors, shown
 from ._inspection import inspect_programs
@@ -23,11 +24,13 @@ _BLOCK = 1 << 20
 _LARGEST_PROGRAM = 256 << 20  # bytes; weights are no part of a program
 
 
+@checks_itself
 def is_exported(source: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder that holds an exported model."""
-    return os.path.isfile(os.path.join(source, MANIFEST))
+    return isinstance(source, str | os.PathLike) and os.path.isfile(os.path.join(os.fsdecode(source), MANIFEST))
 
 
+@checks_itself
 def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None) -> ExportedModel:
     """Load an artefact that `save_exported` wrote, for the platform of this process.
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._batching import mappable
 from .._language_model import AbstractLanguageModel
-from .._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length
+from .._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length, check_valid, checks_itself
 from ._manifest import Manifest
 from ._programs import BATCH
 
@@ -92,6 +92,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         """The cache before the first token."""
         return self.programs["init"](self.weights)
 
+    @checks_itself
     def prefill(self, tokens: Tokens, cache: Cache, length: Length | None = None) -> tuple[Logits, Cache]:
         """As `AbstractLanguageModel.prefill`, in padded segments of one of the exported lengths."""
         tokens = self._checked(tokens, cache, 1)
@@ -115,11 +116,13 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         carry, _ = jax.lax.scan(turn, (jnp.zeros(self.vocab_size, self.config.logits), cache), (pieces, start))
         return carry
 
+    @checks_itself
     def step(self, token: Token, cache: Cache, valid: Valid | None = None) -> tuple[Logits, Cache]:
         """As `AbstractLanguageModel.step`."""
         token = self._checked(token, cache, 0)
-        return self.programs["step"](self.weights, token, cache, jnp.asarray(True if valid is None else valid))
+        return self.programs["step"](self.weights, token, cache, check_valid(True if valid is None else valid))
 
+    @checks_itself
     def forward(
         self, tokens: Tokens, cache: Cache, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "time vocab"], Cache]:

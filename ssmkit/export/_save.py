@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from .._arguments import check_model, path_of
+from .._config import checks_itself
 from .._files import writing
 from .._language_model import AbstractLanguageModel
+from .._types import shown, whole
 from ..checkpoint import CheckpointError, architectures
 from ._audit import foreign_operations
 from ._manifest import MANIFEST, WEIGHTS, File, Layout, Manifest, Spec
@@ -23,6 +26,7 @@ SEGMENTS = (16, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
+@checks_itself
 def save_exported(
     model: AbstractLanguageModel,
     directory: str | os.PathLike[str],
@@ -51,17 +55,21 @@ def save_exported(
     """
     from jax import export
 
-    platforms = [export.default_export_platform()] if platforms is None else list(dict.fromkeys(platforms))
-    segments = sorted(set(segments))
+    check_model(model)
+    target = path_of("directory", directory).absolute()
+    copied = [path_of("beside", path) for path in _listed("beside", beside)]
+    chosen = [export.default_export_platform()] if platforms is None else _listed("platforms", platforms)
+    platforms = [name for i, name in enumerate(chosen) if name not in chosen[:i]]
+    lengths = [whole(length) or 0 for length in _listed("segments", segments)]
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"`segments` must be lengths of at least 1, got {shown(segments)}.")
+    segments = sorted(set(lengths))
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or not platforms:
-        raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, got {unknown or platforms}.")
-    if not segments or segments[0] < 1:
-        raise ValueError(f"`segments` must be lengths of at least 1, got {segments}.")
+        raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, got {shown(unknown or platforms)}.")
     require_flatbuffers()
-    target = pathlib.Path(directory).absolute()
     _check_replaceable(target)
-    files = {path.name: path.read_bytes() for path in map(pathlib.Path, beside)}
+    files = {path.name: path.read_bytes() for path in copied}
     parts = take_apart(model)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +80,12 @@ def save_exported(
         _move(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _listed(name: str, given: Any) -> list[Any]:
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ValueError(f"`{name}` must be a list, got {shown(given)}.")
+    return list(given)
 
 
 def require_flatbuffers() -> None:

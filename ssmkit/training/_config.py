@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._arguments import check_callable, check_is, path_of
+from .._config import checks_itself
 from ._fields import accepts, shortened, words
 from ._toml import read_toml, to_toml
 
 
+@checks_itself
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run. In TOML, `[model]` holds the model's own keys and `[training]` everything else here.
@@ -59,6 +62,7 @@ class TrainConfig:
             raise ValueError("training configuration: " + "; ".join(problems) + ".")
 
     @classmethod
+    @checks_itself
     def from_toml(
         cls,
         path: str | os.PathLike[str],
@@ -74,7 +78,8 @@ class TrainConfig:
         **Raises:** `ValueError` for a syntax error, or listing every unknown table or key and every bad value;
         `OSError` when the file cannot be read.
         """
-        tables = read_toml(path)
+        check_callable("complete_model", complete_model)
+        tables = read_toml(path_of("path", path))
         unknown = sorted(set(tables) - {"model", "training"})
         problems = [f"unknown table or key {shortened(name)[1:-1]} (known: [model], [training])" for name in unknown]
         tables = {"model": {}, "training": {}} | tables
@@ -100,6 +105,16 @@ class TrainConfig:
         **Raises:** `ValueError` when `model` holds what TOML cannot express.
         """
         return to_toml({"model": self.model, "training": {name: getattr(self, name) for name in _TYPES}})
+
+
+@checks_itself
+def check_run(config: Any, report: Any) -> None:
+    """What every way to train is given.
+
+    **Raises:** `ValueError` when either is something else.
+    """
+    check_is("config", config, TrainConfig, "Read one with `TrainConfig.from_toml`.")
+    check_callable("report", report)
 
 
 _TYPES: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "model"}

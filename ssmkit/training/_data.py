@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
+from .._config import checks_itself
 from ._config import TrainConfig
 
 
@@ -13,6 +14,7 @@ class Windows:
     would.
     """
 
+    @checks_itself
     def __init__(self, tokens: Int[np.ndarray, " time"], *, batch_size: int, context: int, seed: int):
         """**Raises:** `ValueError` when the text is shorter than one batch."""
         self._tokens = np.asarray(tokens, np.int32)
@@ -38,6 +40,7 @@ class Windows:
         return np.stack([self._tokens[start : start + self._context + 1] for start in starts])
 
 
+@checks_itself
 def check_texts(
     config: TrainConfig, train: Int[np.ndarray, " train_time"], valid: Int[np.ndarray, " valid_time"], vocab_size: int
 ) -> Windows:
@@ -52,11 +55,12 @@ def check_texts(
     """
     _check_ids("training", train, vocab_size)
     _check_ids("validation", valid, vocab_size)
-    if len(valid) < 2:
+    if np.size(valid) < 2:
         raise ValueError(f"the validation text has {len(valid)} tokens: at least 2 are needed.")
     return Windows(train, batch_size=config.batch_size, context=config.context, seed=config.seed)
 
 
+@checks_itself
 def _check_ids(name: str, tokens: Int[np.ndarray, " time"], vocab_size: int) -> None:
     ids = np.asarray(tokens)
     if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):

@@ -13,9 +13,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._arguments import check_callable, check_model, path_of
+from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
 from .._score import cross_entropy, score
-from ._config import TrainConfig
+from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
 from ._lock import occupied
 from ._optimizer import make_optimizer
@@ -33,6 +35,7 @@ class Progress(NamedTuple):
     tokens_per_second: float
 
 
+@checks_itself
 def fit(
     model: AbstractLanguageModel,
     config: TrainConfig,
@@ -63,6 +66,10 @@ def fit(
     directory holds another run or is in use, or no state in it is whole; `FloatingPointError` when the loss or a
     parameter is no longer finite; `MemoryError` when a step takes more than there is; `OSError` when the disk is full.
     """
+    check_model(model)
+    check_run(config, report)
+    check_callable("keep", keep)
+    path_of("directory", directory)
     windows = check_texts(config, train, valid, model.vocab_size)
     check_trainable(model)
     with occupied(directory) as folder:

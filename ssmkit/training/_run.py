@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import check_callable, check_model, path_of
+from .._config import checks_itself
 from .._files import replacing
 from .._language_model import AbstractLanguageModel
 from .._reading import open_regular
 from .._text import Tokenizer, read_text
 from ..checkpoint import CheckpointError, check_writable, save_pretrained
-from ._config import TrainConfig
+from ._config import TrainConfig, check_run
 from ._data import check_texts
 from ._extra import require
 from ._lock import occupied
@@ -24,6 +26,7 @@ from ._record import CONFIGURATION, RECORD, check_record, describe_run
 from ._report import LossCurve
 
 
+@checks_itself
 def train_files(
     make_model: Callable[[TrainConfig, int], AbstractLanguageModel],
     config: TrainConfig,
@@ -54,12 +57,14 @@ def train_files(
     directory that holds another model, and as `fit`; `OSError` when a text cannot be read.
     """
     require("matplotlib")
-    out = Path(out)
+    check_run(config, report)
+    check_callable("make_model", make_model)
+    train, valid, out = (path_of(*given) for given in (("train", train), ("valid", valid), ("out", out)))
     with contextlib.ExitStack() as stack:
         if out.exists():  # else nothing is made before everything that can be wrong was looked at
             stack.enter_context(occupied(out))
             _check_free(out, config, complete_model)
-        texts = {name: _read(Path(path)) for name, path in (("train", train), ("valid", valid))}
+        texts = {name: _read(path) for name, path in (("train", train), ("valid", valid))}
         tokenizer_path = out / "tokenizer.json"
         if tokenizer_path.exists():
             tokenizer = Tokenizer.from_file(tokenizer_path)
@@ -67,6 +72,7 @@ def train_files(
             tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
         tokens = {name: np.asarray(tokenizer.encode(text, special=False), np.int32) for name, text in texts.items()}
         model = make_model(config, tokenizer.vocab_size)
+        check_model(model)
         check_texts(config, **tokens, vocab_size=model.vocab_size)
         check_trainable(model)
         _check_writable(model)
