@@ -102,7 +102,7 @@ def _check(log_decay: Any, write: Any, value: Any, read: Any, bonus: Any) -> Non
 
 def _check_array(name: str, array: Any, axes: str, *, ndims: tuple[int, ...] = (2,)) -> None:
     if not isinstance(array, jax.Array):
-        raise ValueError(f"`{name}` must be a JAX array with axes {axes}, got {type(array).__name__}.")
+        raise ValueError(f"`{name}` must be a JAX or NumPy array with axes {axes}, got {type(array).__name__}.")
     if array.ndim not in ndims:
         remedy = "The framework adds the time and batch axes itself."
         if name == "log_decay" and array.ndim == 1:

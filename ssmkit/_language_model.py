@@ -7,7 +7,7 @@ from typing import Any, Generic
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from ._construction import check_one_key, check_sizes, check_switches, positive
 from ._fits import check_mixers
@@ -285,7 +285,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         self.final_logit_softcapping = None if cap is None else positive("final_logit_softcapping", cap)
 
 
-def _ids(name: str, tokens: ArrayLike, ndim: int) -> Int[Array, "*axes"]:
+def _ids(name: str, tokens: Any, ndim: int) -> Int[Array, "*axes"]:
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != ndim or 0 in tokens.shape:
         expected = "one integer id, shape ()" if ndim == 0 else "integer ids of shape (time,) with time at least 1"

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._config import checks_itself
 from ._layers import matrix_mask
 from ._matrix import Int8Matrix
+from ._types import checks_itself, shown
 
 
 Model = TypeVar("Model")
@@ -34,10 +35,12 @@ def quantize(model: Model, kind: str) -> Model:
     **Returns:** the model; matrices are new arrays, all else is shared.
 
     **Raises:** `ValueError` for another kind, or for NaN or infinity in a matrix; `TypeError` for a model that is
-    quantised already.
+    quantised already, or what is no model.
     """
-    if kind not in NARROW:
-        raise ValueError(f"`kind` must be one of {', '.join(NARROW)}, got {kind!r}.")
+    if not (isinstance(kind, str) and kind in NARROW):
+        raise ValueError(f"`kind` must be one of {', '.join(NARROW)}, got {shown(kind)}.")
+    if not any(isinstance(node, eqx.Module) for node in jax.tree.leaves(model, is_leaf=_is_module)):
+        raise TypeError(f"`model` must be an `equinox.Module`, such as a model of ssmkit, got {shown(model)}.")
 
     def narrow(is_matrix: bool, leaf):
         if is_matrix and isinstance(leaf, Int8Matrix):
@@ -45,6 +48,10 @@ def quantize(model: Model, kind: str) -> Model:
         return NARROW[kind](leaf) if is_matrix else leaf
 
     return jax.tree.map(narrow, matrix_mask(model), model)
+
+
+def _is_module(node: Any) -> bool:
+    return isinstance(node, eqx.Module)
 
 
 def _int8(matrix: ArrayLike) -> Int8Matrix:

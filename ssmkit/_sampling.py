@@ -1,7 +1,7 @@
 """How the next token is chosen from logits."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -59,12 +59,35 @@ class Greedy(AbstractSampler):
 _LARGEST = float(np.finfo(np.float32).max)
 # How each number of a `Sampler` is read, which values are good, and how that is said.
 _RANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
-    "temperature": (real, lambda x: x >= 1e-6, "at least 1e-6 (use `Greedy()` for 0)"),
+    "temperature": (real, lambda x: x >= 1e-6, "at least 1e-6 ({zero})"),
     "top_k": (whole, lambda k: k >= 1, "an integer, at least 1"),
     "top_p": (real, lambda p: 0 < np.float32(p) and p <= 1, "in (0, 1]"),
     "min_p": (real, lambda p: 0 <= p <= 1, "in [0, 1]"),
     "repetition_penalty": (real, lambda x: np.float32(x) > 0, "above 0"),
 }
+
+
+def out_of_range(given: Iterable[Any], label: Callable[[str], str], zero: str) -> list[str]:
+    """What is wrong with the arguments of a `Sampler`, in their order.
+
+    **Arguments:**
+
+    - `given`: the arguments.
+    - `label`: how one is called, from its name.
+    - `zero`: what to do for a temperature of 0.
+
+    **Returns:** a part of a sentence for every value out of range.
+    """
+    problems = []
+    for (name, (read, is_good, need)), value in zip(_RANGES.items(), given, strict=True):
+        if value is None and name != "temperature":
+            continue
+        number = read(value)
+        finite = number is not None and not abs(number) > _LARGEST
+        if not (finite and is_good(number)):
+            kind = "one finite number, " if read is real and not finite else ""
+            problems.append(f"{label(name)} must be {kind}{need.format(zero=zero)}, got {shown(value)}")
+    return problems
 
 
 class Sampler(AbstractSampler):
@@ -101,16 +124,10 @@ class Sampler(AbstractSampler):
         **Raises:** `ValueError` listing every value out of range.
         """
         given = (temperature, top_k, top_p, min_p, repetition_penalty)
-        values, problems = {}, []
-        for (name, (read, is_good, need)), value in zip(_RANGES.items(), given, strict=True):
-            optional = value is None and name != "temperature"
-            values[name] = number = None if optional else read(value)
-            finite = number is not None and not abs(number) > _LARGEST
-            if not optional and not (finite and is_good(number)):
-                kind = "one finite number, " if read is real and not finite else ""
-                problems.append(f"`{name}` must be {kind}{need}, got {shown(value)}")
+        problems = out_of_range(given, "`{}`".format, "use `Greedy()` for 0")
         if problems:
             raise ValueError("Sampler: " + "; ".join(problems) + ".")
+        values = {name: read(value) for (name, (read, _, _)), value in zip(_RANGES.items(), given, strict=True)}
         scalar = lambda value: None if value is None else jnp.asarray(value, jnp.float32)  # noqa: E731
         self.temperature = jnp.asarray(values["temperature"], jnp.float32)
         self.top_k = None if top_k is None else jnp.asarray(min(values["top_k"], 2**31 - 1), jnp.int32)

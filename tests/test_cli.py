@@ -404,7 +404,7 @@ def test_train(run, train_words, tmp_path):
     words = [*train_words[:-1], out / "train.toml"]  # the configuration of the run, in full
     assert run(*words)[:2] == (0, line)
     assert_one_line(
-        *run(*words, "--steps", "5", "--batch-size", "1"), "training.steps was 4 and is 5; training.batch_size"
+        *run(*words, "--steps", "5", "--batch-size", "1"), "`steps`: 4 then, 5 now; `batch_size`: 2 then, 1 now"
     )
     assert_one_line(*run(*words, "--context", "0"), "`context` must be at least 1, got 0")
     assert (out / "train.toml").read_text() == configured
@@ -524,13 +524,19 @@ BAD = {
     "no model": (["generate", "x", "-m", "MISSING"], "neither a folder, a file nor the id"),
     "negative tokens": (["generate", "x", "-m", "MODEL", "-n", "-1"], "Invalid value for "),
     "temperature no number": (["generate", "x", "-m", "MODEL", "-t", "hot"], "Invalid value for '--temperature'"),
-    "temperature negative": (["generate", "x", "-m", "MODEL", "-t", "-1"], "`temperature` must be at least 1e-6"),
-    "temperature not a number": (["generate", "x", "-m", "MODEL", "-t", "nan"], "`temperature` must be at least 1e-6"),
-    "top-k": (["generate", "x", "-m", "MODEL", "--top-k", "0"], "`top_k` must be an integer, at least 1"),
-    "top-p": (["generate", "x", "-m", "MODEL", "--top-p", "2"], "`top_p` must be in (0, 1]"),
-    "top-p, greedy": (["generate", "x", "-m", "MODEL", "--top-p", "2", "-t", "0"], "`top_p` must be in (0, 1]"),
-    "min-p": (["generate", "x", "-m", "MODEL", "--min-p", "-1"], "`min_p` must be in [0, 1]"),
-    "penalty": (["generate", "x", "-m", "MODEL", "--repetition-penalty", "0"], "`repetition_penalty` must be above 0"),
+    "temperature negative": (
+        ["generate", "x", "-m", "MODEL", "-t", "-1"],
+        "--temperature must be at least 1e-6 (0 takes the likeliest token), got ",
+    ),
+    "temperature not a number": (
+        ["generate", "x", "-m", "MODEL", "-t", "nan"],
+        "--temperature must be at least 1e-6 (0 takes the likeliest token), got ",
+    ),
+    "top-k": (["generate", "x", "-m", "MODEL", "--top-k", "0"], "--top-k must be an integer, at least 1"),
+    "top-p": (["generate", "x", "-m", "MODEL", "--top-p", "2"], "--top-p must be in (0, 1]"),
+    "top-p, greedy": (["generate", "x", "-m", "MODEL", "--top-p", "2", "-t", "0"], "--top-p must be in (0, 1]"),
+    "min-p": (["generate", "x", "-m", "MODEL", "--min-p", "-1"], "--min-p must be in [0, 1]"),
+    "penalty": (["generate", "x", "-m", "MODEL", "--repetition-penalty", "0"], "--repetition-penalty must be above 0"),
     "seed": (["generate", "x", "-m", "MODEL", "--seed", "-1"], "Invalid value for "),
     "dtype": (["generate", "x", "-m", "MODEL", "--dtype", "int8"], "Invalid value for '--dtype'"),
     "quantize": (["generate", "x", "-m", "MODEL", "--quantize", "int4"], "Invalid value for '--quantize'"),

@@ -75,6 +75,13 @@ def test_gradients_reach_what_stands_around():
     assert gradient.embedding_multiplier == 3.0  # static: no leaf
 
 
+def test_tokens_may_be_a_list():
+    m = model()
+    expected, _ = m.prefill(TOKENS, m.init_cache())
+    got, _ = m.prefill(TOKENS.tolist(), m.init_cache())
+    np.testing.assert_array_equal(got, expected)
+
+
 def test_without_hooks_nothing_is_computed():
     """The defaults leave the program as it is."""
     plain, named = (

@@ -384,6 +384,15 @@ def test_training_what_is_not_quantised(case):
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+def test_what_is_no_kind_and_no_model():
+    for kind in ([], None, 8):
+        with pytest.raises(ValueError, match=r"`kind` must be one of int8, bfloat16, got (\[\]|None|8)\."):
+            ssmkit.quantize(ssmkit.Linear(2, 2, key=jax.random.key(0)), kind)
+    for model in ("x", None, {}, Mamba2, np.ones((2, 2))):
+        with pytest.raises(TypeError, match="`model` must be an `equinox.Module`, such as a model of ssmkit, got "):
+            ssmkit.quantize(model, "int8")
+
+
 @FLAGSHIP
 def test_mistakes(case, tmp_path):
     model = build(case)

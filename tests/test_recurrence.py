@@ -234,7 +234,7 @@ def test_messages_are_the_same_without_the_type_checker():
     expected = {name: message.replace("int64", "int32") for name, (_, message) in MISTAKES.items()}
     expected |= {f"{name} state": message for name, (_, message) in STATES.items()}
     expected |= {f"{name}, scanned": message for name, message in expected.items()}
-    expected["number"] = "`log_decay` must be a JAX array with axes (heads, 1 or key), got float."
+    expected["number"] = "`log_decay` must be a JAX or NumPy array with axes (heads, 1 or key), got float."
     expected = {name: f"ValueError: {message}" for name, message in expected.items()}
     expected["no mistake"] = "nothing was raised"
     assert json.loads(run.stdout) == expected
@@ -242,7 +242,7 @@ def test_messages_are_the_same_without_the_type_checker():
 
 def test_a_number_where_an_array_belongs():
     got = message_of(lambda: ssmkit.Coefficients(1.0, *[jnp.zeros((1, 1))] * 3))
-    assert got == "ValueError: `log_decay` must be a JAX array with axes (heads, 1 or key), got float."
+    assert got == "ValueError: `log_decay` must be a JAX or NumPy array with axes (heads, 1 or key), got float."
 
 
 @pytest.mark.parametrize("cls", [ssmkit.DiagonalChunkedRecurrence, ssmkit.AbstractRecurrentMixer])

@@ -126,17 +126,17 @@ def test_only_the_same_run_continues(model, interrupted, uninterrupted):  # noqa
     other_text = TEXT.copy()
     other_text[7] = 3
     for problem, arguments in {
-        "training.seed was 0 and is 1": {"seed": 1},
-        "training.batch_size was 2 and is 3": {"batch_size": 3},
-        "training.context was 16 and is 8": {"context": 8},
-        "training.steps was 8 and is 9; training.dropout was 0.1 and is 0.2": {"steps": 9, "dropout": 0.2},
-        "the training text was '240 tokens, .*' and is '240 tokens, ": {"train": other_text},
-        "the validation text was '50 tokens, .*' and is '49 tokens, ": {"valid": VALID[:-1]},
-        "the model's arrays was 'Bigram of .*' and is 'Bigram of ": {"model": Bigram(12, 16)},
+        "`seed`: 0 then, 1 now": {"seed": 1},
+        "`batch_size`: 2 then, 3 now": {"batch_size": 3},
+        "`context`: 16 then, 8 now": {"context": 8},
+        "`steps`: 8 then, 9 now; `dropout`: 0.1 then, 0.2 now": {"steps": 9, "dropout": 0.2},
+        "the training text: '240 tokens, .*' then, '240 tokens, .*' now": {"train": other_text},
+        "the validation text: '50 tokens, .*' then, '49 tokens, .*' now": {"valid": VALID[:-1]},
+        "the model's arrays: 'Bigram of .*' then, 'Bigram of .*' now": {"model": Bigram(12, 16)},
         "the model started from other values": {
             "model": eqx.tree_at(lambda m: m.embedding.weight, model, replace_fn=np.cos)
         },
-        "model.width was None and is 8": {"model_table": {"width": 8}},
+        "`model.width`: None then, 8 now": {"model_table": {"width": 8}},
     }.items():
         arguments = {"model": model, "train": TEXT, "valid": VALID, "model_table": {}} | arguments
         table = arguments.pop("model_table")
@@ -227,7 +227,7 @@ def test_a_killed_run_leaves_a_model_and_takes_no_other_text(texts, tmp_path):
     assert isinstance(ssmkit.from_pretrained(texts["out"]), ssmkit.models.Mamba2)
     (tmp_path / "train.txt").write_text("something else entirely\n" * 20)
     before = {path.name: path.read_bytes() for path in texts["out"].iterdir()}
-    with pytest.raises(ValueError, match=r"the training text was .* \(its configuration: .*train\.toml\)"):
+    with pytest.raises(ValueError, match=r"the training text: .* \(its configuration: .*train\.toml\)"):
         train_files(make_mamba2, CONFIG, **texts, report=ignore)
     assert {path.name: path.read_bytes() for path in texts["out"].iterdir()} == before
 
@@ -242,12 +242,15 @@ def test_a_tokenizer_is_never_another_text_s(texts, tmp_path, monkeypatch):
         patch.setattr(Tokenizer, "save", die)
         train_files(make_mamba2, CONFIG, **texts, report=ignore)
     (tmp_path / "train.txt").write_text("something else entirely\n" * 20)
-    with pytest.raises(ValueError, match="the training text was"):
+    with pytest.raises(ValueError, match="the training text: "):
         train_files(make_mamba2, CONFIG, **texts, report=ignore)
 
 
 def test_a_model_that_cannot_be_saved_is_not_trained(texts):
-    with pytest.raises(ValueError, match="could not be saved: `Bigram` is of no registered architecture.* `ssmkit.tra"):
+    problem = (
+        "this model cannot be saved, so it is not trained: `Bigram` is of no registered arch.* `ssmkit.training.fit`"
+    )
+    with pytest.raises(ValueError, match=problem):
         train_files(lambda config, size: Bigram(size, 8), CONFIG, **texts, report=pytest.fail)
     assert not texts["out"].exists()
 

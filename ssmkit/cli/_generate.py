@@ -231,10 +231,17 @@ def _sampler(
     min_p: float | None,
     repetition_penalty: float | None,
 ) -> "AbstractSampler":
-    """Greedy at temperature 0, where the filters change nothing, but the penalty does."""
-    from .. import Greedy, Sampler
+    """Greedy at temperature 0, where the filters change nothing, but the penalty does.
 
+    **Raises:** `ValueError` naming every option that is out of range.
+    """
+    from .. import Greedy, Sampler
+    from .._sampling import out_of_range
+
+    given = (temperature or 1.0, top_k, top_p, min_p, repetition_penalty)
+    problems = out_of_range(given, lambda name: f"--{name.replace('_', '-')}", "0 takes the likeliest token")
+    if problems:
+        raise ValueError("; ".join(problems))
     if temperature != 0.0:
-        return Sampler(temperature, top_k, top_p, min_p, repetition_penalty)
-    Sampler(1.0, top_k, top_p, min_p, repetition_penalty)  # checks the values
+        return Sampler(*given)
     return Greedy() if repetition_penalty is None else Sampler(top_k=1, repetition_penalty=repetition_penalty)

@@ -130,8 +130,8 @@ _RULES: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
     (("vocab_size",), lambda value: value <= 2**20, "at most 2**20"),  # the trainer reserves memory for all
     (("weight_decay", "final_learning_rate"), lambda value: 0 <= value < math.inf, "finite and at least 0"),
     (("dropout", "beta1", "beta2"), lambda value: 0 <= value < 1, "in [0, 1)"),
-    (("learning_rate",), lambda value: 0 < value < math.inf, "positive"),
-    (("clip_norm",), lambda value: value > 0, "positive"),
+    (("learning_rate",), lambda value: 0 < value < math.inf, "a finite number above 0"),
+    (("clip_norm",), lambda value: value > 0, "above 0"),
 ]
 
 

@@ -96,20 +96,27 @@ def _read(path: Path) -> Mapping[str, Any]:
     return run
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """A line for every entry that differs; the version of ssmkit may."""
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str | None = None) -> Iterator[str]:
+    """A line for every entry that differs; the version of ssmkit may.
+
+    **Arguments:**
+
+    - `prefix`: what the names of settings begin with; `None` for the entries of the record itself.
+    """
     for name in [*now, *sorted(set(then) - set(now))]:
         old, new = then.get(name), now.get(name)
         if name == "ssmkit" or old == new:
             continue
-        label = name if name in now else shortened(name)[1:-1]
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from (f"{name}.{line}" for line in _differences(old, new))
+            yield from _differences(old, new, prefix="" if name == "training" else f"{prefix or ''}{name}.")
         elif name == "the model's values":
             if then.get("the model's arrays") == now["the model's arrays"] and not _alike(old, new):
                 yield "the model started from other values"
         else:
-            yield f"{label} was {shortened(old)} and is {shortened(new)}"
+            label = name if name in now else shortened(name)[1:-1]
+            quoted = label if prefix is None else f"`{prefix}{label}`"
+            old, new = (shortened(value) for value in (old, new))
+            yield f"{quoted}: {old} then, {new} now"
 
 
 def _digest_of_text(tokens: Int[np.ndarray, " time"]) -> str:

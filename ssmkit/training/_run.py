@@ -59,6 +59,7 @@ def train_files(
     require("matplotlib")
     check_run(config, report)
     check_callable("make_model", make_model)
+    check_callable("complete_model", complete_model)
     train, valid, out = (path_of(*given) for given in (("train", train), ("valid", valid), ("out", out)))
     with contextlib.ExitStack() as stack:
         if out.exists():  # else nothing is made before everything that can be wrong was looked at
@@ -139,6 +140,6 @@ def _check_writable(model: AbstractLanguageModel) -> None:
         check_writable(model, format="hf")
     except CheckpointError as error:
         raise ValueError(
-            f"the trained model could not be saved: {error} Or train it with `ssmkit.training.fit`, which leaves "
-            "saving to you."
+            f"this model cannot be saved, so it is not trained: {error} Or train it with "
+            "`ssmkit.training.fit`, which leaves saving to you."
         ) from error
