@@ -11,7 +11,9 @@ from ._types import shown
 def check_model(model: Any) -> None:
     """**Raises:** `ValueError` when it is no language model."""
     if not isinstance(model, AbstractLanguageModel):
-        raise ValueError(f"`model` must be an `ssmkit.AbstractLanguageModel`, got {type(model).__name__}.")
+        is_class = isinstance(model, type)
+        got = f"the class `{model.__name__}` itself: build one with it" if is_class else type(model).__name__
+        raise ValueError(f"`model` must be an `ssmkit.AbstractLanguageModel`, got {got}.")
 
 
 def path_of(name: str, given: Any, error: type[ValueError] = ValueError) -> pathlib.Path:

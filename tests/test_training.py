@@ -277,6 +277,11 @@ def test_ids_outside_the_vocabulary(model, tmp_path):
     assert not out.exists()
 
 
+def test_a_class_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match="got the class `Bigram` itself: build one with it."):
+        fit(Bigram, CONFIG, TEXT, TEXT, tmp_path / "out", ignore)
+
+
 # Precision
 
 
