@@ -99,8 +99,9 @@ def errors(form, results):
 @functools.cache
 def by_token(form):
     """Bounds where the state is rounded at every token: twice the least that this costs, as roundings differ, and what
-    the arithmetic of one token adds."""
-    return 2 * errors(form, in_float64(narrowed, form)) + 5e-7
+    the arithmetic of one token adds. A complex product rounds three times."""
+    times = 3 if "complex" in form else 2
+    return times * errors(form, in_float64(narrowed, form)) + 5e-7
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -124,7 +125,7 @@ def exact(log_decay):
 
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_a_decay_as_a_sum_of_two(is_complex):
-    """A weak one is wrong by 1e-7 of what it differs from a direction, a strong one by the rounding of its exponent."""
+    """A weak one is wrong by 2e-7 of what it differs from a direction, a strong one by the rounding of its exponent."""
     a = -np.geomspace(1e-7, 30.0, 4001)
     a = jnp.asarray(a + 1j * np.linspace(-40.0, 40.0, 4001) if is_complex else a, jnp.complex64 if is_complex else None)
     a = a.astype(jnp.complex64 if is_complex else jnp.float32)
@@ -133,7 +134,7 @@ def test_a_decay_as_a_sum_of_two(is_complex):
     error = np.abs(near + np.asarray(rest).astype(near.dtype) - exact(a))
     weak = np.asarray(a).real > -0.25
     largest = np.abs(np.asarray(a).real) + (0.004 if is_complex else 0.0)
-    assert np.max(error[weak] / largest[weak]) <= 1.5e-7
+    assert np.max(error[weak] / largest[weak]) <= 2e-7  # three roundings
     assert np.max(error[~weak] / np.abs(exact(a))[~weak]) <= 6e-6
 
 
