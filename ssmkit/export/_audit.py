@@ -46,7 +46,8 @@ def foreign_operations(module: str) -> list[str]:
     - `module`: the text of a StableHLO module as MLIR prints it, such as `jax.export.Exported.mlir_module()` gives.
 
     **Returns:** the operations that are not known to compute by themselves: of other dialects, custom calls with their
-    targets, composites but for XLA's cumulative sum, host transfers, communication, and functions without a body. Each once, sorted; assertions
+    targets, composites but for XLA's
+    cumulative sum, host transfers, communication, and functions without a body. Each once, sorted; assertions
     about sizes are left out.
     """
     return sorted(set(_foreign(module)))
