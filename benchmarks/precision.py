@@ -37,7 +37,7 @@ FORMS = {
 
 
 def coefficients(form: str, tokens: int) -> ssmkit.Coefficients:
-    """Of one head per decay."""
+    """The coefficients of so many tokens, one head for each decay."""
     key, value, decays, is_complex = FORMS[form]
     rng = np.random.default_rng(0)
     a = np.repeat(np.asarray(DECAYS)[:, None], decays, axis=1)

@@ -27,12 +27,12 @@ class Int8Matrix(eqx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix, `(out, in)`, or of all blocks, `(blocks, out, in)`."""
+        """The shape of the matrix, `(out, in)`, or of all blocks, `(blocks, out, in)`."""
         return self.values.shape
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the numbers that the entries stand for."""
+        """The dtype of the numbers that the entries stand for, which is that of `scale`."""
         return self.scale.dtype
 
 

@@ -125,7 +125,7 @@ def edited(content: Any, generator: random.Random) -> str:
 
 
 def json_damage(content: bytes, generator: random.Random) -> bytes:
-    """Of a JSON file: mostly well formed, with other values."""
+    """A changed copy of a JSON file: mostly well formed, with other values."""
     if generator.random() < 0.2:
         return flipped(content, generator)
     return edited(json.loads(content), generator).encode("utf-8", "surrogatepass")

@@ -69,7 +69,7 @@ def _read_tensors(path: pathlib.Path) -> None:
 
 
 def header_damage(content: bytes, generator: random.Random) -> bytes:
-    """Of a safetensors file: another header, mostly of the right length."""
+    """A changed copy of a safetensors file: another header, mostly of the right length."""
     if generator.random() < 0.3:
         return flipped(content, generator)
     (length,) = struct.unpack("<Q", content[:8])
@@ -152,7 +152,7 @@ OPCODES = (
 
 
 def pickle_damage(content: bytes, generator: random.Random) -> bytes:
-    """Of a torch file: another program in a well-formed archive."""
+    """A changed copy of a torch file: another program in a well-formed archive."""
     if generator.random() < 0.3:
         return flipped(content, generator)
     written = io.BytesIO()

@@ -29,7 +29,7 @@ def _model(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _damage(content: bytes, generator: random.Random) -> bytes:
-    """Of a `tokenizer.json`: one time in two its vocabulary, which is most of it, stays as it is."""
+    """A changed copy of a `tokenizer.json`: one time in two its vocabulary, which is most of it, stays as it is."""
     if generator.random() < 0.5:
         return json_damage(content, generator)
     whole = json.loads(content)

@@ -63,7 +63,7 @@ def _make_configuration(folder: pathlib.Path) -> pathlib.Path:
 
 
 def resealed(content: bytes, generator: random.Random) -> bytes:
-    """Of a state: damaged, and mostly with the checksum made to fit."""
+    """A changed copy of a state: damaged, and mostly with the checksum made to fit."""
     body = flipped(content[:-32], generator)
     return body + (hashlib.blake2b(body, digest_size=32).digest() if generator.random() < 0.8 else content[-32:])
 
@@ -76,7 +76,7 @@ def _values() -> list[str]:
 
 
 def toml_damage(content: bytes, generator: random.Random) -> bytes:
-    """Of a TOML file: mostly well formed, with other values and keys."""
+    """A changed copy of a TOML file: mostly well formed, with other values and keys."""
     if generator.random() < 0.3:
         return flipped(content, generator)
     lines = content.decode().splitlines()

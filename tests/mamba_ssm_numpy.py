@@ -53,7 +53,7 @@ def sizes(config: dict) -> dict:
 
 
 def shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Of every tensor in the file."""
+    """The shape of every tensor in the file."""
     n, cfg, width = sizes(config), config["ssm_cfg"], config["d_model"]
 
     def norm(name: str) -> dict[str, tuple[int, ...]]:

@@ -167,7 +167,7 @@ def test_mixers_equal_their_equations(case):
 
 
 def test_a_head_size_is_another_name_for_the_heads():
-    """Of any size: `rwkv6-mixer` above has keys of 2 and values of 4."""
+    """Heads may have any size: `rwkv6-mixer` above has keys of 2 and values of 4."""
     make = lambda **options: eqx.filter_eval_shape(  # noqa: E731
         lambda key: RWKV6Mixer(WIDTH, expand_k=1.0, **options, key=key), jax.random.key(0)
     )

@@ -85,7 +85,7 @@ def check(actual, expected):
 
 @every_variant
 def test_logits(tmp_path, name):
-    """Of many tokens at once; of some and then the others one by one; padded."""
+    """Logits of many tokens at once; of some and then the others one by one; padded."""
     write(tmp_path, name)
     model = from_pretrained(tmp_path)
     assert model.config.vocab_size == 29

@@ -92,7 +92,7 @@ def expected(form):
 
 
 def errors(form, results):
-    """Of outputs, state, and the gradients in the decays, the values and the first state."""
+    """The errors of outputs, state, and the gradients in the decays, the values and the first state."""
     return np.asarray([relative_error(*pair) for pair in zip(results, expected(form), strict=True)])
 
 

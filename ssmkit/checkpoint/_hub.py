@@ -23,7 +23,7 @@ class Place:
     path: pathlib.Path | None
     """The local folder or file; `None` for the hub."""
     repo_id: str = ""
-    """Of the model on the hub."""
+    """The id of the model on the hub."""
     revision: str | None = None
     """The branch, tag or commit of the model on the hub; `None` for its main branch."""
 

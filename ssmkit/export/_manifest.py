@@ -33,7 +33,7 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, array: Any) -> "Spec":
-        """Of anything that has both."""
+        """The spec of anything that has a shape and a dtype."""
         return cls(np.dtype(array.dtype).name, tuple(array.shape))
 
     @property
@@ -55,7 +55,7 @@ class File(NamedTuple):
 
     @classmethod
     def of(cls, path: str, content: bytes) -> "File":
-        """Of a file with this content."""
+        """The record of a file with this content."""
         return cls(path, hashlib.sha256(content).hexdigest())
 
 
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
     tensors: Mapping[str, tuple[str, ...]]
     """From a weight to the names that its tensor may have."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of tensors that are stored in another shape than the weight's."""
+    """The stored shapes of tensors that have another shape than their weights."""
     copies: Mapping[str, str]
     """Tensors that may be there as well, and of which weight they are a copy."""
 
@@ -77,14 +77,14 @@ class Manifest:
     """What `exported.json` says."""
 
     versions: Mapping[str, str]
-    """Of the software that made the artefact, for a report."""
+    """The versions of the software that made the artefact, for a report."""
     vocab_size: int
     eos_token_id: tuple[int, ...]
     segments: tuple[int, ...]
     """Tokens that `prefill_*` and `forward_*` take at a time, increasing."""
     weights: Mapping[str, Spec]
     cache: Mapping[str, Spec]
-    """Of one sequence; programs called `*_batch` have a leading batch axis on every array of it."""
+    """The arrays of one sequence's cache; programs called `*_batch` have a leading batch axis on each."""
     logits: str
     """The dtype of the logits."""
     programs: Mapping[str, Mapping[str, File]]
@@ -148,7 +148,7 @@ class _Reader:
     """Reads entries and notes every problem; what it returns then is not looked at."""
 
     def __init__(self, content: Mapping[str, Any]):
-        """Of a file's content."""
+        """**Arguments:** `content`: the object that a file holds."""
         self.content = content
         self.problems: list[str] = []
 
@@ -189,7 +189,7 @@ def _natural(value: Any) -> int:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """Of tokens: a list, one, or null."""
+    """The ids of tokens: a list, one, or null."""
     return _sequence([] if value is None else value if isinstance(value, list) else [value], _natural)
 
 
@@ -243,7 +243,7 @@ def _file(value: Any) -> File:
 
 
 def _name(value: Any) -> str:
-    """Of a file, without a folder."""
+    """The name of a file, without a folder."""
     _expect(re.fullmatch(r"\w[\w.-]*", _text(value)) is not None, f"a file's name, got {shown(value)}")
     return value
 

@@ -51,7 +51,7 @@ class Programs:
         return isinstance(other, Programs) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        """Of the files."""
+        """A hash of the program files."""
         return hash(self._identity)
 
     def __reduce__(self) -> Any:

@@ -26,7 +26,7 @@ class Tuning(NamedTuple):
     """`None`: from the table."""
 
     def order(self) -> Schedule:
-        """Of the chunks."""
+        """The order in which chunks are computed."""
         if self.schedule is not None:
             return self.schedule
         return serial if self.platform == "cpu" else parallel
