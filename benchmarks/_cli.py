@@ -184,7 +184,7 @@ def everything(
     settings = _settings(geometry, None, repeats, checkpoints)
     alone = _settings(geometry, "ssmkit", min(repeats, 3), checkpoints)
     trained = _settings(training, None, repeats, checkpoints)
-    sizes = lambda small, usual: _integers(small if quick else usual)  # noqa: E731
+    sizes = lambda small, usual: _integers(small if quick else usual)
     steps: list[Callable[[], dict[str, Any]]] = [
         lambda: limits.measure(settings),
         lambda: _decode(settings, sizes("1,2", _DEFAULT_BATCHES), 8 if quick else 64),

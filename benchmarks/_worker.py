@@ -91,7 +91,7 @@ def _train(subject: str, geometry: str, directory: str, batch: int, length: int,
     tokens = jax.device_put(ids)
     before = resident_bytes()
     reset_peak()
-    call = lambda given: jax.block_until_ready(step(parameters, tokens))  # noqa: E731
+    call = lambda given: jax.block_until_ready(step(parameters, tokens))
     loss, norm = call(None)
     times = alternate({"step": Run(call)}, repeats, warm=True)
     return {

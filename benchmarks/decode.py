@@ -32,7 +32,7 @@ def measure(session: Session, batches: list[int], tokens: int) -> dict[str, Any]
             session.tick(f"batch {batch}: what {name} generates")
             found[name] = run.call(run.setup())
         errors = check_tokens(session.reference, prompt, found)
-        shown = lambda note, batch=batch: session.tick(f"batch {batch}: {note}")  # noqa: E731
+        shown = lambda note, batch=batch: session.tick(f"batch {batch}: {note}")
         times = alternate(runs | probes, session.settings.repeats, shown, warm=not probes)
         best = rates(times)
         for name in names:

@@ -44,7 +44,7 @@ def coefficients(form: str, tokens: int) -> ssmkit.Coefficients:
     a = a + 1j * np.asarray(ANGLES)[:, None] if is_complex else a
     dtype = np.complex64 if is_complex else np.float32
     heads = len(DECAYS)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=(tokens, *shape)).astype(dtype))  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=(tokens, *shape)).astype(dtype))
     log_decay = jnp.broadcast_to(jnp.asarray(a.astype(dtype)), (tokens, heads, decays))
     return jax.vmap(ssmkit.Coefficients)(log_decay, draw(heads, key), draw(heads, value), draw(heads, key))
 
@@ -87,7 +87,7 @@ def measure(form: str, tokens: int) -> dict[str, list[float]]:
         "chunk_scan": lambda: jax.jit(in_chunks)(c, start),
         "rounded decay": lambda: jax.jit(rounded)(c, start),
     }
-    norm = lambda array: np.linalg.norm(array.reshape(len(DECAYS), -1), axis=1)  # noqa: E731
+    norm = lambda array: np.linalg.norm(array.reshape(len(DECAYS), -1), axis=1)
     return {name: (norm(np.asarray(run()) - expected) / norm(expected)).tolist() for name, run in ways.items()}
 
 

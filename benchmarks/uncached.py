@@ -34,7 +34,7 @@ def measure(session: Session, totals: list[int], tokens: int) -> dict[str, Any]:
         session.tick(f"{name}: the same tokens with and without a cache")
         _check(session, name)
         runs = _runs(subject, prompts, lengths, tokens)
-        shown = lambda note, name=name: session.tick(f"{name}: {note}")  # noqa: E731
+        shown = lambda note, name=name: session.tick(f"{name}: {note}")
         times = alternate(runs, session.settings.repeats, shown)
         costs = [times[str(n)].median for n in lengths]
         step = times["decode"].median / tokens

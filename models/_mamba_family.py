@@ -218,9 +218,9 @@ def language_model_parts(
     embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
     width, rows = config.hidden_size, config.padded_vocab_size
     kind = ssmkit.RMSNorm if config.rms_norm else ssmkit.LayerNorm
-    norm = lambda: kind(width, eps=config.layer_norm_epsilon)  # noqa: E731
+    norm = lambda: kind(width, eps=config.layer_norm_epsilon)
     scale = math.sqrt(config.num_hidden_layers)
-    scaled = lambda layer: eqx.tree_at(lambda it: it.weight, layer, layer.weight / scale)  # noqa: E731
+    scaled = lambda layer: eqx.tree_at(lambda it: it.weight, layer, layer.weight / scale)
 
     def block(key: PRNGKeyArray) -> ssmkit.AbstractBlock[Cache]:
         layer = mixer(config, key=key, dtype=dtype)

@@ -163,7 +163,7 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     ) -> tuple[Float[Array, "*time width"], GLACache]:
         """The equations above, for many tokens or one."""
         (heads, key, _), axes = self.recurrence.state_shape, x.shape[:-1]
-        split = lambda channels: jnp.reshape(channels, (*axes, heads, -1))  # noqa: E731
+        split = lambda channels: jnp.reshape(channels, (*axes, heads, -1))
         qkv, window = convolved(
             self.conv, (self.q_proj(x), self.k_proj(x), self.v_proj(x)), cache.window, advance, ssmkit.silu
         )

@@ -165,7 +165,7 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
         self, x: Float[Array, "*time width"], cache: HGRN2Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], HGRN2Cache]:
         """The equations above, for many tokens or one."""
-        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))  # noqa: E731
+        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))
         features = self.q_proj(x), self.f_proj(x), self.i_proj(x)
         features, window = convolved(self.conv, features, cache.window, advance)
         y, state = advance(self.recurrence, HGRN2Inputs(*map(split, features)), cache.state)

@@ -117,5 +117,5 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
 
 def _bounded(layer: ssmkit.ResidualBlock[Any], bound: Float[Array, " channels"]) -> ssmkit.ResidualBlock[Any]:
     shape = layer.mixer.recurrence.state_shape[:2]  # pyright: ignore[reportAttributeAccessIssue]
-    where = lambda layer: layer.mixer.recurrence.lower_bound  # noqa: E731
+    where = lambda layer: layer.mixer.recurrence.lower_bound
     return eqx.tree_at(where, layer, jnp.reshape(bound, shape), is_leaf=lambda leaf: leaf is None)

@@ -176,9 +176,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         """Parameters of the recurrence, D and the norm stay float32 whatever `dtype` is."""
         keys = jax.random.split(key, 4)
         inner, ssm, conv, heads = config.inner_size, config.ssm_size, config.conv_size, config.heads
-        linear = lambda rows, columns, key: ssmkit.Linear(  # noqa: E731
-            columns, rows, use_bias=config.use_bias, dtype=dtype, key=key
-        )
+        linear = lambda rows, columns, key: ssmkit.Linear(columns, rows, use_bias=config.use_bias, dtype=dtype, key=key)
         self.in_proj = linear(2 * inner - ssm + conv + heads, config.hidden_size, keys[0])
         self.conv = ssmkit.CausalConv1d(
             conv, config.conv_kernel, use_bias=config.use_conv_bias, dtype=dtype, key=keys[1]

@@ -166,7 +166,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
             raise ValueError(f"`A_activation` must be 'heavy_tail' or 'softplus', got {A_activation!r}.")
         in_key, dt_key, out_key = jax.random.split(key, 3)
         rows = 2 * channels + 2 * rank * ngroups * d_state + 3 * heads + angles
-        ones = lambda *shape: jnp.ones(shape, jnp.float32)  # noqa: E731
+        ones = lambda *shape: jnp.ones(shape, jnp.float32)
         self.in_proj = ssmkit.Linear(width, rows, dtype=dtype, key=in_key)
         self.B_norm, self.C_norm = ssmkit.RMSNorm(d_state), ssmkit.RMSNorm(d_state)
         self.B_bias, self.C_bias = ones(heads, rank, d_state), ones(heads, rank, d_state)

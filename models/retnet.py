@@ -158,7 +158,7 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
         turns = jnp.broadcast_to(jnp.asarray(theta / (2 * math.pi), jnp.float32), (*axes, key // 2))
         after, phase = advance(self.phase, turns, cache.phase)
         angle = 2 * math.pi * (after - turns)[..., None, :]  # the first token does not turn
-        shared = lambda array: jnp.repeat(array, heads // array.shape[-2], axis=-2)  # noqa: E731
+        shared = lambda array: jnp.repeat(array, heads // array.shape[-2], axis=-2)
         inputs = RetNetInputs(q=_turn(q, angle), k=shared(_turn(k, angle)), v=shared(v))
         y, state = advance(self.recurrence, inputs, cache.state)
         y = jnp.reshape(self.norm(y), (*axes, -1))

@@ -113,7 +113,7 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
                 raise ValueError(f"RWKV6Mixer: `{name}` must be at least 1, got {rank}.")
         before, after = depth("RWKV6Mixer", layer_idx, num_hidden_layers)
         keys, orthogonal, zeros = jax.random.split(key, 8), jax.nn.initializers.orthogonal, jax.nn.initializers.zeros
-        linear = lambda rows, columns, draw, key: projection(columns, rows, draw, dtype=dtype, key=key)  # noqa: E731
+        linear = lambda rows, columns, draw, key: projection(columns, rows, draw, dtype=dtype, key=key)
         self.lerp = DataDependentLerp(width, proj_low_rank_dim, before, after, dtype=dtype, key=keys[0])
         self.decay_down = linear(gate_low_rank_dim, width, zeros, keys[1])
         self.decay_up = linear(heads * key_dim, gate_low_rank_dim, small_uniform, keys[2])
@@ -139,7 +139,7 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         self, x: Float[Array, "*time width"], cache: RWKV6Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], RWKV6Cache]:
         """The equations above, for many tokens or one."""
-        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))  # noqa: E731
+        split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))
         previous, shift = advance(self.shift, x, cache.shift)
         x_r, x_w, x_k, x_v, x_g = self.lerp(x.astype(previous.dtype), previous)
         inputs = RWKV6Inputs(

@@ -10,11 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from ._construction import check_one_key, check_sizes, check_switches, positive
-from ._fits import check_mixers
-from ._layers import Embedding, Linear
-from ._matrix import project
-from ._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
-from ._norms import LayerNorm, RMSNorm
 from ._sharding import sharded_by_xla
 from ._types import (
     Length,
@@ -28,6 +23,11 @@ from ._types import (
     checks_itself,
     shown,
 )
+from .layers._linear import Embedding, Linear
+from .layers._matrix import project
+from .layers._norms import LayerNorm, RMSNorm
+from .mixers._fits import check_mixers
+from .mixers._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
 
 
 class AbstractLanguageModel(eqx.Module, Generic[Cache]):

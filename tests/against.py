@@ -32,7 +32,7 @@ def errors(module: Any, oracle: Callable, inputs: Any, state: Any) -> Mapping[st
     expected = _with_gradients(lambda m, x, s: oracle(eqx.combine(m, static), x, s), *_in_float64(arguments))
     found = {}
     for chunk in CHUNK_SIZES:
-        many = lambda m, x, s: methods(with_chunk_size(eqx.combine(m, static), chunk))[1](x, s)  # noqa: B023, E731
+        many = lambda m, x, s: methods(with_chunk_size(eqx.combine(m, static), chunk))[1](x, s)  # noqa: B023
         found |= _compare(f"chunk {chunk}", _with_gradients(many, *arguments), expected)
 
     def steps(m, x, s):
@@ -46,7 +46,7 @@ def forward_errors(module: Any, oracle: Callable, inputs: Any, state: Any) -> Ma
     """As `errors`, but of outputs and final state alone, in chunks of 16 tokens: for one option among many."""
     arguments = eqx.filter(module, eqx.is_inexact_array), inputs, state
     static = eqx.filter(module, eqx.is_inexact_array, inverse=True)
-    many = lambda m, x, s: methods(with_chunk_size(eqx.combine(m, static), 16))[1](x, s)  # noqa: E731
+    many = lambda m, x, s: methods(with_chunk_size(eqx.combine(m, static), 16))[1](x, s)
     names = ("outputs", "final state")
     got = dict(zip(names, jit(many)(*arguments), strict=True))
     expected = jit(lambda m, x, s: oracle(eqx.combine(m, static), x, s))(*_in_float64(arguments))

@@ -28,7 +28,7 @@ def _draws(make: Callable[..., Any], *sizes: int, scales: tuple[float, ...]) -> 
     """Samples of inputs: arrays of `(time, HEADS, size)`, each with its own scale."""
 
     def sample(rng: np.random.Generator, time: int) -> Any:
-        normal = lambda size, scale: jnp.asarray(rng.normal(0.0, scale, (time, HEADS, size)), jnp.float32)  # noqa: E731
+        normal = lambda size, scale: jnp.asarray(rng.normal(0.0, scale, (time, HEADS, size)), jnp.float32)
         return make(*(normal(size, scale) for size, scale in zip(sizes, scales, strict=True)))
 
     return sample

@@ -256,7 +256,7 @@ def _as_two(number: jax.Array) -> jax.Array:
 
 
 def _mlstm_oracle(module, x, cache):
-    split = lambda layer: _linear(layer, x).reshape(x.shape[0], GATE_HEADS, -1)  # noqa: E731
+    split = lambda layer: _linear(layer, x).reshape(x.shape[0], GATE_HEADS, -1)
     q, k, v = split(module.q), split(module.k), split(module.v)
     i, f = (_CAP * jnp.tanh(_linear(layer, x) / _CAP) for layer in (module.igate_preact, module.fgate_preact))
     before = cache.state[..., :-1], cache.state[..., -1], cache.log_scale.sum(0)

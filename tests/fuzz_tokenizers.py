@@ -8,8 +8,8 @@ import random
 import tokenizer_kinds
 from fuzz import Kind, edited, flipped, json_damage
 
-from ssmkit._text import Tokenizer
-from ssmkit._tokenizer_files import contents
+from ssmkit.text._files import contents
+from ssmkit.text._tokenizer import Tokenizer
 
 
 TEXT = "To be, or not to be: Être ça <s> </s> [SEP] 12 \t\n日本語 ﬁ 😀 `` the  question\0"

@@ -217,7 +217,7 @@ def equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation, 1
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        is_jaxpr = lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")  # noqa: E731
+        is_jaxpr = lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
         for inner in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):

@@ -37,7 +37,7 @@ LONGEST_TOY = 60
 def named(paths: list[Path]):
     """Parametrize `path` with readable ids."""
     root = CORE.parent
-    name = lambda path: str(path.relative_to(MODELS.parent if path.is_relative_to(MODELS) else root))  # noqa: E731
+    name = lambda path: str(path.relative_to(MODELS.parent if path.is_relative_to(MODELS) else root))
     return pytest.mark.parametrize("path", [pytest.param(path, id=name(path)) for path in paths])
 
 
@@ -140,19 +140,19 @@ def test_models_use_public_names_only(path):
 
 def test_private_uses_would_be_noticed():
     bad = """
-    import ssmkit._layers
+    import ssmkit.layers._linear
     from ssmkit import _types, Linear
     from ssmkit.kernels._scalar import enter
-    from .._mixer import Cache
+    from ..mixers._mixer import Cache
     from ._own import helper
-    ssmkit._conv.CausalConv1d
+    ssmkit.operators._conv.CausalConv1d
     """
     assert private_uses(textwrap.dedent(bad), "ssmkit.models") == [
-        "ssmkit._layers",
+        "ssmkit.layers._linear",
         "ssmkit._types",
         "ssmkit.kernels._scalar.enter",
-        "ssmkit._mixer.Cache",
-        "ssmkit._conv",
+        "ssmkit.mixers._mixer.Cache",
+        "ssmkit.operators._conv",
     ]
 
 
@@ -209,7 +209,7 @@ def test_public_names():
     code = """
 import ssmkit
 assert isinstance(ssmkit.models.GLAMixer, type) and callable(ssmkit.training.fit) and ssmkit.export
-assert ssmkit.generate is ssmkit._generate.generate and "generate" in vars(ssmkit)
+assert ssmkit.generate is ssmkit.generation._generate.generate and "generate" in vars(ssmkit)
 assert not hasattr(ssmkit, "nonsense")
 try:
     from ssmkit import nonsense
@@ -239,18 +239,53 @@ def test_a_wrong_switch_is_named():
     assert "import ssmkit.models" not in run.stderr.splitlines()[1] and "_config.py" in run.stderr
 
 
-def test_imports_have_no_circle():
-    """Whichever module comes first, as each may where names are imported on first use."""
-    paths = {f"{package_of(path)}.{path.stem}".removesuffix(".__init__"): path for path in CORE_FILES}
-    chain = lambda name: {name[:end] for end, letter in enumerate(name + ".") if letter == "."}  # noqa: E731
+def needs_of(paths: list[Path]) -> dict[str, set[str]]:
+    """The modules, and the packages on the way to them, that every module of these imports when it is imported."""
+    names = {f"{package_of(path)}.{path.stem}".removesuffix(".__init__"): path for path in paths}
+    chain = lambda name: {name[:end] for end, letter in enumerate(name + ".") if letter == "."}
     needs = {}
-    for name, path in paths.items():
+    for name, path in names.items():
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
         found = imports("\n".join(map(ast.unparse, top)), package_of(path))
         places = set().union(*(chain(f"{module}.{own}") for module, own in found))
-        needs[name] = places & paths.keys() - chain(name)
-    assert needs["ssmkit._recurrence"] >= {"ssmkit.kernels", "ssmkit._types"} and "ssmkit.export" in needs
+        needs[name] = places & names.keys() - chain(name)
+    return needs
+
+
+def test_imports_have_no_circle():
+    """Whichever module comes first, as each may where names are imported on first use."""
+    needs = needs_of(CORE_FILES)
+    assert needs["ssmkit.operators._recurrence"] >= {"ssmkit.kernels", "ssmkit._types"} and "ssmkit.export" in needs
     graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
+
+
+# The rooms of the house. Each may use those before it and its own, and so may the modules at the root that are named.
+ROOMS = (
+    *("text", "layers", "kernels", "operators", "mixers", "_language_model", "_arguments", "checkpoint"),
+    *("generation", "evaluation", "export", "training", "testing", "cli", "__main__"),
+)
+
+
+def uphill(needs: dict[str, set[str]]) -> list[str]:
+    """Imports of a room that comes later."""
+    level = lambda name: ROOMS.index(room) if (room := name.split(".")[1]) in ROOMS else -1
+    return [
+        f"{name} -> {other}"
+        for name, others in needs.items()
+        for other in others
+        if name.count(".") and other.count(".") and level(other) > level(name)
+    ]
+
+
+def test_no_import_runs_back_up():
+    needs = needs_of(CORE_FILES)
+    packages = {path.parent.name for path in CORE_FILES if path.parent != CORE}
+    assert packages <= set(ROOMS)
+    assert not uphill(needs)
+    assert uphill({"ssmkit.kernels._step": {"ssmkit.operators"}, "ssmkit._types": {"ssmkit.text._json"}}) == [
+        "ssmkit.kernels._step -> ssmkit.operators",
+        "ssmkit._types -> ssmkit.text._json",
+    ]
 
 
 # How long.

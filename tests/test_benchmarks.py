@@ -270,7 +270,7 @@ class Wrong:
 def test_no_speed_is_reported_for_a_wrong_result(monkeypatch, kept, tiny, tmp_path, command, method, tolerance, match):
     monkeypatch.setitem(SUBJECTS, "wrong", Entry("wrong", "ours", tolerance=tolerance))
     load_right = _session.load
-    make = lambda name, directory: Wrong(tiny, method) if name == "wrong" else load_right(name, directory)  # noqa: E731
+    make = lambda name, directory: Wrong(tiny, method) if name == "wrong" else load_right(name, directory)
     monkeypatch.setattr(_session, "load", make)
     words = COMMANDS[command][:-2] if command == "prefill" else COMMANDS[command]
     words = [*words, "--no-ceilings"] if command == "decode" else words

@@ -21,10 +21,10 @@ import pytest
 from damage import full_disk
 
 import ssmkit
-from ssmkit._text import Tokenizer
 from ssmkit.checkpoint import from_pretrained, save_pretrained
 from ssmkit.cli import _generate, _inspect, _models, _score, _train, main
 from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.text._tokenizer import Tokenizer
 
 
 TEXT = "To be, or not to be: that is the question. Être ou ne pas être 😀.\n"

@@ -9,11 +9,11 @@ import tokenizer_kinds
 from tokenizers import processors
 
 import ssmkit
-from ssmkit._text import Tokenizer
-from ssmkit._tokenizer_files import COMPANIONS
 from ssmkit.checkpoint import save_pretrained
 from ssmkit.cli import main
 from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.text._files import COMPANIONS
+from ssmkit.text._tokenizer import Tokenizer
 
 
 TEXT = "To be, or not to be.\n"

@@ -12,8 +12,8 @@ from damage import full_disk
 
 import ssmkit
 from ssmkit._files import replacing
-from ssmkit._text import Tokenizer
 from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.text._tokenizer import Tokenizer
 
 
 def through_equinox(path):

@@ -16,7 +16,7 @@ import pytest
 from helpers import trees_close, trees_equal_bitwise
 
 import ssmkit
-from ssmkit import _generate, _prompts
+from ssmkit.generation import _generate, _prompts
 from ssmkit.models import Mamba2, Mamba2Config, ToySSM
 
 
@@ -293,7 +293,7 @@ def test_a_row_that_stopped_stays_as_it_was(case):
     for i in np.flatnonzero(out.finished).tolist():
         length = int(out.lengths[i])
         short = ssmkit.generate(model, ROWS, length, **arguments)
-        kept = lambda g: (g.cache, g.logits, g.keys, g.history)  # noqa: E731
+        kept = lambda g: (g.cache, g.logits, g.keys, g.history)
         assert_same(row(kept(out), i), row(kept(short), i))
         assert_consumed(model, ROWS[i], out.tokens[i, :length].tolist(), out, i)
 
@@ -462,7 +462,7 @@ def test_copies_of_a_row_go_their_own_ways_with_a_key():
     model, sampler = mamba2(), ssmkit.Sampler(temperature=3.0)
     start = ssmkit.generate(model, [ROWS[0]], 4, sampler, key=jax.random.key(1))
     copies = jax.tree.map(lambda x: jnp.repeat(x, BATCH, axis=0), start)
-    distinct = lambda generation: len({tuple(ids) for ids in generation.tokens.tolist()})  # noqa: E731
+    distinct = lambda generation: len({tuple(ids) for ids in generation.tokens.tolist()})
     assert distinct(ssmkit.resume(model, copies, 12, sampler)) == 1
     expected = ssmkit.resume(model, copies, 12, sampler, key=jax.random.key(5))
     assert distinct(expected) == BATCH

@@ -163,7 +163,7 @@ def test_bfloat16(tmp_path, variant):
     narrow, wide = hf_logits(theirs, tokens), hf_logits(theirs.float(), tokens)
     # The same rounded weights in float32 are the truth. HF rounds every activation to 8 bits, ssmkit the operands of
     # projections only: it must be nearer to the truth than HF is, and no further from HF than the two errors together.
-    rms = lambda difference: np.sqrt(np.mean(np.square(difference))) / np.std(wide)  # noqa: E731
+    rms = lambda difference: np.sqrt(np.mean(np.square(difference))) / np.std(wide)
     actual = np.asarray(forward(ours, jnp.asarray(tokens)))
     assert rms(narrow - wide) < 0.03
     assert rms(actual - wide) < rms(narrow - wide)

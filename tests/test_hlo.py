@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ssmkit
-from ssmkit import _engine, _prompts
+from ssmkit.generation import _engine, _prompts
 from ssmkit.models import Mamba2, Mamba2Config
 
 

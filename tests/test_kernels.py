@@ -12,7 +12,7 @@ from helpers import all_finite, jit, many_tokens, random_coefficients, relative_
 
 import ssmkit
 from ssmkit import kernels
-from ssmkit.kernels import _scalar, _segment
+from ssmkit.kernels import _pairwise_decays as _segment, _scalar
 
 
 # Float32 resolves 6e-8. The worst seen is 5e-7, where 67 decays near 1 follow one another; mostly it is 1e-7.
@@ -58,13 +58,13 @@ REFERENCE_WITH_GRADIENTS = with_gradients(kernels.reference)
 
 def cotangents_of(seed, outputs, state):
     rng = np.random.default_rng(seed)
-    draw = lambda array: rng.normal(size=array.shape) + 1j * rng.normal(size=array.shape)  # noqa: E731
-    real = lambda array: array if jnp.iscomplexobj(state) else array.real  # noqa: E731
+    draw = lambda array: rng.normal(size=array.shape) + 1j * rng.normal(size=array.shape)
+    real = lambda array: array if jnp.iscomplexobj(state) else array.real
     return tuple(jnp.asarray(real(draw(array)), array.dtype) for array in (outputs, state))
 
 
 def in_float64(tree):
-    wide = lambda array: jnp.complex128 if jnp.iscomplexobj(array) else jnp.float64  # noqa: E731
+    wide = lambda array: jnp.complex128 if jnp.iscomplexobj(array) else jnp.float64
     return jax.tree.map(lambda array: array.astype(wide(array)), tree)
 
 
@@ -92,7 +92,7 @@ def test_chunk_scan_and_gradients_match_the_reference(schedule, chunk, groups, t
 
 def test_cumsum_differences_would_fail(monkeypatch):
     """The bound has teeth: the usual decays break it where they are small."""
-    monkeypatch.setattr(_scalar, "segment_decays", decays_of_differences)
+    monkeypatch.setattr(_scalar, "pairwise_decays", decays_of_differences)
     coefficients, state = random_coefficients(
         0, time=67, heads=HEADS, groups=2, key=KEY, value=VALUE, cumulative=-20000.0, chunk=64
     )
@@ -227,7 +227,7 @@ def test_the_backend_chooses_when_nothing_is_said(sequence):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_no_token_and_one_token(sequence, schedule):
     coefficients, state, expected = sequence
-    cut = lambda time: jax.tree.map(lambda array: array[:time], coefficients)  # noqa: E731
+    cut = lambda time: jax.tree.map(lambda array: array[:time], coefficients)
     outputs, final = scan(schedule, 50)(cut(0), state)
     assert outputs.shape == (0, HEADS, VALUE)
     assert trees_equal_bitwise(final, state)
@@ -276,7 +276,7 @@ def test_chunk_size_below_one(sequence, chunk):
 # Segment decays.
 
 
-SEGMENT_DECAYS = jit(kernels.segment_decays)
+SEGMENT_DECAYS = jit(kernels.pairwise_decays)
 
 
 def decays_of_differences(x):
@@ -312,7 +312,7 @@ def worst_decay(decays, sums) -> float:
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("cumulative", [-1e-3, -400.0, -20000.0])
 @pytest.mark.parametrize("chunk", [1, 16, 17, 64, 100, 256, 300])
-def test_segment_decays_are_relatively_precise_entry_by_entry(chunk, cumulative, is_complex):
+def test_pairwise_decays_are_relatively_precise_entry_by_entry(chunk, cumulative, is_complex):
     """Every entry, not just a norm: at most 22 float32 additions of terms of one sign stand behind each exponent."""
     coefficients, _ = random_coefficients(
         9, time=chunk, heads=3, groups=1, key=1, value=1, cumulative=cumulative, chunk=chunk, is_complex=is_complex
@@ -334,7 +334,7 @@ def test_segment_decays_are_relatively_precise_entry_by_entry(chunk, cumulative,
 
 
 @pytest.mark.parametrize("chunk", [16, 50, 300])
-def test_segment_decays_of_infinities(chunk):
+def test_pairwise_decays_of_infinities(chunk):
     """-inf is an ordinary value: it reaches the decays that contain it, and no other."""
     x = jnp.asarray(np.where(np.arange(chunk) % 7 == 3, -np.inf, -0.5), jnp.float32)
     np.testing.assert_allclose(SEGMENT_DECAYS(x), np.exp(exact_sums(np.asarray(x))), rtol=1e-6)
@@ -344,13 +344,13 @@ def test_segment_decays_of_infinities(chunk):
 
 @pytest.mark.parametrize("scale", [1e-3, 10.0, 1000.0, math.inf])
 @pytest.mark.parametrize("chunk", [16, 50, 300])
-def test_gradients_of_segment_decays(chunk, scale):
+def test_gradients_of_pairwise_decays(chunk, scale):
     """Finite at any decay, and those of the exponentials of the exact sums: a decay is its own derivative."""
     rng = np.random.default_rng(0)
     x = -rng.exponential(size=chunk) * (scale if math.isfinite(scale) else 1.0)
     x = jnp.asarray(np.where((np.arange(chunk) % 7 == 3) & math.isinf(scale), -np.inf, x), jnp.float32)
     weights = rng.normal(size=(chunk, chunk))
-    got = jit(jax.grad(lambda x: jnp.sum(kernels.segment_decays(x) * weights.astype(np.float32))))(x)
+    got = jit(jax.grad(lambda x: jnp.sum(kernels.pairwise_decays(x) * weights.astype(np.float32))))(x)
     each = weights * np.exp(exact_sums(np.asarray(x)))
     # Token s is part of the decay from j to i for j < s <= i.
     expected = [each[s:, :s].sum() for s in range(chunk)]

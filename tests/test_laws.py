@@ -156,7 +156,7 @@ def test_pieces_without_padding(case):
 
     @jit
     def run(inputs, cache):
-        piece = lambda start, stop: jax.tree.map(lambda array: array[start:stop], inputs)  # noqa: E731
+        piece = lambda start, stop: jax.tree.map(lambda array: array[start:stop], inputs)
         first, cache = many(piece(0, 3), cache)
         second, cache = step(jax.tree.map(lambda array: array[3], inputs), cache)
         third, cache = many(piece(4, TIME + 1), cache)
@@ -179,11 +179,11 @@ def test_a_batch_is_what_its_sequences_are_alone(case):
     caches = [warm(case, seed, past) for seed, past in enumerate([3, 0, TIME, 8])]
     inputs = [sample(case, 10 + seed) for seed in range(4)]
     _, many, _ = methods(this.module)
-    stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)  # noqa: E731
+    stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     run = jax.vmap(lambda inputs, cache, length: many(inputs, cache, length=length))
     outputs, after = to_numpy(jit(run)(stack(inputs), stack(caches), lengths))
     for row, length in enumerate(map(int, lengths)):
-        pick = lambda tree: jax.tree.map(lambda array: array[row], tree)  # noqa: B023, E731
+        pick = lambda tree: jax.tree.map(lambda array: array[row], tree)  # noqa: B023
         expected, expected_after = this.many(inputs[row], caches[row], length)
         got = this.valid_outputs(outputs[row], length), pick(after)
         assert trees_close(got, (this.valid_outputs(expected, length), expected_after), case.bound)
@@ -211,7 +211,7 @@ def test_parameters_and_cache_survive_serialisation(case):
     buffer = io.BytesIO()
     eqx.tree_serialise_leaves(buffer, (this.module, cache))
     buffer.seek(0)
-    as_struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf  # noqa: E731
+    as_struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf
     like = jax.tree.map(as_struct, (this.module, jax.tree.map(jnp.asarray, cache)))
     module, restored = eqx.tree_deserialise_leaves(buffer, like)
     assert trees_equal_bitwise(eqx.filter(module, eqx.is_array), eqx.filter(this.module, eqx.is_array))

@@ -7,7 +7,7 @@ import pytest
 from helpers import all_finite, jit, relative_error, trees_close
 
 import ssmkit
-from ssmkit._matrix import project
+from ssmkit.layers._matrix import project
 
 
 # Float32 resolves 6e-8, and no layer here adds up more than a few dozen terms.

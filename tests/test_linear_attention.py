@@ -139,7 +139,7 @@ def hgrn2(m, x, state):
 
 def rwkv6(m, x, state):
     past = jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
-    mix = lambda mu: x + (past - x) * mu  # noqa: E731
+    mix = lambda mu: x + (past - x) * mu
     low = jnp.tanh(mix(jnp.broadcast_to(m.lerp.mu_x, x.shape)) @ m.lerp.down.weight.T)
     rank = m.lerp.up.weight.shape[2]
     xs = [mix(m.lerp.mu[j][None] + low[:, j * rank : (j + 1) * rank] @ m.lerp.up.weight[j].T) for j in range(5)]
@@ -168,7 +168,7 @@ def test_mixers_equal_their_equations(case):
 
 def test_a_head_size_is_another_name_for_the_heads():
     """Heads may have any size: `rwkv6-mixer` above has keys of 2 and values of 4."""
-    make = lambda **options: eqx.filter_eval_shape(  # noqa: E731
+    make = lambda **options: eqx.filter_eval_shape(
         lambda key: RWKV6Mixer(WIDTH, expand_k=1.0, **options, key=key), jax.random.key(0)
     )
     for size in (1, 2, 3, 6, 12):
@@ -208,7 +208,7 @@ def test_lower_bounds_are_learnt_together():
     got = np.stack([block.mixer.recurrence.lower_bound for block in model.blocks[::2]])
     np.testing.assert_allclose(got.reshape(3, 8), expected, atol=1e-6)
     weight = np.random.default_rng(1).normal(size=(3, 8))
-    of_layers = lambda model: jnp.stack([block.mixer.recurrence.lower_bound.ravel() for block in model.blocks[::2]])  # noqa: E731
+    of_layers = lambda model: jnp.stack([block.mixer.recurrence.lower_bound.ravel() for block in model.blocks[::2]])
     gradient = eqx.filter_grad(lambda model: jnp.sum(jnp.asarray(weight, jnp.float32) * of_layers(model)))(model)
     later = np.cumsum(weight[:0:-1], axis=0)[::-1]  # a share counts in its own layer and in all after it
     slope = np.concatenate([np.zeros((1, 8)), later])
@@ -234,7 +234,7 @@ def test_layers_with_different_bounds_are_one_trace():
     """In a model of one's own, and in that of the paper."""
 
     def mine(layers: int) -> ssmkit.LanguageModel:
-        bound = lambda i: i / layers  # noqa: E731
+        bound = lambda i: i / layers
         mixers = [HGRN2Mixer(8, expand_ratio=4, lower_bound=bound(i), key=jax.random.key(i)) for i in range(layers)]
         return ssmkit.LanguageModel(11, 8, mixers, key=jax.random.key(0))
 

@@ -174,7 +174,7 @@ def test_hf_recurrent_gemma_language_model(recurrent_gemma):
         final_logit_softcapping=3.0,
         key=KEY,
     )
-    array = lambda parameter: jnp.asarray(parameter.detach().numpy())  # noqa: E731
+    array = lambda parameter: jnp.asarray(parameter.detach().numpy())
     ours = eqx.tree_at(
         lambda m: (m.embedding.weight, *(block.norm.weight for block in m.blocks), m.norm.weight),
         ours,

@@ -54,7 +54,7 @@ def test_slow_forget_gates_behind_a_maximum(way):
     operator = ssmkit.Stabiliser(5)
     gates, _ = jit(lambda *x: WAYS[way](operator, ssmkit.Gates(*x), operator.init_state()))(forget, write)
     log_decay, log_write, log_scale = (np.asarray(gate, np.float64) for gate in gates)
-    since = lambda x: np.sum(x, axis=0) - np.cumsum(x, axis=0)  # noqa: E731
+    since = lambda x: np.sum(x, axis=0) - np.cumsum(x, axis=0)
     got, exact = log_write + since(log_decay) + log_scale[-1], write + since(forget.astype(np.float64))
     assert np.max(np.abs(got - exact) / np.maximum(np.abs(exact), 1.0)) <= (1.5e-6 if way == "step" else 6e-6)
 
@@ -64,7 +64,7 @@ def test_gates_that_forget_all_and_write_nothing(way):
     """Infinite logarithms reach neither a later token nor a gradient."""
     operator, inf = ssmkit.Stabiliser(1), np.inf
     forget, write = (jnp.asarray(x, jnp.float32) for x in ([[-0.5], [-inf], [-0.5]], [[1.0], [2.0], [-inf]]))
-    run = lambda x: WAYS[way](operator, ssmkit.Gates(forget, x), operator.init_state())  # noqa: E731
+    run = lambda x: WAYS[way](operator, ssmkit.Gates(forget, x), operator.init_state())
     gates, state = jit(run)(write)
     assert trees_equal_bitwise(gates.log_decay, jnp.float32([[-1.5], [-inf], [0.0]]))
     assert trees_equal_bitwise(gates.log_write, jnp.float32([[0.0], [0.0], [-inf]]))
@@ -76,7 +76,7 @@ def test_gates_that_forget_all_and_write_nothing(way):
 def test_sums_have_the_gradients_of_sums(way):
     operator, rng = ssmkit.RunningPhase((2,)), np.random.default_rng(0)
     turns, weights = (jnp.asarray(rng.integers(-8, 8, size=(9, 2)), jnp.float32) for _ in range(2))
-    run = lambda x, state: jnp.sum(weights * WAYS[way](operator, x / 32, state)[0])  # noqa: E731
+    run = lambda x, state: jnp.sum(weights * WAYS[way](operator, x / 32, state)[0])
     d_turns, d_state = jit(jax.grad(run, argnums=(0, 1)))(turns, operator.init_state())
     later = jnp.flip(jnp.cumsum(jnp.flip(weights, 0), axis=0), 0)
     assert trees_equal_bitwise(d_turns, later / 32)

@@ -38,7 +38,7 @@ def test_the_recurrence_is_the_selective_scan():
     recurrence = eqx.tree_at(
         lambda r: (r.A_log, r.dt_bias), recurrence, (jnp.asarray(A_log, jnp.float32), jnp.asarray(dt_bias, jnp.float32))
     )
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     # The step size is the input's size too: B x is scaled so that no token drowns the others.
     x = draw(time, channels) * jnp.asarray(1 / np.maximum(-log_decay, 1e-2), jnp.float32)
     inputs = MambaInputs(x=x, dt=jnp.asarray(dt, jnp.float32), B=draw(time, size), C=draw(time, size))
@@ -88,7 +88,7 @@ def numpy_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
     config = model.config
     rank, size = config.dt_rank, config.state_size
     model = jax.tree.map(lambda array: np.asarray(array, np.float64), model)
-    affine = lambda layer, x: x @ layer.weight.T + (0 if layer.bias is None else layer.bias)  # noqa: E731
+    affine = lambda layer, x: x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
     x = model.embedding.weight[tokens]
     for block in model.blocks:
         mixer = block.mixer
@@ -182,7 +182,7 @@ def random_model(name: str = "plain", dtype=jnp.float32) -> Mamba:
     """No two arrays alike, and none constant."""
     skeleton = eqx.filter_eval_shape(Mamba, MambaConfig(**SMALL | CONFIGS[name]), key=jax.random.key(0), dtype=dtype)
     rng = np.random.default_rng(0)
-    fill = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+    fill = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
     return jax.tree.map(lambda leaf: fill(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, skeleton)
 
 

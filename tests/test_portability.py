@@ -18,8 +18,8 @@ from jax import export
 from registry import LANGUAGE_MODELS, MIXERS
 
 import ssmkit
-from ssmkit import _engine, _prompts
 from ssmkit.export import foreign_operations
+from ssmkit.generation import _engine, _prompts
 from ssmkit.models import GLAMixer, LRUMixer, RGLRUMixer
 
 
@@ -38,7 +38,7 @@ def lowered(function, *arguments, platform: str) -> str:
     """The program that computes a function of pytrees on a platform; random keys go in and out as plain integers."""
     arrays, constants = eqx.partition(arguments, eqx.is_array)
     is_key = jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key), arrays)
-    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
     def program(arrays):
         arrays = jax.tree.map(lambda x, key: jax.random.wrap_key_data(x) if key else x, arrays, is_key)
@@ -129,8 +129,8 @@ def test_other_combinations_for_the_flagship(batch, sampler, platform):
 def test_prefill_and_step_are_standard_operations(name, platform):
     model = model_of(name)
     tokens, cache, length = jnp.zeros(TIME, jnp.int32), model.init_cache(), jnp.asarray(7, jnp.int32)
-    prefill = lambda model, tokens, cache, length: model.prefill(tokens, cache, length=length)  # noqa: E731
-    step = lambda model, token, cache, valid: model.step(token, cache, valid=valid)  # noqa: E731
+    prefill = lambda model, tokens, cache, length: model.prefill(tokens, cache, length=length)
+    step = lambda model, token, cache, valid: model.step(token, cache, valid=valid)
     assert foreign_operations(lowered(prefill, model, tokens, cache, length, platform=platform)) == []
     module = lowered(step, model, tokens[0], cache, jnp.asarray(True), platform=platform)
     assert foreign_operations(module) == []
@@ -148,7 +148,7 @@ def mixer_cases():
 def test_every_other_mixer(case):
     mixer = build(case)
     x = case.sample(np.random.default_rng(0), TIME)
-    both = lambda mixer, x, cache: (mixer.prefill(x, cache), mixer.step(x[0], cache))  # noqa: E731
+    both = lambda mixer, x, cache: (mixer.prefill(x, cache), mixer.step(x[0], cache))
     assert foreign_operations(lowered(both, mixer, x, mixer.init_cache(), platform="cuda")) == []
 
 
@@ -228,7 +228,7 @@ def test_foreign_operations_of_a_line(line, found):
 
 def test_a_second_loop_would_be_counted():
     def twice(tokens):
-        body = lambda carry: (carry[0] + 1, carry[1].at[0, carry[0]].set(1))  # noqa: E731
+        body = lambda carry: (carry[0] + 1, carry[1].at[0, carry[0]].set(1))
         carry = jax.lax.while_loop(lambda carry: carry[0] < 3, body, (jnp.asarray(0, jnp.int32), tokens))
         return jax.lax.while_loop(lambda carry: carry[0] < 5, body, carry)
 

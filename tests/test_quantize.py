@@ -14,11 +14,12 @@ from helpers import BF16_BOUND, all_finite, build, jit, over, random_tokens, rel
 from registry import LANGUAGE_MODELS, MIXERS
 
 import ssmkit
-from ssmkit import Int8Matrix, _quantize
-from ssmkit._matrix import look_up, project
-from ssmkit._text import Tokenizer
+from ssmkit import Int8Matrix
 from ssmkit.checkpoint import CheckpointError, check_writable, from_pretrained, save_pretrained
+from ssmkit.layers import _quantize
+from ssmkit.layers._matrix import look_up, project
 from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.text._tokenizer import Tokenizer
 
 
 KINDS = ("int8", "bfloat16")
@@ -269,7 +270,7 @@ class Parts:
 
     @classmethod
     def of(cls, model) -> "Parts":
-        is_layer = lambda node: isinstance(node, ssmkit.Linear | ssmkit.Embedding)  # noqa: E731
+        is_layer = lambda node: isinstance(node, ssmkit.Linear | ssmkit.Embedding)
         layers = [node for node in jax.tree.leaves(model, is_leaf=is_layer) if is_layer(node)]
         rest = [leaf for leaf in jax.tree.leaves(model, is_leaf=is_layer) if not is_layer(leaf)]
         biases = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
@@ -312,8 +313,8 @@ def test_every_matrix_is_known_as_one(case):
 
 def widened(module):
     """The same module in float32, and its matrices still those that are stored."""
-    is_int8 = lambda node: isinstance(node, Int8Matrix)  # noqa: E731
-    wide = lambda leaf: jnp.asarray(exact(leaf), jnp.float32) if is_int8(leaf) else leaf.astype(jnp.float32)  # noqa: E731
+    is_int8 = lambda node: isinstance(node, Int8Matrix)
+    wide = lambda leaf: jnp.asarray(exact(leaf), jnp.float32) if is_int8(leaf) else leaf.astype(jnp.float32)
     return jax.tree.map(
         lambda leaf: wide(leaf) if eqx.is_array(leaf) or is_int8(leaf) else leaf, module, is_leaf=is_int8
     )
@@ -374,7 +375,7 @@ def test_logits_are_those_of_the_widened_model(case, kind):
 def test_training_what_is_not_quantised(case):
     """Adapters, norms, decay rates: every leaf of floating point has a finite gradient, and the integers none."""
     model, tokens = ssmkit.quantize(build(case), "int8"), jnp.arange(12)
-    loss = lambda model: jnp.mean(ssmkit.cross_entropy(model(tokens[:-1]), tokens[1:]))  # noqa: E731
+    loss = lambda model: jnp.mean(ssmkit.cross_entropy(model(tokens[:-1]), tokens[1:]))
     gradient = eqx.filter_jit(eqx.filter_grad(loss))(model)
     assert all_finite(gradient)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(gradient)}

@@ -186,13 +186,13 @@ def test_mistaken_coefficients(changes, expected):
 
 def test_a_mistake_is_found_without_jit_too():
     changes, expected = MISTAKES["key of read"]
-    run = lambda: Mistaken(changes).step(jnp.float32(1.0), jnp.zeros(SHAPE, jnp.float32))  # noqa: E731
+    run = lambda: Mistaken(changes).step(jnp.float32(1.0), jnp.zeros(SHAPE, jnp.float32))
     assert message_of(run) == f"ValueError: {expected}"
 
 
 @pytest.mark.parametrize("method", ["step", "chunk_scan"])
 def test_something_else_than_coefficients(method):
-    run = lambda: getattr(Pair(), method)(jnp.ones((TIME, 2)), jnp.zeros(SHAPE, jnp.float32))  # noqa: E731
+    run = lambda: getattr(Pair(), method)(jnp.ones((TIME, 2)), jnp.zeros(SHAPE, jnp.float32))
     assert message_of(run) == "TypeError: Pair.coefficients must return `ssmkit.Coefficients`, got tuple."
 
 
@@ -502,7 +502,7 @@ def test_a_field_that_would_be_traced_is_refused(name):
         "eqx.field(static=True)`."
     )
     recurrence = declared(**{name: eqx.field(static=True, default=value)})()
-    run = lambda module: module.step(jnp.float32(1.0), module.init_state())  # noqa: E731
+    run = lambda module: module.step(jnp.float32(1.0), module.init_state())
     assert jax.eval_shape(run, recurrence)[1].shape == SHAPE
 
 

@@ -111,7 +111,7 @@ def test_all_filters_in_order(logits, history, temperature, k, p, ratio, penalty
 def test_the_order_of_filters_matters():
     """Cases in which another order keeps other tokens."""
     logits = np.log(np.array([0.4, 0.3, 0.2, 0.1] + [1e-9] * 8, np.float32))
-    kept = lambda **arguments: int(np.isfinite(filtered(ssmkit.Sampler(**arguments), logits)).sum())  # noqa: E731
+    kept = lambda **arguments: int(np.isfinite(filtered(ssmkit.Sampler(**arguments), logits)).sum())
     assert kept(top_p=0.6) == 2
     assert kept(top_p=0.6, temperature=0.25) == 1  # temperature before top-p
     assert kept(top_p=0.6, temperature=4.0) == 3

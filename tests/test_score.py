@@ -8,8 +8,8 @@ import pytest
 from jaxtyping import Array, Float
 
 import ssmkit
-from ssmkit import _score
-from ssmkit._score import Score, cross_entropy, score
+from ssmkit.evaluation import _score
+from ssmkit.evaluation._score import Score, cross_entropy, score
 
 
 VOCAB = 23

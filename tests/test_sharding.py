@@ -89,7 +89,7 @@ class Own(ssmkit.AbstractLanguageModel):
 def main() -> None:
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Explicit,))
     replicated, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    place = lambda tree: jax.tree.map(lambda x: jax.device_put(x, replicated) if eqx.is_array(x) else x, tree)  # noqa: E731
+    place = lambda tree: jax.tree.map(lambda x: jax.device_put(x, replicated) if eqx.is_array(x) else x, tree)
     rows = np.random.default_rng(0).integers(0, 29, (2 * DEVICES, 13)).astype(np.int32)
     alone, spread, tokens = mixed(), place(mixed()), jax.device_put(rows, by_row)
     for run in (eqx.filter_value_and_grad(loss_of), steps_of):
@@ -104,16 +104,16 @@ def main() -> None:
     equal(out.tokens, ssmkit.generate(alone, rows, 4).tokens)
     print("generating")
     x = jax.device_put(np.random.default_rng(0).normal(size=(DEVICES, 7, 2, 4)).astype(np.float32), by_row)
-    scan = lambda x: Decay().chunk_scan(x, Decay().init_state())  # noqa: E731
+    scan = lambda x: Decay().chunk_scan(x, Decay().init_state())
     equal(jax.jit(jax.vmap(scan))(x), jax.vmap(scan)(np.asarray(x)))
-    gates = lambda x: ssmkit.Gates(x[..., 0], x[..., 1])  # noqa: E731
+    gates = lambda x: ssmkit.Gates(x[..., 0], x[..., 1])
     for operator, prepare in (
         (ssmkit.CausalConv1d(4, 3, key=jax.random.key(0)), lambda x: x[..., 0, :]),
         (ssmkit.Shift((2, 4)), lambda x: x),
         (ssmkit.RunningPhase((2, 4)), lambda x: x),
         (ssmkit.Stabiliser(2), gates),
     ):
-        scan = lambda x, f=prepare, o=operator: o.step(f(x[0]), o.chunk_scan(f(x), o.init_state())[1])  # noqa: E731
+        scan = lambda x, f=prepare, o=operator: o.step(f(x[0]), o.chunk_scan(f(x), o.init_state())[1])
         equal(jax.jit(jax.vmap(scan))(x), jax.vmap(scan)(np.asarray(x)))
     print("operators")
     alone = Own(ssmkit.Embedding(29, 8, key=jax.random.key(0)), ssmkit.Linear(8, 29, key=jax.random.key(1)))

@@ -82,7 +82,7 @@ def narrowed(c, state):
 
 
 def in_float64(way, form):
-    wide = lambda x: x.astype(jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64)  # noqa: E731
+    wide = lambda x: x.astype(jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64)
     return all_of(way)(*jax.tree.map(wide, slow(form)))
 
 

@@ -21,7 +21,7 @@ from tokenizers import (
     trainers,
 )
 
-from ssmkit._text import Tokenizer, read_text, until
+from ssmkit.text._tokenizer import Tokenizer, read_text, until
 
 
 PROMPT = "naïve 😀 text"

@@ -8,7 +8,7 @@ import tokenizer_kinds
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 
-from ssmkit._text import Tokenizer
+from ssmkit.text._tokenizer import Tokenizer
 
 
 TEXT = "naïve 😀 text"

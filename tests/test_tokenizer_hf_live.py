@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizer_kinds
 
-from ssmkit._text import Tokenizer
+from ssmkit.text._tokenizer import Tokenizer
 
 
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import ssmkit
-from ssmkit._text import Tokenizer
 from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.text._tokenizer import Tokenizer
 from ssmkit.training import LossCurve, Progress, TrainConfig, TrainState, Windows, fit, make_optimizer, train_files
 from ssmkit.training._state import load_state
 

@@ -16,7 +16,7 @@ from damage import full_disk
 from test_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
 
 import ssmkit
-from ssmkit._text import Tokenizer
+from ssmkit.text._tokenizer import Tokenizer
 from ssmkit.training import fit, train_files
 
 

@@ -185,8 +185,8 @@ def test_a_compiled_function_is_traced_anew(jit):
 def test_a_model_is_traced_anew(case):
     """Its blocks are compiled functions, which remember how they were traced: for which tuning, too."""
     model, tokens = build(case), jnp.arange(12)
-    prefill = lambda model, tokens: model.prefill(tokens, model.init_cache())  # noqa: E731
-    forward = lambda model, tokens: model.forward(tokens, model.init_cache())  # noqa: E731
+    prefill = lambda model, tokens: model.prefill(tokens, model.init_cache())
+    forward = lambda model, tokens: model.forward(tokens, model.init_cache())
     for method in (prefill, forward):
         program = functools.partial(method, model)
         usual = used(program, tokens)

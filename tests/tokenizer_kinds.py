@@ -16,7 +16,7 @@ from tokenizers import (
     trainers,
 )
 
-from ssmkit._text import Tokenizer
+from ssmkit.text._tokenizer import Tokenizer
 
 
 CORPUS = "To be, or not to be: that is the question.\nÊtre ou ne pas être ça\n日本語 😀😃 naïve\n" * 20

@@ -76,7 +76,7 @@ def _loading(weights: str) -> dict[str, Any]:
 
 @eqx.filter_jit
 def _prefill(model: Any, tokens: jax.Array) -> jax.Array:
-    one = lambda row: model.prefill(row, model.init_cache())[0]  # noqa: E731
+    one = lambda row: model.prefill(row, model.init_cache())[0]
     return one(tokens[0])[None] if tokens.shape[0] == 1 else jax.vmap(one)(tokens)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .._config import checks_itself
-from .._layers import matrix_mask
-from .._quantize import NARROW
+from ..layers._linear import matrix_mask
+from ..layers._quantize import NARROW
 from ._describe import Checkpoint, detect
 from ._errors import CheckpointError, shown
 from ._foreign import foreign_tensors, wrapper

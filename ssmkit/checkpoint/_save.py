@@ -14,8 +14,8 @@ import safetensors.numpy
 from .._arguments import check_is, path_of
 from .._config import checks_itself
 from .._files import writing
-from .._matrix import Int8Matrix
-from .._text import Tokenizer
+from ..layers._matrix import Int8Matrix
+from ..text._tokenizer import Tokenizer
 from ._dialect import Dialect, architectures
 from ._errors import CheckpointError
 from ._torch_pickle import write_torch_pickle

@@ -27,7 +27,7 @@ from ._streams import read_input, tell
 
 if TYPE_CHECKING:
     from .. import AbstractSampler
-    from .._text import Tokenizer
+    from ..text._tokenizer import Tokenizer
 
 
 # Tokens that a batch generates per dispatch.
@@ -90,7 +90,7 @@ def generate(
 
     def pieces(tokens: Iterable[int]) -> Iterator[str]:
         """A continuation's text, up to whatever ends it."""
-        from .._text import until
+        from ..text._tokenizer import until
 
         before_stop = itertools.takewhile(lambda token: token not in stops, tokens)
         return until(words.decode_stream(before_stop, after=prompt_tokens), stop_texts)
@@ -187,7 +187,7 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 
     **Raises:** `ValueError` when there is none, or two, or it is empty or not UTF-8.
     """
-    from .._text import read_text
+    from ..text._tokenizer import read_text
 
     if (prompt is None) == (prompt_file is None):
         raise ValueError('give one prompt: ssmkit generate "TEXT", or --file FILE, or `-` for standard input')
@@ -236,7 +236,7 @@ def _sampler(
     **Raises:** `ValueError` naming every option that is out of range.
     """
     from .. import Greedy, Sampler
-    from .._sampling import out_of_range
+    from ..generation._sampling import out_of_range
 
     given = (temperature or 1.0, top_k, top_p, min_p, repetition_penalty)
     problems = out_of_range(given, lambda name: f"--{name.replace('_', '-')}", "0 takes the likeliest token")

@@ -100,8 +100,8 @@ def _describe_exported(source: str) -> dict[str, Any]:
 
     folder = Path(source)
     manifest = read_manifest(folder)
-    size = lambda path: (folder / path).stat().st_size if (folder / path).is_file() else 0  # noqa: E731
-    nbytes = lambda spec: spec.size * spec.numpy_dtype.itemsize  # noqa: E731
+    size = lambda path: (folder / path).stat().st_size if (folder / path).is_file() else 0
+    nbytes = lambda spec: spec.size * spec.numpy_dtype.itemsize
     sizes: collections.Counter[str] = collections.Counter()
     for spec in manifest.weights.values():
         sizes[spec.dtype] += nbytes(spec)

@@ -11,7 +11,7 @@ from ._console import without_panics
 
 
 if TYPE_CHECKING:
-    from .._text import Tokenizer
+    from ..text._tokenizer import Tokenizer
 
 
 _CACHE_SETTING = "jax_compilation_cache_dir"
@@ -102,8 +102,8 @@ def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | No
 
     **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be read.
     """
-    from .._text import Tokenizer
     from ..checkpoint import locate
+    from ..text._tokenizer import Tokenizer
 
     with without_panics():
         if tokenizer is not None:
@@ -136,8 +136,8 @@ def companions(source: str | None, revision: str | None) -> list[Path]:
 
     **Raises:** `ValueError` when the hub cannot be asked.
     """
-    from .._tokenizer_files import COMPANIONS
     from ..checkpoint import locate
+    from ..text._files import COMPANIONS
 
     folder = locate(_or_embedded(source), revision).fetch(COMPANIONS)
     return [folder / name for name in COMPANIONS if (folder / name).is_file()]

@@ -22,7 +22,7 @@ from ._streams import read_input
 
 
 if TYPE_CHECKING:
-    from .._text import Tokenizer
+    from ..text._tokenizer import Tokenizer
 
 
 class TextScore(NamedTuple):
@@ -51,7 +51,7 @@ def score(
     Nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off. The first
     token is not predicted, unless the tokenizer puts one before every text.
     """
-    from .._text import read_text
+    from ..text._tokenizer import read_text
 
     text = read_input() if file == "-" else read_text(Path(file))
     if not text:
@@ -82,7 +82,7 @@ def score_text(model: Any, tokenizer: "Tokenizer", text: str, *, special: bool =
 
     **Raises:** as `ssmkit.score`.
     """
-    from .._score import score as score_tokens
+    from ..evaluation._score import score as score_tokens
 
     tokens = encode(tokenizer, text, special=special)
     if len(tokens) < 2:

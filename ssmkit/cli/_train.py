@@ -71,7 +71,7 @@ def train(
     """
     _require_extra()
     enable_compilation_cache()
-    from .._text import Tokenizer, read_text
+    from ..text._tokenizer import Tokenizer, read_text
     from ..training import train_files
     from ..training._state import NEWEST
 

@@ -141,7 +141,7 @@ def _fit(avals: Any, expected: list[jax.ShapeDtypeStruct]) -> bool:
 
     def fits(aval: Any, struct: Any) -> bool:
         sizes = list(zip(aval.shape, struct.shape, strict=True)) if len(aval.shape) == len(struct.shape) else [(0, 1)]
-        both = lambda a, b: export.is_symbolic_dim(a) if export.is_symbolic_dim(b) else a == b  # noqa: E731
+        both = lambda a, b: export.is_symbolic_dim(a) if export.is_symbolic_dim(b) else a == b
         return aval.dtype == struct.dtype and all(both(a, b) for a, b in sizes)
 
     return len(avals) == len(expected) and all(map(fits, avals, expected))

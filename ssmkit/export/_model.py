@@ -98,7 +98,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         tokens = self._checked(tokens, cache, 1)
         time = tokens.shape[0]
         length = jnp.asarray(time, jnp.int32) if length is None else check_length(length, time)
-        turns = lambda segment: -(-time // segment)  # noqa: E731
+        turns = lambda segment: -(-time // segment)
         segment = min(reversed(self.config.segments), key=lambda segment: turns(segment) * (segment + _TURN))
         program, count = self.programs[f"prefill_{segment}"], turns(segment)
         if count == 1:

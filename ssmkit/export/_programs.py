@@ -121,7 +121,7 @@ def signature(name: str, weights: Mapping[str, Spec], cache: Mapping[str, Spec],
     - `batch`: the size of the leading axis of everything but the weights; `None` for no such axis.
     """
     axes = () if batch is None else (batch,)
-    array = lambda dtype, *shape: jax.ShapeDtypeStruct((*axes, *shape), dtype)  # noqa: E731
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct((*axes, *shape), dtype)
     fixed = {key: jax.ShapeDtypeStruct(spec.shape, spec.numpy_dtype) for key, spec in weights.items()}
     if name == "init":
         return (fixed,)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
-from .._coefficients import Coefficients
+from ._coefficients import Coefficients
 
 
 class Chunk(NamedTuple):
@@ -80,7 +80,7 @@ def per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[
 def bonus_outputs(chunk: Chunk) -> Inexact[Array, "reads heads value"]:
     """What a token that reads before the update sees of itself: `value` times `(read, bonus * write)`."""
     assert chunk.bonus is not None
-    tokens = lambda array: einops.rearrange(array, "(t r) h x -> t r h x", t=chunk.log_decay.shape[0])  # noqa: E731
+    tokens = lambda array: einops.rearrange(array, "(t r) h x -> t r h x", t=chunk.log_decay.shape[0])
     read, write = tokens(per_head(chunk.read, chunk)), tokens(per_head(chunk.write, chunk))
     scores = jnp.sum(read[:, :, None] * (chunk.bonus[:, None] * write)[:, None], axis=-1)  # time, reads, rank, heads
     return einops.rearrange(jnp.einsum("tqrh,trhv->tqhv", scores, tokens(chunk.value)), "t q h v -> (t q) h v")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
-from .._coefficients import Coefficients
 from .._types import Length, StateLike, checks_itself
 from ._chunk import Tokens
+from ._coefficients import Coefficients
 from ._constant import constant_fields
 from ._elementwise import ELEMENTWISE
 from ._family import Family
@@ -79,7 +79,7 @@ def chunk_scan_of(
         if size is not None and (not isinstance(size, int) or size < 1):
             raise ValueError(f"`chunk_size` must be an integer, at least 1, got {size}.")
     form, constant = constant_fields(coefficients, inputs)
-    fields = lambda made: [getattr(made, name) for name in constant]  # noqa: E731
+    fields = lambda made: [getattr(made, name) for name in constant]
     time, groups = form.write.shape[:2]
     dtype, family = working_dtype(form, state), family_of(form)
     schedule = tuning().order() if schedule is None else schedule
@@ -92,7 +92,7 @@ def chunk_scan_of(
     masked = time > 0 and (length is not None or padding > 0)
     stop = time if length is None else length
     # What stands in for tokens that are not valid: coefficients, and their gradients, may be anything at zeros.
-    last = lambda array: jax.lax.stop_gradient(array[jnp.maximum(stop, 1) - 1])  # noqa: E731
+    last = lambda array: jax.lax.stop_gradient(array[jnp.maximum(stop, 1) - 1])
     stand_in = jax.tree.map(last, inputs) if masked else None
 
     def prepare(inputs_and_valid):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from .._coefficients import Coefficients
+from ._coefficients import Coefficients
 
 
 def constant_fields(coefficients: Callable[[Any], Coefficients], inputs: PyTree) -> tuple[Coefficients, list[str]]:

@@ -114,7 +114,7 @@ def rotation(steps: Float[Array, "*axes"], dtype: jnp.dtype) -> tuple[Inexact[Ar
     angles = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
     exact = np.cos(angles) + 1j * np.sin(angles)
     rounded = exact.astype(dtype)
-    look_up = lambda table: jnp.take(jnp.asarray(table, dtype), index, mode="clip")  # noqa: E731
+    look_up = lambda table: jnp.take(jnp.asarray(table, dtype), index, mode="clip")
     return look_up(rounded), look_up(exact - rounded)
 
 

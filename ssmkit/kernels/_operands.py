@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from .._coefficients import Coefficients
+from ._coefficients import Coefficients
 
 
 def check_operands(coefficients: Any, state: Any, *, many: bool) -> Inexact[Array, "heads key value"]:

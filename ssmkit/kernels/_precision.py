@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._coefficients import Coefficients
+from ._coefficients import Coefficients
 
 
 def working_dtype(coefficients: Coefficients, state: Inexact[Array, "heads key value"]) -> jnp.dtype:

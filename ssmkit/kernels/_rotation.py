@@ -30,7 +30,7 @@ def unwound(chunk: Chunk) -> tuple[Chunk, Callable[[Array], Array]]:
     steps, log_decay = directions(chunk.log_decay)
     turn, _ = rotation(jnp.cumsum(steps, axis=0), log_decay.dtype)
     chunk, back = chunk._replace(log_decay=log_decay), jnp.conj(turn)
-    rows = lambda array, count: einops.repeat(array, "t h k -> (t r) h k", r=count)  # noqa: E731
+    rows = lambda array, count: einops.repeat(array, "t h k -> (t r) h k", r=count)
     at_writes, at_reads = rows(back, chunk.rank), rows(turn, chunk.reads_per_token)
     if log_decay.shape[-1] > 1:
         write, read = at_writes * per_head(chunk.write, chunk), at_reads * per_head(chunk.read, chunk)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Inexact
 
 from ._chunk import Chunk
 from ._family import Family
-from ._segment import segment_decays, suffix_sums
+from ._pairwise_decays import pairwise_decays, suffix_sums
 
 
 class _Group(NamedTuple):
@@ -40,7 +40,7 @@ def _by_group(function: Callable[..., Array], chunk: Chunk, *state: Array, out: 
     """
     if chunk.groups == 1:
         return function(_Group(chunk.log_decay[..., 0], chunk.write[:, 0], chunk.value, chunk.read[:, 0]), *state)
-    members = lambda array: einops.rearrange(array, "t (g m) x -> t g m x", g=chunk.groups)  # noqa: E731
+    members = lambda array: einops.rearrange(array, "t (g m) x -> t g m x", g=chunk.groups)
     groups = _Group(members(chunk.log_decay)[..., 0], chunk.write, members(chunk.value), chunk.read)
     return jax.vmap(function, in_axes=(1, *[0] * len(state)), out_axes=out)(groups, *state)
 
@@ -54,7 +54,7 @@ def _rows(per_token: Inexact[Array, "heads time"], rows: int) -> Inexact[Array, 
 
 
 def _within(group: _Group) -> Inexact[Array, "reads heads value"]:
-    decay = segment_decays(_decays(group))
+    decay = pairwise_decays(_decays(group))
     reads, writes = group.read.shape[0] // decay.shape[-1], group.write.shape[0] // decay.shape[-1]
     if (reads, writes) != (1, 1):
         decay = einops.repeat(decay, "m i j -> m (i q) (j r)", q=reads, r=writes)

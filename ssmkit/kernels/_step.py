@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._coefficients import Coefficients
 from .._types import StateLike, checks_itself
+from ._coefficients import Coefficients
 from ._decay import decay
 from ._operands import check_operands
 from ._precision import in_dtype, working_dtype

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from .._language_model import AbstractLanguageModel
-from .._mixer import AbstractMixer
-from .._operator import AbstractSequenceOperator
-from .._recurrence import DiagonalChunkedRecurrence
 from .._types import checks_itself, real, shown
+from ..mixers._mixer import AbstractMixer
+from ..operators._operator import AbstractSequenceOperator
+from ..operators._recurrence import DiagonalChunkedRecurrence
 from . import _laws as laws, _recurrence_laws as recurrence_laws
 from ._report import Finding, LawError, Report
 from ._subject import Subject, to_numpy

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from .._language_model import AbstractLanguageModel
-from .._recurrence import DiagonalChunkedRecurrence
+from ..operators._recurrence import DiagonalChunkedRecurrence
 from ._report import Finding, close, finite, identical
 from ._subject import Subject, jit, methods, mixed, rolled, to_numpy, with_chunk_size
 
@@ -120,7 +120,7 @@ def form(subject: Subject, inputs: Any) -> list[Finding]:
 
 def chunk_sizes(subject: Subject, inputs: Any, cache: Any, chunk_size: int, bound: float) -> list[Finding]:
     """Law 5: results do not depend on the chunk size."""
-    is_recurrence = lambda node: isinstance(node, DiagonalChunkedRecurrence)  # noqa: E731
+    is_recurrence = lambda node: isinstance(node, DiagonalChunkedRecurrence)
     if not any(is_recurrence(leaf) for leaf in jax.tree.leaves(subject.module, is_leaf=is_recurrence)):
         return []
     many = methods(with_chunk_size(subject.module, chunk_size))[1]
@@ -136,7 +136,7 @@ def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Fin
     if subject.last_only:
         return []
     changed = mixed(inputs, rolled(inputs, 1), np.arange(subject.time) < token)
-    until = lambda outputs: jax.tree.map(lambda array: array[:token], outputs)  # noqa: E731
+    until = lambda outputs: jax.tree.map(lambda array: array[:token], outputs)
     (outputs, _), (other, _) = (subject.many(x, cache, subject.time) for x in (inputs, changed))
     what = f"before a change of token {token}, outputs"
     return identical("no output depends on later inputs", what, until(other), until(outputs))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import kernels
-from .._coefficients import Coefficients
-from .._recurrence import DiagonalChunkedRecurrence
+from ..kernels._coefficients import Coefficients
+from ..operators._recurrence import DiagonalChunkedRecurrence
 from ._report import Finding, close
 from ._subject import Subject, jit, to_numpy
 

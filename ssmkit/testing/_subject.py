@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._language_model import AbstractLanguageModel
-from .._mixer import AbstractMixer
-from .._operator import AbstractSequenceOperator
-from .._recurrence import DiagonalChunkedRecurrence
+from ..mixers._mixer import AbstractMixer
+from ..operators._operator import AbstractSequenceOperator
+from ..operators._recurrence import DiagonalChunkedRecurrence
 
 
 # The laws are about what is computed, not how fast: compiling without LLVM's optimisations takes half the time.
@@ -108,7 +108,7 @@ class Subject:
         parameters = eqx.filter(self.programs[name][0], eqx.is_inexact_array)
         found = gradient((parameters, cache, inputs), np.int32(length))
         # Integer inputs have no gradient: they get one of zeros of dtype float0, which says nothing.
-        keep = lambda leaf: None if leaf.dtype == jax.dtypes.float0 else np.asarray(leaf)  # noqa: E731
+        keep = lambda leaf: None if leaf.dtype == jax.dtypes.float0 else np.asarray(leaf)
         return dict(zip(("parameters", "cache", "inputs"), jax.tree.map(keep, found), strict=True))
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, PyTree
 from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
-from .._score import cross_entropy, score
+from ..evaluation._score import cross_entropy, score
 from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
 from ._lock import occupied

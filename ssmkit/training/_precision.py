@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .._language_model import AbstractLanguageModel
-from .._matrix import Int8Matrix
 from .._types import at_least_float32
+from ..layers._matrix import Int8Matrix
 
 
 Model = TypeVar("Model")
@@ -20,7 +20,7 @@ Model = TypeVar("Model")
 
 def check_trainable(model: AbstractLanguageModel) -> None:
     """**Raises:** `ValueError` for a model with matrices of 8 bits, which no gradient reaches."""
-    is_int8 = lambda node: isinstance(node, Int8Matrix)  # noqa: E731
+    is_int8 = lambda node: isinstance(node, Int8Matrix)
     if any(map(is_int8, jax.tree.leaves(model, is_leaf=is_int8))):
         raise ValueError(
             "`model` is quantised to int8 and cannot be trained. Train the model that it was made of (load it without "

@@ -14,8 +14,8 @@ from .._config import checks_itself
 from .._files import replacing
 from .._language_model import AbstractLanguageModel
 from .._reading import open_regular
-from .._text import Tokenizer, read_text
 from ..checkpoint import CheckpointError, check_writable, save_pretrained
+from ..text._tokenizer import Tokenizer, read_text
 from ._config import TrainConfig, check_run
 from ._data import check_texts
 from ._extra import require

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._construction import check_shape
+from .._construction import check_shape
+from .._sharding import sharded_by_xla
+from .._types import Length, Valid, check_length, check_valid, checks_itself
+from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
-from ._operator_checks import check_state, many_tokens, one_token
-from ._sharding import sharded_by_xla
-from ._types import Length, Valid, check_length, check_valid, checks_itself
 
 
 @checks_itself

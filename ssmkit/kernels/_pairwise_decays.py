@@ -7,7 +7,7 @@ from jaxtyping import Array, Inexact
 _BLOCK = 16
 
 
-def segment_decays(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "*axes chunk chunk"]:
+def pairwise_decays(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "*axes chunk chunk"]:
     r"""$L_{ij} = \exp(a_{j+1} + .. + a_i)$ for $j \le i$, and 0 for $j > i$, of log-decays $a$.
 
     The usual `cumsum[i] - cumsum[j]` loses `|cumsum| * 6e-8` in float32: with a cumulative log-decay of -20000 the
@@ -29,7 +29,7 @@ def segment_decays(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "
     prefix = jnp.cumsum(blocks, axis=-1)
     to_target, from_source = jnp.exp(prefix), jnp.exp(suffix_sums(blocks))
     # between[I, J]: the whole blocks J+1 .. I-1, which is the decay from J to I-1 among the blocks; 0 where J >= I.
-    between = segment_decays(prefix[..., -1])[..., :-1, :]
+    between = pairwise_decays(prefix[..., -1])[..., :-1, :]
     between = jnp.pad(between, [(0, 0)] * (log_decay.ndim - 1) + [(1, 0), (0, 0)])
     across = to_target[..., :, :, None, None] * between[..., :, None, :, None] * from_source[..., None, None, :, :]
     inside = jnp.exp(_direct(blocks))[..., :, :, None, :]

@@ -11,13 +11,13 @@ import safetensors.numpy
 from jaxtyping import Array
 from safetensors import safe_open
 
+from .._files import replacing
+from .._language_model import AbstractLanguageModel
+from .._types import checks_itself, shown
+from ..checkpoint._tensors import open_safetensors
+from ..mixers._mixer import AbstractMixer
 from ._cache import GENERATION_AXES, cache_form, check_cache, check_fields
 from ._engine import Generation
-from ._files import replacing
-from ._language_model import AbstractLanguageModel
-from ._mixer import AbstractMixer
-from ._types import checks_itself, shown
-from .checkpoint._tensors import open_safetensors
 
 
 _CACHE = "cache/"

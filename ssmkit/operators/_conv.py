@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from ._construction import check_dtype, check_one_key, check_sizes, check_switches
-from ._layers import along_last
+from .._construction import check_dtype, check_one_key, check_sizes, check_switches
+from .._sharding import sharded_by_xla
+from .._types import Length, PRNGKeyArray, Valid, check_length, check_valid, checks_itself
+from ..layers._linear import along_last
+from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
-from ._operator_checks import check_state, many_tokens, one_token
-from ._sharding import sharded_by_xla
-from ._types import Length, PRNGKeyArray, Valid, check_length, check_valid, checks_itself
 
 
 class CausalConv1d(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from ._types import shown, whole
+from .._types import shown, whole
 
 
 class Prompts(eqx.Module):

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import equinox as eqx
 
-from ._types import Length, Valid
+from .._types import Length, Valid
 
 
 Input = TypeVar("Input")

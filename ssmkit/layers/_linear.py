@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 
-from ._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
+from .._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
+from .._sharding import sharded_by_xla
+from .._types import PRNGKeyArray, check_features, checks_itself
 from ._matrix import Int8Matrix, Matrix, look_up, project
-from ._sharding import sharded_by_xla
-from ._types import PRNGKeyArray, check_features, checks_itself
 
 
 class Linear(eqx.Module):

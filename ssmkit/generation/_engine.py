@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from ..mixers._mixer import Cache
 from ._keys import plain_keys
-from ._mixer import Cache
 from ._prompts import Prompts
 
 
@@ -136,9 +136,9 @@ def _decode(model, sampler, stops, limit, capacity: int, start: Generation) -> G
         if sampler.needs_key:
             split = jax.vmap(jax.random.split)(jax.random.wrap_key_data(state.keys, impl=state.key_kind))
             keys, fresh = jax.random.key_data(split[:, 0]), split[:, 1]
-        choose = lambda logits, key, history: sampler(logits, key=key, history=history)  # noqa: E731
+        choose = lambda logits, key, history: sampler(logits, key=key, history=history)
         chosen = jax.vmap(choose)(state.logits, fresh, state.history)
-        step = lambda token, cache, valid: model.step(token, cache, valid=valid)  # noqa: E731
+        step = lambda token, cache, valid: model.step(token, cache, valid=valid)
         logits, cache = _per_row(step, size)(chosen, state.cache, active)
         history = state.history
         if history is not None:

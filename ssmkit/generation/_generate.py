@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from ._arguments import check_model
+from .._arguments import check_model
+from .._language_model import AbstractLanguageModel
+from .._types import TokensLike, checks_itself, shown, whole
+from ..mixers._mixer import Cache
 from ._cache import check_cache, check_generation
 from ._engine import Generation, begin, proceed
 from ._keys import Keys, check_key, check_sampler, plain_keys, row_keys
-from ._language_model import AbstractLanguageModel
-from ._mixer import Cache
 from ._prompts import batch_bucket, bucket, read_prompt, read_prompts, read_stop_tokens
 from ._sampling import AbstractSampler, Greedy
-from ._types import TokensLike, checks_itself, shown, whole
 
 
 # Tokens that `stream` generates per dispatch, after the first.

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from ._construction import check_one_key, check_sizes
-from ._layers import Linear, silu
+from .._construction import check_one_key, check_sizes
+from .._types import Length, PRNGKeyArray, Valid, checks_itself, shown
+from ..layers._linear import Linear, silu
 from ._mixer import AbstractMixer, features_of
-from ._types import Length, PRNGKeyArray, Valid, checks_itself, shown
 
 
 class GatedMLP(AbstractMixer[tuple[()]]):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
-from ._types import Valid, checks_itself
+from .._types import Valid, checks_itself
 
 
 class Coefficients(eqx.Module):

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
-from . import kernels
-from ._coefficients import Coefficients
+from .. import kernels
+from .._sharding import sharded_by_xla
+from .._types import Length, State, StateLike, Valid, check_length, check_valid, checks_itself, shown, whole
+from ..kernels._coefficients import Coefficients
+from ._checks import ADD_TIME, DROP_TIME, check_state, dtype_name, is_wide
 from ._operator import AbstractSequenceOperator, Input
-from ._operator_checks import ADD_TIME, DROP_TIME, check_state, dtype_name, is_wide
-from ._sharding import sharded_by_xla
-from ._types import Length, State, StateLike, Valid, check_length, check_valid, checks_itself, shown, whole
 
 
 class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "..."], State], Generic[Input]):

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._config import checks_itself
-from ._reading import read_regular
+from .._config import checks_itself
+from .._reading import read_regular
+from ._json import library_errors, parse
 from ._sentencepiece import SentencePiece
-from ._tokenizer_json import library_errors, parse
 
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
 
     **Raises:** `FileNotFoundError` for what can only be a path, `CheckpointError` when the hub cannot be asked.
     """
-    from .checkpoint import CheckpointError, locate
+    from ..checkpoint import CheckpointError, locate
 
     local = isinstance(source, str | os.PathLike) and revision is None
     problem = f"no tokenizer at {str(source)[:200]}: name a {_JSON}, its folder, or a model on the Hugging Face hub"

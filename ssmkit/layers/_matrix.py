@@ -10,8 +10,8 @@ from jax import export
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Int8
 
-from ._batching import mappable
-from ._types import at_least_float32, check_features, checks_itself
+from .._batching import mappable
+from .._types import at_least_float32, check_features, checks_itself
 
 
 class Int8Matrix(eqx.Module):

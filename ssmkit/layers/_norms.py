@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from ._construction import check_dtype, check_integers, check_sizes
-from ._layers import along_last, silu
-from ._types import at_least_float32, check_features, checks_itself, real, shown
+from .._construction import check_dtype, check_integers, check_sizes
+from .._types import at_least_float32, check_features, checks_itself, real, shown
+from ._linear import along_last, silu
 
 
 class RMSNorm(eqx.Module):

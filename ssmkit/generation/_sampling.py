@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
-from ._types import Logits, PRNGKeyArray, Token, checks_itself, real, shown, whole
+from .._types import Logits, PRNGKeyArray, Token, checks_itself, real, shown, whole
 
 
 class AbstractSampler(eqx.Module):
@@ -128,7 +128,7 @@ class Sampler(AbstractSampler):
         if problems:
             raise ValueError("Sampler: " + "; ".join(problems) + ".")
         values = {name: read(value) for (name, (read, _, _)), value in zip(_RANGES.items(), given, strict=True)}
-        scalar = lambda value: None if value is None else jnp.asarray(value, jnp.float32)  # noqa: E731
+        scalar = lambda value: None if value is None else jnp.asarray(value, jnp.float32)
         self.temperature = jnp.asarray(values["temperature"], jnp.float32)
         self.top_k = None if top_k is None else jnp.asarray(min(values["top_k"], 2**31 - 1), jnp.int32)
         self.top_p = scalar(values["top_p"])

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._norms import LayerNorm, RMSNorm
-from ._operator import AbstractSequenceOperator
-from ._operator_checks import ADD_TIME
-from ._sharding import sharded_by_xla
-from ._types import Length, PRNGKeyArray, Valid, at_least_float32, checks_itself
+from .._sharding import sharded_by_xla
+from .._types import Length, PRNGKeyArray, Valid, at_least_float32, checks_itself
+from ..layers._norms import LayerNorm, RMSNorm
+from ..operators._checks import ADD_TIME
+from ..operators._operator import AbstractSequenceOperator
 
 
 Cache = TypeVar("Cache")

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._layers import matrix_mask
+from .._types import checks_itself, shown
+from ._linear import matrix_mask
 from ._matrix import Int8Matrix
-from ._types import checks_itself, shown
 
 
 Model = TypeVar("Model")

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from ._config import checks_itself
-from ._files import replacing
-from ._reading import open_named
-from ._tokenizer_files import contents, read_tokenizer
-from ._tokenizer_json import library_errors
+from .._config import checks_itself
+from .._files import replacing
+from .._reading import open_named
+from ._files import contents, read_tokenizer
+from ._json import library_errors
 
 
 if TYPE_CHECKING:

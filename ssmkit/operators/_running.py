@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._construction import check_shape, check_sizes
+from .._construction import check_shape, check_sizes
+from .._sharding import sharded_by_xla
+from .._types import Length, Valid, check_length, check_valid, checks_itself
+from ._checks import check_state, many_tokens, one_token
 from ._long_sums import LongSum
 from ._operator import AbstractSequenceOperator
-from ._operator_checks import check_state, many_tokens, one_token
-from ._sharding import sharded_by_xla
-from ._types import Length, Valid, check_length, check_valid, checks_itself
 
 
 class Gates(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, UInt32
 
+from .._types import shown
 from ._sampling import AbstractSampler
-from ._types import shown
 
 
 # One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from ._types import shown
+from .._types import shown
 
 
 ADD_TIME = "put an axis of tokens (time) in front, `x[None]`, or use `step`"

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ._language_model import AbstractLanguageModel
-from ._sharding import sharded_by_xla
-from ._types import Tokens, checks_itself
+from .._language_model import AbstractLanguageModel
+from .._sharding import sharded_by_xla
+from .._types import Tokens, checks_itself
 
 
 SEGMENT = 512

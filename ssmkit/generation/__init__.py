@@ -1,0 +1,1 @@
+"""Generation: the decode loop, its rows, prompts, samplers and stored caches."""

@@ -1,0 +1,1 @@
+"""Parameters and what is pointwise along the sequence: projections, embeddings, norms, stored matrices."""

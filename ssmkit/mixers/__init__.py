@@ -1,0 +1,1 @@
+"""Mixers: what a layer of a model does, under the cache protocol."""

@@ -1,0 +1,1 @@
+"""Sequence operators: the recurrences' base class, convolution, shift and running sums, under one protocol."""

@@ -1,0 +1,1 @@
+"""Texts and ids: tokenizers of every published kind."""
