@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from ._construction import check_one_key, check_sizes, check_switches, positive
+from ._final import refuse_overrides
 from ._sharding import sharded_by_xla
 from ._types import (
     Length,
@@ -103,8 +104,7 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     r"""Embedding, residual blocks, final norm and (tied) head; generic over the blocks' cache.
 
-    A model names its fields and builds them in `__init__`; everything else is final. The cache is the tuple of the
-    blocks' caches.
+    A model names its fields and builds them in `__init__`; everything else is final. The cache is the blocks' caches.
 
     Three facts have a default that leaves things as they are, and any model may set them: `embedding_multiplier` scales
     the embedding, `embedding_norm` normalises it, and with `final_logit_softcapping` $c$ the logits are
@@ -118,6 +118,10 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     embedding_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
     embedding_norm: RMSNorm | LayerNorm | None = eqx.field(default=None, kw_only=True)
     final_logit_softcapping: float | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        refuse_overrides(cls, AbstractResidualLanguageModel, "write an `ssmkit.AbstractMixer` for its blocks instead.")
 
     def init_cache(self) -> tuple[Cache, ...]:
         """The blocks' empty caches."""

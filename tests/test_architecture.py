@@ -1,6 +1,8 @@
 """How the package is built: who may subclass, import and know whom, and how long a file may be."""
 
+import abc
 import ast
+import dataclasses
 import graphlib
 import inspect
 import io
@@ -45,8 +47,12 @@ def named(paths: list[Path]):
 
 
 def offences(cls: type) -> list[str]:
-    """What keeps a class from being abstract or final, with no concrete method overridden."""
-    bases = [base for base in cls.__mro__[1:] if issubclass(base, eqx.Module) and base is not eqx.Module]
+    """What keeps a class from being abstract or final, with no concrete method overridden and no field declared twice.
+
+    Fields and `__init__` stand in one class, but for this: an abstract class may have fields that every subclass has,
+    keyword-only so that they stand in nobody's way, and no subclass declares them again.
+    """
+    bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) and base is not eqx.Module]
     found = [f"{cls.__name__} subclasses {base.__name__}, which is concrete" for base in bases if not is_abstract(base)]
     for name, method in vars(cls).items():
         # `__init__` is made anew for every class by `dataclasses`; what else has underscores belongs to Python.
@@ -56,7 +62,22 @@ def offences(cls: type) -> list[str]:
             inherited = vars(base).get(name)
             if inherited is not None and not getattr(inherited, "__isabstractmethod__", False):
                 found.append(f"{cls.__name__}.{name} overrides {base.__name__}.{name}")
+    for name in own_fields(cls):
+        if is_abstract(cls) and not cls.__dataclass_fields__[name].kw_only:
+            found.append(f"{cls.__name__}.{name} is a field of an abstract class, but not keyword-only")
+        found += [
+            f"{cls.__name__}.{name} declares {base.__name__}.{name} again" for base in bases if name in own_fields(base)
+        ]
     return found
+
+
+def own_fields(cls: type) -> set[str]:
+    """The fields that a class itself declares; an `eqx.AbstractVar` is none."""
+    return vars(cls).get("__annotations__", {}).keys() & cls.__dataclass_fields__.keys() - abstract_variables(cls)
+
+
+def abstract_variables(cls: type) -> frozenset[str]:
+    return getattr(cls, "__abstractvars__", frozenset()) | getattr(cls, "__abstractclassvars__", frozenset())
 
 
 @pytest.mark.parametrize("cls", [pytest.param(cls, id=f"{cls.__module__}.{cls.__name__}") for cls in module_classes()])
@@ -75,19 +96,64 @@ def test_offences_would_be_noticed():
     class FromConcrete(ssmkit.RMSNorm):
         pass
 
-    class Overriding(ssmkit.AbstractRecurrentMixer[None]):
-        def init_cache(self):
-            return None
+    class AbstractShape(eqx.Module):
+        size: int
+        scale: float = eqx.field(default=1.0, kw_only=True)
 
-        def mix(self, x, cache, advance):
-            return x, cache
+        @abc.abstractmethod
+        def area(self) -> int:
+            pass
 
-        def step(self, x, cache, *, valid=None):
-            return x, cache
+        def twice(self):
+            return 2 * self.area()
+
+    class Square(AbstractShape):
+        scale: float = 2.0
+
+        def area(self):
+            return self.size**2
+
+        def twice(self):
+            return 0
 
     assert offences(FromConcrete) == ["FromConcrete subclasses RMSNorm, which is concrete"]
-    assert offences(Overriding) == ["Overriding.step overrides AbstractRecurrentMixer.step"]
-    assert len(module_classes()) > 15
+    assert offences(AbstractShape) == ["AbstractShape.size is a field of an abstract class, but not keyword-only"]
+    assert offences(Square) == [
+        "Square.twice overrides AbstractShape.twice",
+        "Square.scale declares AbstractShape.scale again",
+    ]
+    assert {cls.__name__ for cls in module_classes()} >= {"DiagonalChunkedRecurrence", "AbstractMixer"}
+
+
+AGREE = "what is computed over many tokens and over one must agree. Write `mix`, or subclass `ssmkit.AbstractMixer`."
+BLOCKS = "write an `ssmkit.AbstractMixer` for its blocks instead."
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "home", "reason"),
+    [
+        (ssmkit.AbstractRecurrentMixer, "prefill", "AbstractRecurrentMixer", AGREE),
+        (ssmkit.AbstractRecurrentMixer, "step", "AbstractRecurrentMixer", AGREE),
+        (ssmkit.AbstractResidualLanguageModel, "forward", "AbstractResidualLanguageModel", BLOCKS),
+        (ssmkit.AbstractResidualLanguageModel, "init_cache", "AbstractResidualLanguageModel", BLOCKS),
+        (ssmkit.AbstractResidualLanguageModel, "__call__", "AbstractLanguageModel", BLOCKS),
+        (ssmkit.AbstractResidualLanguageModel, "stop_tokens", "AbstractLanguageModel", BLOCKS),
+    ],
+)
+def test_what_docstrings_call_final_is(owner, name, home, reason):
+    """A class that writes it again cannot be made, nor one that has it from elsewhere or names a field so.
+
+    What recurrences say is tested with their laws.
+    """
+    says = f"Own.{name} overrides `{home}.{name}`, which is final: {reason}"
+    elsewhere = type("Elsewhere", (), {name: lambda self: None})
+    for bases, own in [((owner,), {name: lambda self: None}), ((elsewhere, owner), {})]:
+        with pytest.raises(TypeError) as caught:
+            types.new_class("Own", bases, exec_body=lambda space, own=own: space.update(own))
+        assert str(caught.value) == says
+    with pytest.raises(TypeError) as caught:
+        types.new_class("Own", (owner,), exec_body=lambda space: space.update(__annotations__={name: int}))
+    assert str(caught.value) == says
 
 
 # Who may know whom.

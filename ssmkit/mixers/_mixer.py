@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._final import refuse_overrides
 from .._sharding import sharded_by_xla
 from .._types import Length, PRNGKeyArray, Valid, at_least_float32, checks_itself
 from ..layers._norms import LayerNorm, RMSNorm
@@ -75,8 +76,17 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 class AbstractRecurrentMixer(AbstractMixer[Cache]):
     """A mixer composed of pointwise layers and sequence operators, written once for many tokens and for one.
 
-    A subclass writes `mix`; `prefill` and `step` follow and cannot disagree.
+    A subclass writes `init_cache` and `mix`; `prefill` and `step` follow, are final and cannot disagree.
     """
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        refuse_overrides(
+            cls,
+            AbstractRecurrentMixer,
+            "what is computed over many tokens and over one must agree. Write `mix`, or subclass "
+            "`ssmkit.AbstractMixer`.",
+        )
 
     @abc.abstractmethod
     def mix(

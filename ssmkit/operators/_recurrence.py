@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from .. import kernels
+from .._final import refuse_overrides
 from .._sharding import sharded_by_xla
 from .._types import Length, State, StateLike, Valid, check_length, check_valid, checks_itself, shown, whole
 from ..kernels._coefficients import Coefficients
@@ -54,13 +55,11 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        before = cls.__mro__[: cls.__mro__.index(DiagonalChunkedRecurrence)]
-        for name in ("init_state", "chunk_scan", "step"):
-            if any(name in vars(base) for base in before):
-                raise TypeError(
-                    f"{cls.__name__}.{name} overrides `DiagonalChunkedRecurrence.{name}`, which is final: what is "
-                    "computed over many tokens and over one must agree. Write `coefficients`."
-                )
+        refuse_overrides(
+            cls,
+            DiagonalChunkedRecurrence,
+            "what is computed over many tokens and over one must agree. Write `coefficients`.",
+        )
 
     def __check_init__(self):
         name = type(self).__name__
