@@ -1,12 +1,26 @@
 """The command line: a command per measurement. Nothing heavy is imported before one runs."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ._cli_recurrences import chunks, precision, recurrences
+from ._options import (
+    CeilingsOption,
+    CheckpointsOption,
+    GeometryOption,
+    JsonOption,
+    RepeatsOption,
+    SubjectsOption,
+    ThreadsOption,
+    file_name,
+    finish,
+    integers,
+    make_settings,
+)
 
 
 if TYPE_CHECKING:
@@ -31,36 +45,6 @@ def _options() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"must be integers with commas between them, got {text!r}") from None
-
-
-GeometryOption = Annotated[
-    str, typer.Option("--geometry", "-g", help="130m, 370m, 780m, 1.3b, 2.7b, 10m or tiny; random weights.")
-]
-SubjectsOption = Annotated[
-    str | None,
-    typer.Option("--subjects", "-s", metavar="NAME,..", help="What to measure.", show_default="all that are installed"),
-]
-RepeatsOption = Annotated[int, typer.Option("--repeats", "-r", min=1, help="Of each run; medians are reported.")]
-CheckpointsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Keep checkpoints here.", show_default="they go when the run ends"),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--torch-threads", metavar="N", help="Of PyTorch.", show_default="its own choice")
-]
-CeilingsOption = Annotated[bool, typer.Option(help="Measure the machine's limits in the same run.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", "-o", metavar="FILE", help="Write all figures there.")]
-
-
 @app.command()
 def decode(
     geometry: GeometryOption = "130m",
@@ -74,8 +58,8 @@ def decode(
     output: JsonOption = None,
 ) -> None:
     """Time per decoded token, and the bandwidth that its weights and states reach."""
-    settings = _settings(geometry, subjects, repeats, checkpoints, torch_threads, ceilings)
-    _finish(_decode(settings, _integers(batches), tokens), output)
+    settings = make_settings(geometry, subjects, repeats, checkpoints, torch_threads, ceilings)
+    finish(_decode(settings, integers(batches), tokens), output)
 
 
 @app.command()
@@ -93,8 +77,8 @@ def prefill(
     output: JsonOption = None,
 ) -> None:
     """Tokens of a prompt per second, and the share of the machine's rate of matrix products."""
-    settings = _settings(geometry, subjects, repeats, checkpoints, torch_threads, ceilings)
-    _finish(_prefill(settings, None if lengths is None else _integers(lengths), batch), output)
+    settings = make_settings(geometry, subjects, repeats, checkpoints, torch_threads, ceilings)
+    finish(_prefill(settings, None if lengths is None else integers(lengths), batch), output)
 
 
 @app.command()
@@ -109,8 +93,8 @@ def uncached(
     output: JsonOption = None,
 ) -> None:
     """Generation with the cache against a forward pass over the whole prefix for every token."""
-    settings = _settings(geometry, subjects, repeats, checkpoints, torch_threads)
-    _finish(_uncached(settings, _integers(totals), tokens), output)
+    settings = make_settings(geometry, subjects, repeats, checkpoints, torch_threads)
+    finish(_uncached(settings, integers(totals), tokens), output)
 
 
 @app.command()
@@ -124,8 +108,8 @@ def context(
     output: JsonOption = None,
 ) -> None:
     """Time and memory per token after more and more tokens."""
-    settings = _settings(geometry, subjects, repeats, checkpoints)
-    _finish(_context(settings, _integers(contexts), tokens), output)
+    settings = make_settings(geometry, subjects, repeats, checkpoints)
+    finish(_context(settings, integers(contexts), tokens), output)
 
 
 @app.command()
@@ -141,7 +125,7 @@ def startup(
     """Loading, compiling and the first token, with an empty and with a filled compilation cache."""
     from . import startup as module
 
-    _finish(module.measure(_settings(geometry, subjects, repeats, checkpoints), prompt, tokens), output)
+    finish(module.measure(make_settings(geometry, subjects, repeats, checkpoints), prompt, tokens), output)
 
 
 @app.command()
@@ -158,7 +142,7 @@ def train(
     """A training step, forwards and backwards: tokens per second and memory."""
     from . import train as module
 
-    _finish(module.measure(_settings(geometry, subjects, repeats, checkpoints), batch, length, rounds), output)
+    finish(module.measure(make_settings(geometry, subjects, repeats, checkpoints), batch, length, rounds), output)
 
 
 @app.command()
@@ -166,7 +150,7 @@ def ceilings(geometry: GeometryOption = "130m", repeats: RepeatsOption = 5, outp
     """The machine's limits alone, each in several forms."""
     from . import ceilings as module
 
-    _finish(module.measure(_settings(geometry, None, repeats, None)), output)
+    finish(module.measure(make_settings(geometry, None, repeats, None)), output)
 
 
 @app.command("all")
@@ -181,10 +165,10 @@ def everything(
     """Every measurement with its defaults, a file for each."""
     from . import ceilings as limits, startup as start, train as training_step
 
-    settings = _settings(geometry, None, repeats, checkpoints)
-    alone = _settings(geometry, "ssmkit", min(repeats, 3), checkpoints)
-    trained = _settings(training, None, repeats, checkpoints)
-    sizes = lambda small, usual: _integers(small if quick else usual)
+    settings = make_settings(geometry, None, repeats, checkpoints)
+    alone = make_settings(geometry, "ssmkit", min(repeats, 3), checkpoints)
+    trained = make_settings(training, None, repeats, checkpoints)
+    sizes = lambda small, usual: integers(small if quick else usual)
     steps: list[Callable[[], dict[str, Any]]] = [
         lambda: limits.measure(settings),
         lambda: _decode(settings, sizes("1,2", _DEFAULT_BATCHES), 8 if quick else 64),
@@ -197,7 +181,7 @@ def everything(
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
         content = step()
-        _finish(content, folder / _file_name(content))
+        finish(content, folder / file_name(content))
 
 
 @app.command()
@@ -220,57 +204,29 @@ def report(
         typer.echo(text)
 
 
-_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
-Words = Annotated[list[str] | None, typer.Argument(metavar="..", help="Words that the measurement reads itself.")]
+for _command in (recurrences, chunks, precision):
+    app.command()(_command)
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def recurrences(words: Words = None) -> None:
-    """Every published recurrence: tokens per second, and chunks against a plain scan."""
-    from . import recurrences as module
-
-    module.main(words or [])
-
-
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def chunks(words: Words = None) -> None:
-    """Chunk sizes and schedules of every kernel family."""
-    from . import chunks as module
-
-    module.main(words or [])
-
-
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def precision(words: Words = None) -> None:
-    """What many tokens at slow decays lose, one by one and in chunks, against float64."""
-    from . import precision as module
-
-    module.main(words or [])
-
-
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def perplexity_parity(words: Words = None) -> None:
-    """Perplexity of a text by ssmkit and by HF transformers, which must agree."""
+@app.command()
+def perplexity_parity(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="UTF-8 text.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Holds config.json, weights and tokenizer.json.",
+            show_default="the embedded model",
+        ),
+    ] = None,
+) -> None:
+    """Perplexity of a text by ssmkit and by HF transformers; the exit code is 1 when they differ."""
     from . import perplexity_parity as module
 
-    raise typer.Exit(module.main(words or []))
-
-
-def _settings(
-    geometry: str,
-    subjects: str | None,
-    repeats: int,
-    checkpoints: Path | None,
-    torch_threads: int | None = None,
-    ceilings: bool = True,
-) -> "Settings":
-    from ._geometry import GEOMETRIES
-
-    if geometry not in GEOMETRIES:
-        raise ValueError(f"no geometry is called {geometry}: there are {', '.join(GEOMETRIES)}")
-    from ._session import Settings
-
-    return Settings(geometry, _names(subjects), repeats, checkpoints, torch_threads, ceilings)
+    result = module.measure(model, file.read_bytes().decode("utf-8"))
+    typer.echo(module.table(result))
+    if not module.agrees(result):
+        raise typer.Exit(1)
 
 
 def _decode(settings: "Settings", batches: list[int], tokens: int) -> dict[str, Any]:
@@ -284,7 +240,7 @@ def _prefill(settings: "Settings", lengths: list[int] | None, batch: int) -> dic
     from . import _environment, _session, prefill as module
 
     if lengths is None:
-        lengths = _integers(_LENGTHS["cpu" if _environment.on_cpu() else "gpu"])
+        lengths = integers(_LENGTHS["cpu" if _environment.on_cpu() else "gpu"])
     with _session.session("prefill", settings) as session:
         return module.measure(session, lengths, batch)
 
@@ -301,17 +257,3 @@ def _context(settings: "Settings", contexts: list[int], tokens: int) -> dict[str
 
     with _session.session("context", settings) as session:
         return module.measure(session, contexts, tokens)
-
-
-def _file_name(content: dict[str, Any]) -> str:
-    line = ".".join(content["environment"]["jax"].split(".")[:2])
-    return f"{content['command']}_{content['geometry']}_{content['device']['platform']}_jax{line}.json"
-
-
-def _finish(content: dict[str, Any], output: Path | None) -> None:
-    """Show the table, and keep the figures."""
-    from . import _report
-
-    if output is not None:
-        output.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    typer.echo(_report.section(content))

@@ -85,7 +85,7 @@ def session(command: str, settings: Settings) -> Iterator[Session]:
         import torch
 
         torch.set_num_threads(settings.torch_threads)
-    with checkpoint(settings.geometry, settings.checkpoints) as directory, _bar(command) as tick:
+    with checkpoint(settings.geometry, settings.checkpoints) as directory, bar(command) as tick:
         subjects = {}
         with quiet():
             for name in names:
@@ -119,7 +119,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(command: str) -> Iterator[Tick]:
+def bar(command: str) -> Iterator[Tick]:
     """A line on standard error that says what runs; nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -1,16 +1,11 @@
 """Chunk sizes and schedules: what the table in `ssmkit/kernels/_tuning.py` is made of.
 
-    python -m benchmarks chunks [--tokens 2048] [--width 512] [--repeats 5] [--sizes 16,32] [--only NAME ..] [-o FILE]
-
 The recurrences of published models run over the inputs that their mixers give them, forwards, and forwards and
 backwards, in chunks of every size, one after the other (serial) and side by side (parallel). No figure is reported
 unless all give the same outputs. Figures are medians, relative to the fastest of the row.
 """
 
-import argparse
-import json
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,16 +15,28 @@ import jax.numpy as jnp
 from ssmkit import kernels
 
 from ._environment import environment
+from ._session import bar
 from ._timing import Run, alternate
 from .recurrences import captured, mixers
 
 
 _SCHEDULES = {"serial": kernels.serial, "parallel": kernels.parallel}
-_NAMES = ["Mamba-2", "RetNet", "mLSTM", "GLA", "RWKV-6", "Mamba", "S5", "RG-LRU"]
+# Measured when nothing else is said.
+NAMES = ["Mamba-2", "RetNet", "mLSTM", "GLA", "RWKV-6", "Mamba", "S5", "RG-LRU"]
 _ERROR = 1e-4
 
 
-def measure(name: str, width: int, tokens: int, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
+def measure(names: Iterable[str], width: int, tokens: int, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
+    """All times of the recurrences of these names."""
+    results = {}
+    with bar("chunks") as tick:
+        for name in names:
+            tick(name)
+            results[name] = _measure(name, width, tokens, sizes, repeats)
+    return {"tokens": tokens, "width": width, "environment": environment("jax", "jaxlib"), "results": results}
+
+
+def _measure(name: str, width: int, tokens: int, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
     """All times of one recurrence.
 
     **Raises:** `SystemExit` when two sizes or schedules differ.
@@ -92,28 +99,3 @@ def table(results: dict[str, dict[str, Any]]) -> str:
                 cells = " | ".join(f"{found[schedule, size] / best:.1f}" for size in sizes)
                 lines.append(f"| {name} | {shape} | {what} | {schedule} | {cells} |")
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks chunks", description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sizes", default="16,32,64,128,256")
-    parser.add_argument("--only", nargs="+", choices=list(mixers(512)), default=_NAMES)
-    parser.add_argument("-o", "--json", type=pathlib.Path, metavar="FILE", help="write all figures there")
-    options = parser.parse_args(arguments)
-    results = {}
-    for name in options.only:
-        sizes = [int(size) for size in options.sizes.split(",")]
-        results[name] = measure(name, options.width, options.tokens, sizes, options.repeats)
-        print(table({name: results[name]}), flush=True)
-    print(table(results))
-    if options.json is not None:
-        setup = environment("jax", "jaxlib")
-        content = {"tokens": options.tokens, "width": options.width, "environment": setup, "results": results}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,9 @@
 """Perplexity of a text by ssmkit and by HF transformers, from the same files: the two must agree.
 
-    python -m benchmarks perplexity-parity [--model DIR] FILE
-
-The text is one sequence for both, whatever its length: each carries its own cache from segment to segment. That HF's
-cache is exact is checked first, against its forward pass without a cache. Without `--model`, the embedded model is
-measured. Needs PyTorch and transformers. The exit status is 1 when the perplexities differ by more than the bar.
+The text is one sequence for both, whatever its length: each carries its own cache from piece to piece. That HF's
+cache is exact is checked first, against its forward pass without a cache.
 """
 
-import argparse
 import math
 import pathlib
 import time
@@ -23,12 +19,21 @@ import ssmkit
 
 
 BAR = 0.0005
-_SEGMENT = 1024
+_PIECE = 1024
 _EXACT = 1e-5
 
 
-def parity(directory: pathlib.Path, text: str) -> dict[str, Any]:
-    """Both perplexities and their difference. Weights are float32 in both, however they are stored."""
+def measure(directory: pathlib.Path | None, text: str) -> dict[str, Any]:
+    """Both perplexities and their difference. Weights are float32 in both, however they are stored.
+
+    **Arguments:**
+
+    - `directory`: of the model and its tokenizer; `None` takes the embedded model.
+    - `text`: what is predicted.
+
+    **Raises:** `SystemExit` when HF's cache is not exact.
+    """
+    directory = pathlib.Path(ssmkit.default_model_path()) if directory is None else directory
     tokens = np.asarray(ssmkit.Tokenizer.from_file(directory).encode(text))
     model = ssmkit.from_pretrained(directory, dtype=jnp.float32)
     theirs = transformers.Mamba2ForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
@@ -59,7 +64,7 @@ def _hf_nats(theirs: Any, tokens: np.ndarray, vocab_size: int) -> float:
     """Negative log-probability of every token but the first; padding rows of the vocabulary take no part."""
     inputs, targets = torch.from_numpy(tokens[:-1]), torch.from_numpy(tokens[1:])
     nats, cache = 0.0, None
-    for part, following in zip(_segments(inputs, _SEGMENT), _segments(targets, _SEGMENT), strict=True):
+    for part, following in zip(_pieces(inputs, _PIECE), _pieces(targets, _PIECE), strict=True):
         logits, cache = _advance(theirs, part, cache)
         logits = logits[:, :vocab_size].double()
         nats += torch.nn.functional.cross_entropy(logits, following, reduction="sum").item()
@@ -67,9 +72,9 @@ def _hf_nats(theirs: Any, tokens: np.ndarray, vocab_size: int) -> float:
 
 
 def _cache_error(theirs: Any, tokens: np.ndarray) -> float:
-    """How far HF's logits by segments are from those of one forward pass without a cache, relative to the largest."""
+    """How far HF's logits by pieces are from those of one forward pass without a cache, relative to the largest."""
     inputs, cache, cached = torch.from_numpy(tokens), None, []
-    for part in _segments(inputs, 300):
+    for part in _pieces(inputs, 300):
         logits, cache = _advance(theirs, part, cache)
         cached.append(logits)
     with torch.inference_mode():
@@ -83,7 +88,7 @@ def _advance(theirs: Any, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tenso
     return result.logits[0], result.cache_params
 
 
-def _segments(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+def _pieces(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
     """Pieces of `size`, the last one longer rather than a single token, which HF computes in another way (it does not
     clip the time step there)."""
     pieces = list(torch.split(tokens, size))
@@ -92,21 +97,19 @@ def _segments(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
     return pieces
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks perplexity-parity")
-    parser.add_argument("--model", type=pathlib.Path, help="folder with config.json, weights and tokenizer.json")
-    parser.add_argument("file", type=pathlib.Path, help="UTF-8 text")
-    options = parser.parse_args(arguments)
-    if options.model is None:
-        options.model = pathlib.Path(ssmkit.default_model_path())
-    result = parity(options.model, options.file.read_bytes().decode("utf-8"))
-    print(f"tokens predicted  {result['tokens']}")
-    print(f"ssmkit            {result['ssmkit']:.6f}   in {result['ssmkit_seconds']:.1f} s")
-    print(f"HF transformers   {result['hf']:.6f}   in {result['hf_seconds']:.1f} s")
-    print(f"difference        {result['difference']:+.6f}   (bar {BAR})")
-    print(f"HF's cached logits are within {result['hf_cache_error']:.1e} of its uncached ones")
-    return 0 if abs(result["difference"]) <= BAR else 1
+def agrees(result: dict[str, Any]) -> bool:
+    """Whether the difference is within the bar."""
+    return abs(result["difference"]) <= BAR
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def table(result: dict[str, Any]) -> str:
+    """The figures, a line for each."""
+    return "\n".join(
+        [
+            f"tokens predicted  {result['tokens']}",
+            f"ssmkit            {result['ssmkit']:.6f}   in {result['ssmkit_seconds']:.1f} s",
+            f"HF transformers   {result['hf']:.6f}   in {result['hf_seconds']:.1f} s",
+            f"difference        {result['difference']:+.6f}   (bar {BAR})",
+            f"HF's cached logits are within {result['hf_cache_error']:.1e} of its uncached ones",
+        ]
+    )

@@ -1,16 +1,11 @@
 """What decoding loses: many tokens at slow decays, one by one and in chunks, against a loop in float64.
 
-    python -m benchmarks precision [--tokens 16384] [--json FILE]
-
 Random writes, values and reads in every kernel family, one constant decay per head. Every number is the error of the
 last state, relative to its Euclidean norm. `float32 state` is the least that is possible where a state is rounded to
 float32 after every token: all else is float64. `rounded decay` is the usual loop in float32, `S = exp(a) * S + b`.
 """
 
-import argparse
-import json
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,7 +70,14 @@ def in_numpy(c: ssmkit.Coefficients, keep: type) -> np.ndarray:
     return state
 
 
-def measure(form: str, tokens: int) -> dict[str, list[float]]:
+def measure(tokens: int) -> dict[str, Any]:
+    """The errors of every form."""
+    results = {form: _measure(form, tokens) for form in FORMS}
+    setup = environment("jax", "jaxlib")
+    return {"environment": setup, "tokens": tokens, "decays": DECAYS, "angles": ANGLES, "results": results}
+
+
+def _measure(form: str, tokens: int) -> dict[str, list[float]]:
     """The errors of every way, one per decay."""
     c = coefficients(form, tokens)
     complex_ = FORMS[form][3]
@@ -99,30 +101,3 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
         for way, errors in ways.items():
             lines.append(f"| {form} | {way} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
     return "\n".join(lines)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks precision",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--json", type=pathlib.Path)
-    arguments = parser.parse_args(words)
-    results = {form: measure(form, arguments.tokens) for form in FORMS}
-    report = {
-        "environment": environment("jax", "jaxlib"),
-        "tokens": arguments.tokens,
-        "decays": DECAYS,
-        "angles": ANGLES,
-        "results": results,
-    }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(results))
-
-
-if __name__ == "__main__":
-    main()

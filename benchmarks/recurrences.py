@@ -1,21 +1,17 @@
 """Every published recurrence on one CPU: tokens per second of its mixer, and chunks against a plain scan over tokens.
 
-    python -m benchmarks recurrences [--tokens 2048] [--width 512] [--repeats 5] [--only NAME ..] [--json FILE]
-
 A mixer with random weights consumes random features by `prefill`, and steps through as many one at a time, compiled
 into one loop. Its recurrence alone is then timed on the inputs that the mixer gave it: `chunk_scan` against
 `jax.lax.scan` over `step`, forwards, and forwards and backwards. No figure is reported unless both give the same
-outputs. Figures are medians of repeats that alternate; the last lines are the Markdown table of the documentation.
+outputs. Figures are medians of repeats that alternate.
 
 Right before it is timed, each program runs once untimed. After another program has given memory back, the system hands
 out pages that no cache holds, and touching them takes up to half of a prefill's time.
 """
 
-import argparse
 import inspect
-import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -26,6 +22,7 @@ import ssmkit
 from ssmkit import kernels, models
 
 from ._environment import environment
+from ._session import bar
 from ._timing import Run, alternate
 
 
@@ -53,7 +50,19 @@ def mixers(width: int) -> dict[str, Callable[[jax.Array], ssmkit.AbstractMixer]]
     }
 
 
-def measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) -> dict[str, Any]:
+def measure(names: Iterable[str] | None, width: int, tokens: int, repeats: int) -> dict[str, Any]:
+    """All figures of the mixers of these names, or of all."""
+    makers = mixers(width)
+    results = {}
+    with bar("recurrences") as tick:
+        for name in makers if names is None else names:
+            tick(name)
+            results[name] = _measure(makers[name](jax.random.key(0)), width, tokens, repeats)
+    setup = environment("jax", "jaxlib", "equinox")
+    return {"environment": setup, "tokens": tokens, "width": width, "results": results}
+
+
+def _measure(mixer: ssmkit.AbstractMixer, width: int, tokens: int, repeats: int) -> dict[str, Any]:
     """All figures of one mixer.
 
     **Raises:** `SystemExit` when chunks and single tokens do not give the same outputs.
@@ -141,37 +150,3 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             f"| {row['chunks_over_scan_gradient']:.1f} |"
         )
     return "\n".join(lines)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks recurrences",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=())
-    parser.add_argument("--json", type=pathlib.Path)
-    arguments = parser.parse_args(words)
-    results = {}
-    for name, make in mixers(arguments.width).items():
-        if not arguments.only or name in arguments.only:
-            mixer = make(jax.random.key(0))
-            results[name] = measure(mixer, arguments.width, arguments.tokens, arguments.repeats)
-            print({k: v for k, v in results[name].items() if k != "seconds"}, flush=True)
-    report = {
-        "environment": environment("jax", "jaxlib", "equinox"),
-        "tokens": arguments.tokens,
-        "width": arguments.width,
-        "results": results,
-    }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(results))
-
-
-if __name__ == "__main__":
-    main()

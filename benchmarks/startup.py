@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ._checkpoint import PROMPT, checkpoint
+from ._loading import compile_programs, load
+from ._process import run
 from ._session import Settings, report
-from ._worker import run
 from .peers import reasons
 
 
@@ -35,7 +36,7 @@ def measure(settings: Settings, prompt: int = 512, tokens: int = 16) -> dict[str
 
 
 def _loads(name: str, directory: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    found = [run("load", directory=directory, weights=_WEIGHTS[name]) for _ in range(repeats)]
+    found = [run(load, directory=directory, weights=_WEIGHTS[name]) for _ in range(repeats)]
     seconds = [result["load_s"] for result in found]
     peak = max(result["peak_bytes"] for result in found)
     yield {
@@ -55,7 +56,7 @@ def _compiles(directory: Path, prompt: int, tokens: int, repeats: int) -> Iterat
         with tempfile.TemporaryDirectory() as cache:
             for state in found:
                 task = {"directory": directory, "prompt": prompt, "tokens": tokens, "cache": cache}
-                found[state].append(run("compile", **task))
+                found[state].append(run(compile_programs, **task))
     for kind in ("prompt", "decode"):
         for state, results in found.items():
             seconds = [result[f"{kind}_s"] for result in results]

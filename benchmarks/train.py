@@ -4,14 +4,13 @@ The loss and the norm of its gradient must agree. Processes take turns, `rounds`
 """
 
 import statistics
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ._checkpoint import checkpoint
 from ._geometry import GEOMETRIES
+from ._process import run
 from ._session import Settings, report
-from ._worker import run
+from ._training import STEPS, time_steps
 from .peers import SUBJECTS, reasons
 
 
@@ -33,7 +32,7 @@ def measure(settings: Settings, batch: int = 4, length: int = 1024, rounds: int 
         for _ in range(rounds):
             for name in names:
                 task = {"subject": name, "geometry": settings.geometry, "directory": directory}
-                results[name].append(run("train", **task, batch=batch, length=length, repeats=settings.repeats))
+                results[name].append(run(time_steps, **task, batch=batch, length=length, repeats=settings.repeats))
                 _check(results)
     rows = [_row(name, found, batch * length) for name, found in results.items()]
     more = {"batch": batch, "length": length, "parameters": GEOMETRIES[settings.geometry].parameters}
@@ -65,53 +64,3 @@ def _check(results: dict[str, list[dict[str, Any]]]) -> None:
                         f"{name}: the {what.replace('_', ' ')} is {result[what]:.7g}, and not {first[what]:.7g}: no "
                         "speed is reported for a wrong result."
                     )
-
-
-def _ours(directory: Path, batch: int, length: int) -> tuple[Any, Any]:
-    import equinox as eqx
-    import jax
-    import jax.numpy as jnp
-
-    import ssmkit
-
-    model = ssmkit.from_pretrained(directory, dtype="float32")
-    parameters, rest = eqx.partition(model, eqx.is_inexact_array)
-
-    def loss(parameters: Any, tokens: jax.Array) -> jax.Array:
-        model = eqx.combine(parameters, rest)
-        each = jax.vmap(lambda row: ssmkit.cross_entropy(model(row)[:-1], row[1:]))(tokens)
-        return jnp.mean(each)
-
-    return _step(loss, parameters, batch, length)
-
-
-def _mamba2_jax(directory: Path, batch: int, length: int) -> tuple[Any, Any]:
-    import jax
-    from flax import nnx
-
-    from .peers.mamba2jax import load
-
-    graph, weights = load(directory)
-
-    def loss(weights: Any, tokens: jax.Array) -> jax.Array:
-        return nnx.merge(graph, weights)(tokens, labels=tokens)["loss"]
-
-    return _step(loss, weights, batch, length)
-
-
-def _step(loss: Callable, parameters: Any, batch: int, length: int) -> tuple[Any, Any]:
-    """The compiled step, loss and norm of the gradient (for which every entry is computed), and its parameters."""
-    import jax
-    import jax.numpy as jnp
-
-    def step(parameters: Any, tokens: jax.Array) -> Any:
-        value, gradient = jax.value_and_grad(loss)(parameters, tokens)
-        squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient))
-        return value, jnp.sqrt(squares)
-
-    shape = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    compiled = jax.jit(step).lower(parameters, shape).compile()
-    return compiled, parameters
-
-
-STEPS: dict[str, Callable[[Path, int, int], tuple[Any, Any]]] = {"ssmkit": _ours, "mamba2-jax": _mamba2_jax}

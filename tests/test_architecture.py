@@ -31,6 +31,7 @@ CORE_FILES = sorted(
     path for path in CORE.rglob("*.py") if not any(map(path.resolve().is_relative_to, (MODELS, BENCHMARKS)))
 )
 MODEL_FILES = sorted(MODELS.rglob("*.py"))
+BENCHMARK_FILES = sorted(BENCHMARKS.rglob("*.py"))
 HEAVY = {"torch", "transformers", "optax", "matplotlib", "tokenizers", "typer", "huggingface_hub", "tensorflow", "flax"}
 LONGEST_FILE = 300
 LONGEST_TOY = 60
@@ -174,9 +175,10 @@ def imports(source: str, package: str) -> list[tuple[str, str | None]]:
 
 def package_of(path: Path) -> str:
     """The package that a file of the repository belongs to, which relative imports start from."""
-    inside_models = path.resolve().is_relative_to(MODELS)
-    parts = path.resolve().relative_to(MODELS).parts if inside_models else path.relative_to(CORE).parts
-    return ".".join(["ssmkit", *["models"] * inside_models, *parts[:-1]])
+    real = path.resolve()
+    apart = [home for home in (MODELS, BENCHMARKS) if real.is_relative_to(home)]
+    parts = real.relative_to(*apart).parts if apart else path.relative_to(CORE).parts
+    return ".".join(["ssmkit", *(home.name for home in apart), *parts[:-1]])
 
 
 def private_uses(source: str, package: str) -> list[str]:
@@ -305,13 +307,20 @@ def test_a_wrong_switch_is_named():
     assert "import ssmkit.models" not in run.stderr.splitlines()[1] and "_config.py" in run.stderr
 
 
-def needs_of(paths: list[Path]) -> dict[str, set[str]]:
-    """The modules, and the packages on the way to them, that every module of these imports when it is imported."""
+def needs_of(paths: list[Path], late: bool = False) -> dict[str, set[str]]:
+    """The modules, and the packages on the way to them, that every module of these imports when it is imported.
+
+    **Arguments:**
+
+    - `paths`: of the modules.
+    - `late`: also what their functions import when they are called.
+    """
     names = {f"{package_of(path)}.{path.stem}".removesuffix(".__init__"): path for path in paths}
     chain = lambda name: {name[:end] for end, letter in enumerate(name + ".") if letter == "."}
     needs = {}
     for name, path in names.items():
-        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        tree = ast.parse(path.read_text())
+        top = [node for node in (ast.walk(tree) if late else tree.body) if isinstance(node, ast.ImportFrom)]
         found = imports("\n".join(map(ast.unparse, top)), package_of(path))
         places = set().union(*(chain(f"{module}.{own}") for module, own in found))
         needs[name] = places & names.keys() - chain(name)
@@ -323,6 +332,10 @@ def test_imports_have_no_circle():
     needs = needs_of(CORE_FILES)
     assert needs["ssmkit.operators._recurrence"] >= {"ssmkit.kernels", "ssmkit._types"} and "ssmkit.export" in needs
     graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
+
+    needs = needs_of(BENCHMARK_FILES, late=True)
+    assert needs["ssmkit.benchmarks.train"] >= {"ssmkit.benchmarks._process"} <= needs["ssmkit.benchmarks.startup"]
+    graphlib.TopologicalSorter(needs).prepare()
 
 
 # The rooms of the house. Each may use those before it and its own, and so may the modules at the root that are named.
@@ -399,7 +412,7 @@ def test_a_whole_language_model_takes_few_lines():
     assert sum(lines_of_code(textwrap.dedent(inspect.getsource(cls))) for cls in classes) <= LONGEST_TOY
 
 
-@named(CORE_FILES + MODEL_FILES)
+@named(CORE_FILES + MODEL_FILES + BENCHMARK_FILES)
 def test_no_file_is_long(path):
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
 

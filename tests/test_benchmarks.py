@@ -15,12 +15,16 @@ from ssmkit.benchmarks import (
     _check,
     _cli,
     _environment,
+    _loading,
     _memory,
+    _process,
     _report,
     _session,
     _timing,
-    _worker,
+    _training,
     decode,
+    precision,
+    recurrences,
     startup,
     train,
     uncached,
@@ -28,7 +32,6 @@ from ssmkit.benchmarks import (
 from ssmkit.benchmarks._checkpoint import checkpoint
 from ssmkit.benchmarks._geometry import GEOMETRIES, Geometry
 from ssmkit.benchmarks.peers import SUBJECTS, Entry, load, reasons
-from ssmkit.benchmarks.recurrences import mixers, table
 
 
 pytestmark = pytest.mark.once
@@ -208,9 +211,9 @@ def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):
 
 
 def test_loading_and_compiling_are_measured(kept, tmp_path):
-    loaded = _worker._load(str(kept / "tiny"), "float32")
+    loaded = _loading.load(str(kept / "tiny"), "float32")
     assert loaded["load_s"] > 0 and loaded["weight_bytes"] == GEOMETRIES["tiny"].weight_bytes()
-    taken = _worker.run("compile", directory=kept / "tiny", prompt=8, tokens=2, cache=tmp_path)
+    taken = _process.run(_loading.compile_programs, directory=kept / "tiny", prompt=8, tokens=2, cache=tmp_path)
     assert set(taken) == {"prompt_s", "decode_s"}
     assert any(tmp_path.iterdir())
 
@@ -231,7 +234,7 @@ def test_a_training_step_is_measured_in_its_own_process(kept, tmp_path):
     assert row["tokens_per_s"] == pytest.approx(8 / row["seconds"][0])
     assert row["program_bytes"] > GEOMETRIES["tiny"].weight_bytes()
     with pytest.raises(SystemExit, match="failed"):
-        _worker.run("train", subject="nobody")
+        _process.run(_training.time_steps, subject="nobody")
 
 
 # Wrong results, and wrong requests.
@@ -314,6 +317,34 @@ def test_sizes_are_integers():
     assert code == 2 and "must be integers" in output
 
 
+def test_recurrences_are_measured(monkeypatch, tmp_path):
+    path = tmp_path / "recurrences.json"
+    words = ["--only", "LRU", "-n", 24, "-w", 128, "-r", 1, "-o", path]
+    code, output, error = invoke("recurrences", *words)
+    assert code == 0, (output, error)
+    content = json.loads(path.read_text())
+    assert list(content["results"]) == ["LRU"] and content["tokens"] == 24 and content["width"] == 128
+    assert output.strip() == recurrences.table(content["results"])
+    code, output, error = invoke("chunks", *words, "--sizes", "16")
+    assert code == 0, (output, error)
+    times = json.loads(path.read_text())["results"]["LRU"]["times"]
+    expected = {(order, 16, what) for order in ("serial", "parallel") for what in ("forwards", "gradients")}
+    assert {(time["schedule"], time["size"], time["what"]) for time in times} == expected
+    monkeypatch.setattr(precision, "FORMS", {"K3": precision.FORMS["K3"]})
+    code, output, error = invoke("precision", "-n", 4, "-o", path)
+    assert code == 0, (output, error)
+    assert output.strip() == precision.table(json.loads(path.read_text())["results"])
+
+
+@pytest.mark.parametrize("command", ["recurrences", "chunks"])
+@pytest.mark.parametrize(
+    "words, message", [(["--only", "LRU,nobody"], "no model is called nobody"), (["-w", "100"], "a multiple of 128")]
+)
+def test_what_recurrences_are_measured_is_checked(command, words, message):
+    code, output, _ = invoke(command, *words)
+    assert code == 2 and message in output
+
+
 # Times and memory.
 
 
@@ -366,8 +397,8 @@ def test_subjects_compute_the_same_model(kept, tiny, name):
 
 def test_the_table_of_recurrences_is_what_was_measured():
     measured = json.loads((ROOT / "benchmarks" / "results" / "recurrences_cpu.json").read_text())
-    assert list(measured["results"]) == list(mixers(measured["width"]))
-    assert table(measured["results"]) in (ROOT / "docs" / "models.md").read_text()
+    assert list(measured["results"]) == list(recurrences.mixers(measured["width"]))
+    assert recurrences.table(measured["results"]) in (ROOT / "docs" / "models.md").read_text()
 
 
 def test_the_page_of_benchmarks_shows_the_committed_results():
@@ -375,8 +406,3 @@ def test_the_page_of_benchmarks_shows_the_committed_results():
     shown = page.split(_report.BEGIN)[1].split(_report.END)[0]
     for content in _report.read(ROOT / "benchmarks" / "results").values():
         assert _report.table(content["command"], content["rows"]) in shown
-
-
-def test_commands_of_their_own_pass_words_on():
-    code, output, _ = invoke("recurrences", "--help")
-    assert code == 0 and "--width" in output

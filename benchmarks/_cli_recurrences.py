@@ -1,0 +1,73 @@
+"""The commands that measure recurrences alone. Nothing heavy is imported before one runs."""
+
+from typing import Annotated
+
+import typer
+
+from ._options import JsonOption, RepeatsOption, integers, keep, names
+
+
+TokensOption = Annotated[int, typer.Option("--tokens", "-n", min=1, help="Of the sequence.")]
+WidthOption = Annotated[int, typer.Option("--width", "-w", help="Features of a token, a multiple of 128.")]
+
+
+def recurrences(
+    tokens: TokensOption = 2048,
+    width: WidthOption = 512,
+    repeats: RepeatsOption = 5,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME,..", help="Names of models.", show_default="all of them")
+    ] = None,
+    output: JsonOption = None,
+) -> None:
+    """Every published recurrence: tokens per second, and chunks against a plain scan."""
+    from . import recurrences as module
+
+    content = module.measure(_known(only, width), width, tokens, repeats)
+    keep(content, output)
+    typer.echo(module.table(content["results"]))
+
+
+def chunks(
+    tokens: TokensOption = 2048,
+    width: WidthOption = 512,
+    repeats: RepeatsOption = 5,
+    sizes: Annotated[str, typer.Option(metavar="N,..", help="Tokens of a chunk.")] = "16,32,64,128,256",
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME,..", help="Names of models.", show_default="one or two of each family")
+    ] = None,
+    output: JsonOption = None,
+) -> None:
+    """Chunk sizes and schedules of every kernel family."""
+    from . import chunks as module
+
+    content = module.measure(_known(only, width) or module.NAMES, width, tokens, integers(sizes), repeats)
+    keep(content, output)
+    typer.echo(module.table(content["results"]))
+
+
+def precision(
+    tokens: TokensOption = 16384,
+    output: JsonOption = None,
+) -> None:
+    """What many tokens at slow decays lose, one by one and in chunks, against float64."""
+    from . import precision as module
+
+    content = module.measure(tokens)
+    keep(content, output)
+    typer.echo(module.table(content["results"]))
+
+
+def _known(only: str | None, width: int) -> list[str] | None:
+    """The names that are asked for.
+
+    **Raises:** `typer.BadParameter` for a width that heads do not divide, and for a name that no model has.
+    """
+    from .recurrences import mixers
+
+    if width < 1 or width % 128:
+        raise typer.BadParameter(f"--width must be a multiple of 128, got {width}")
+    asked, known = names(only), mixers(width)
+    if unknown := [name for name in asked or [] if name not in known]:
+        raise typer.BadParameter(f"--only: no model is called {', '.join(unknown)}: there are {', '.join(known)}")
+    return asked

@@ -1,0 +1,87 @@
+"""The options that several commands take, and what they do with their results."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from ._session import Settings
+
+
+GeometryOption = Annotated[
+    str, typer.Option("--geometry", "-g", help="130m, 370m, 780m, 1.3b, 2.7b, 10m or tiny; random weights.")
+]
+SubjectsOption = Annotated[
+    str | None,
+    typer.Option("--subjects", "-s", metavar="NAME,..", help="What to measure.", show_default="all that are installed"),
+]
+RepeatsOption = Annotated[int, typer.Option("--repeats", "-r", min=1, help="Of each run; medians are reported.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep checkpoints here.", show_default="they go when the run ends"),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--torch-threads", metavar="N", help="Of PyTorch.", show_default="its own choice")
+]
+CeilingsOption = Annotated[bool, typer.Option(help="Measure the machine's limits in the same run.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", "-o", metavar="FILE", help="Write all figures there.")]
+
+
+def names(text: str | None) -> list[str] | None:
+    """The names of a list with commas between them."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def integers(text: str) -> list[int]:
+    """The integers of a list with commas between them.
+
+    **Raises:** `typer.BadParameter` for anything else.
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"must be integers with commas between them, got {text!r}") from None
+
+
+def make_settings(
+    geometry: str,
+    subjects: str | None,
+    repeats: int,
+    checkpoints: Path | None,
+    torch_threads: int | None = None,
+    ceilings: bool = True,
+) -> "Settings":
+    """What a session is made of.
+
+    **Raises:** `ValueError` for a geometry that does not exist.
+    """
+    from ._geometry import GEOMETRIES
+
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"no geometry is called {geometry}: there are {', '.join(GEOMETRIES)}")
+    from ._session import Settings
+
+    return Settings(geometry, names(subjects), repeats, checkpoints, torch_threads, ceilings)
+
+
+def file_name(content: dict[str, Any]) -> str:
+    """The name of a result file: command, geometry, device and version of jax."""
+    line = ".".join(content["environment"]["jax"].split(".")[:2])
+    return f"{content['command']}_{content['geometry']}_{content['device']['platform']}_jax{line}.json"
+
+
+def finish(content: dict[str, Any], output: Path | None) -> None:
+    """Keep the figures, and show their table."""
+    from . import _report
+
+    keep(content, output)
+    typer.echo(_report.section(content))
+
+
+def keep(content: dict[str, Any], output: Path | None) -> None:
+    """Write the figures where that is asked for."""
+    if output is not None:
+        output.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

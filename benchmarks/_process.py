@@ -1,0 +1,37 @@
+"""A fresh Python for what must run in a process of its own: its memory, or its first time, is what is measured."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run(task: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+    """What a task returns, computed by a fresh Python.
+
+    **Arguments:**
+
+    - `task`: a function of a module. The process imports that module, and what it imports, before the task starts.
+    - `arguments`: of the task, as JSON has them; paths become text.
+
+    **Raises:** `SystemExit` with what it wrote when it fails.
+    """
+    settings = dict(os.environ)
+    if __package__ == "benchmarks":  # from a checkout, wherever the caller stands
+        root = str(Path(__file__).resolve().parents[1])
+        settings["PYTHONPATH"] = os.pathsep.join(filter(None, [root, settings.get("PYTHONPATH")]))
+    place = [task.__module__, task.__name__]
+    words = [sys.executable, "-m", f"{__package__}._process", *place, json.dumps(arguments, default=str)]
+    done = subprocess.run(words, env=settings, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{task.__name__} failed: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    _module, _task, _arguments = sys.argv[1:]
+    print(json.dumps(getattr(importlib.import_module(_module), _task)(**json.loads(_arguments))))
