@@ -19,7 +19,7 @@ from ssmkit.checkpoint import (
 )
 
 from ._mamba_family import AbstractMambaConfig, padded
-from ._mamba_family_formats import FILE_SHAPES, Config, Read, Write, made, names
+from ._mamba_family_formats import Config, Read, Write, made, names
 from ._unsupported_keys import UNSUPPORTED
 
 
@@ -113,7 +113,6 @@ def hf(
     dead: Collection[str],
     read_config: Read,
     write_config: Write,
-    file_shapes: Mapping[str, Callable] = FILE_SHAPES,
 ) -> Dialect:
     """HF's dialect.
 
@@ -122,7 +121,7 @@ def hf(
     - `layer`: as for `names`.
     - `models`: the keys that are understood, by `model_type`.
     - `dead`: those that change nothing.
-    - `read_config`, `write_config`, `file_shapes`: as for `Dialect`.
+    - `read_config`, `write_config`: as for `Dialect`.
     """
     weights = ("model.safetensors", "pytorch_model.bin")
     return Dialect(
@@ -137,5 +136,4 @@ def hf(
         aliases={"backbone.embedding.weight": "backbone.embeddings.weight"},
         base="backbone.",
         copies={"lm_head.weight": "backbone.embeddings.weight"},
-        file_shapes=file_shapes,
     )

@@ -3,10 +3,23 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from ssmkit.checkpoint import CheckpointError, insert_axis
+from ssmkit.checkpoint import CheckpointError, Reshape, Source
 
 from ._mamba_family import AbstractMambaConfig
 
+
+# What both architectures have in a block.
+_LAYER = {
+    "norm.weight": "norm.weight",
+    "mixer.in_proj.weight": "mixer.in_proj.weight",
+    "mixer.in_proj.bias": "mixer.in_proj.bias",
+    "mixer.conv.weight": "mixer.conv1d.weight",
+    "mixer.conv.bias": "mixer.conv1d.bias",
+    "mixer.recurrence.A_log": "mixer.A_log",
+    "mixer.D": "mixer.D",
+    "mixer.out_proj.weight": "mixer.out_proj.weight",
+    "mixer.out_proj.bias": "mixer.out_proj.bias",
+}
 
 Config = TypeVar("Config", bound=AbstractMambaConfig)
 
@@ -33,8 +46,10 @@ def refuse_unless(config: Any, format: str, **expressible: Any) -> None:
         raise CheckpointError(f"The {format} format cannot express this model.", problems)
 
 
-def names(layer: Mapping[str, str], embedding: str, prefix: str = "") -> dict[str, str]:
-    """Where each array of the model lies.
+def names(
+    layer: Mapping[str, str], embedding: str, prefix: str = ""
+) -> Callable[[AbstractMambaConfig], dict[str, Source]]:
+    """A `Dialect.names`.
 
     **Arguments:**
 
@@ -42,29 +57,29 @@ def names(layer: Mapping[str, str], embedding: str, prefix: str = "") -> dict[st
     - `embedding`: the name of the embedding.
     - `prefix`: to all names.
     """
-    layer = {
-        "norm.weight": "norm.weight",
-        "mixer.in_proj.weight": "mixer.in_proj.weight",
-        "mixer.in_proj.bias": "mixer.in_proj.bias",
-        "mixer.conv.weight": "mixer.conv1d.weight",
-        "mixer.conv.bias": "mixer.conv1d.bias",
-        "mixer.recurrence.A_log": "mixer.A_log",
-        "mixer.D": "mixer.D",
-        "mixer.out_proj.weight": "mixer.out_proj.weight",
-        "mixer.out_proj.bias": "mixer.out_proj.bias",
-        **layer,
-    }
-    return {
-        "embedding.weight": f"{prefix}backbone.{embedding}.weight",
-        **{f"blocks.{{}}.{path}": f"{prefix}backbone.layers.{{}}.{name}" for path, name in layer.items()},
-        "norm.weight": f"{prefix}backbone.norm_f.weight",
-        "norm.bias": f"{prefix}backbone.norm_f.bias",
-        "head.weight": f"{prefix}lm_head.weight",
-    }
+    layer = {**_LAYER, **layer}
+
+    def sources(config: AbstractMambaConfig) -> dict[str, Source]:
+        """As `Dialect.names`."""
+        steps: dict[str, tuple[Reshape, ...]] = {
+            "mixer.conv.weight": (Reshape((-1, 1, config.conv_kernel)),),
+            "mixer.D": (Reshape((-1,)),),
+        }
+        return {
+            "embedding.weight": Source(f"{prefix}backbone.{embedding}.weight"),
+            **{
+                f"blocks.{i}.{path}": Source(f"{prefix}backbone.layers.{i}.{name}", steps.get(path, ()))
+                for i in range(config.num_hidden_layers)
+                for path, name in layer.items()
+            },
+            "norm.weight": Source(f"{prefix}backbone.norm_f.weight"),
+            "norm.bias": Source(f"{prefix}backbone.norm_f.bias"),
+            "head.weight": Source(f"{prefix}lm_head.weight"),
+        }
+
+    return sources
 
 
 Read: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
 Write: TypeAlias = Callable[[Any, str], dict[str, Any]]
-
-FILE_SHAPES = {"blocks.{}.mixer.conv.weight": insert_axis}

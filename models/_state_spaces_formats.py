@@ -1,6 +1,6 @@
 """Files of the mamba_ssm package: what those of Mamba and Mamba-2 have in common."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ssmkit.checkpoint import (
@@ -18,7 +18,7 @@ from ssmkit.checkpoint import (
 )
 
 from ._mamba_family import AbstractMambaConfig
-from ._mamba_family_formats import FILE_SHAPES, Read, Write, names
+from ._mamba_family_formats import Read, Write, names
 from ._unsupported_keys import UNSUPPORTED
 
 
@@ -85,7 +85,6 @@ def state_spaces(
     dead: Collection[str],
     read_config: Read,
     write_config: Write,
-    file_shapes: Mapping[str, Callable] = FILE_SHAPES,
 ) -> Dialect:
     """The state-spaces dialect of the layer called `name`, with the `keys` that are understood; the rest as for `hf`.
 
@@ -109,7 +108,6 @@ def state_spaces(
         base="backbone.",
         copies={"lm_head.weight": "backbone.embedding.weight"},
         writes_copies=True,
-        file_shapes=file_shapes,
     )
 
 

@@ -16,7 +16,6 @@ from ssmkit.checkpoint import (
     Dialect,
     Key,
     boolean,
-    flatten,
     only,
     optional,
     pair,
@@ -26,7 +25,7 @@ from ssmkit.checkpoint import (
 )
 
 from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
-from ._mamba_family_formats import FILE_SHAPES, made, names, refuse_unless
+from ._mamba_family_formats import made, names, refuse_unless
 from ._state_spaces_formats import (
     STATE_SPACES_DEAD,
     STATE_SPACES_KEYS,
@@ -124,12 +123,11 @@ def _read_mistral(content: Mapping[str, Any]) -> Mamba2Config:
 
 
 _LAYER = {"mixer.recurrence.dt_bias": "mixer.dt_bias", "mixer.norm.weight": "mixer.norm.weight"}
-_FILE_SHAPES = FILE_SHAPES | {"blocks.{}.mixer.D": flatten}
 
-_HF = hf(_LAYER, {"mamba2": _HF_KEYS}, _HF_DEAD, _read_hf, _write_hf, _FILE_SHAPES)
+_HF = hf(_LAYER, {"mamba2": _HF_KEYS}, _HF_DEAD, _read_hf, _write_hf)
 
 _STATE_SPACES = state_spaces(
-    _LAYER, "Mamba2", _STATE_SPACES_KEYS, _STATE_SPACES_DEAD, _read_state_spaces, _write_state_spaces, _FILE_SHAPES
+    _LAYER, "Mamba2", _STATE_SPACES_KEYS, _STATE_SPACES_DEAD, _read_state_spaces, _write_state_spaces
 )
 
 _MISTRAL = Dialect(
@@ -140,7 +138,6 @@ _MISTRAL = Dialect(
     read_config=_read_mistral,
     unknown_keys=lambda content: unknown_keys(content, _MISTRAL_KEYS, _MISTRAL_DEAD),
     names=names(_LAYER, "embedding", prefix="model."),
-    file_shapes=_FILE_SHAPES,
     base="model.backbone.",
     copies={"model.lm_head.weight": "model.backbone.embedding.weight"},
 )

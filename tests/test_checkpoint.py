@@ -22,6 +22,7 @@ from ssmkit.checkpoint import (
     Architecture,
     CheckpointError,
     Dialect,
+    Source,
     _dialect,
     check_writable,
     describe,
@@ -545,7 +546,7 @@ def test_register_architecture(tmp_path, monkeypatch):
         matches=lambda content: "toy" in content,
         read_config=lambda content: content["toy"],
         write_config=lambda config, dtype: {"toy": config},
-        names={"layers.{}.w": "layer{}/w"},
+        names=lambda config: {f"layers.{i}.w": Source(f"layer{i}/w") for i in range(11)},
     )
     register_architecture(Architecture("toy", Toy, (dialect,)))
     model = Toy(3, key=jax.random.key(0))

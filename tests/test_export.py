@@ -275,11 +275,15 @@ def test_every_truncation_of_the_manifest_is_noticed(copy):
             load_exported(copy)
 
 
+def relaid(manifest, name, steps):
+    manifest["layouts"]["hf"]["sources"]["norm.weight"] = {"name": name, "steps": steps}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda m: m.update(format="other"), "describes no exported model"),
-        (lambda m: m.update(version=2), "has version 2 of the format"),
+        (lambda m: m.update(version=1), "has version 1 of the format"),
         (lambda m: m.pop("vocab_size"), "`vocab_size`: missing"),
         (lambda m: m.update(vocab_size=0), "`vocab_size`: expected an integer of at least 1"),
         (lambda m: m.update(segments=[16, 2]), "`segments`: expected increasing lengths"),
@@ -294,7 +298,13 @@ def test_every_truncation_of_the_manifest_is_noticed(copy):
         (lambda m: m.update(vocab_size=20), "its results are not what the manifest says"),
         (lambda m: m.update(logits="bfloat16"), "its results are not what the manifest says"),
         (lambda m: m["weights"]["norm.weight"].update(shape=[9]), "its arguments are not what the manifest says"),
-        (lambda m: m.update(layouts={"hf": {}}), "an object with files, tensors"),
+        (lambda m: m.update(layouts={"hf": {}}), "an object with files, sources"),
+        (lambda m: m["layouts"]["hf"]["sources"].pop("norm.weight"), "of `hf` a source for every weight, and for noth"),
+        (lambda m: relaid(m, "x", [["rotate", 1]]), "a step, one of reshape, transpose, slice, stack, got 'rotate'"),
+        (lambda m: relaid(m, "x", [["slice", 0, 9]]), "a slice of start, size, axis, got"),
+        (lambda m: relaid(m, "x", [["slice", -1, 9, 0]]), "an integer of at least 0, got -1"),
+        (lambda m: relaid(m, "x.{}", [["stack", 10**9]]), "must stack between 1 and 65536 tensors"),
+        (lambda m: relaid(m, "x.{0.__class__}", [["stack", 2]]), "must hold one {} for each of 1 stacks"),
     ],
 )
 def test_a_manifest_that_says_something_else(copy, change, message):

@@ -5,8 +5,6 @@ from ._dialect import (
     Architecture as Architecture,
     Dialect as Dialect,
     architectures as architectures,
-    flatten as flatten,
-    insert_axis as insert_axis,
     register_architecture as register_architecture,
 )
 from ._errors import CheckpointError as CheckpointError, shown as shown
@@ -29,5 +27,12 @@ from ._keys import (
 )
 from ._load import from_pretrained as from_pretrained
 from ._save import check_writable as check_writable, save_pretrained as save_pretrained
+from ._source import (
+    Reshape as Reshape,
+    Slice as Slice,
+    Source as Source,
+    Stack as Stack,
+    Transpose as Transpose,
+)
 from ._stored import StoredTensor as StoredTensor
 from ._tensors import open_tensors as open_tensors

@@ -2,31 +2,17 @@
 
 import dataclasses
 import importlib
-import math
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ._errors import CheckpointError
-
-
-def insert_axis(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A `Dialect.file_shapes` entry: `(channel, kernel)` is stored as `(channel, 1, kernel)`."""
-    return (shape[0], 1, *shape[1:])
-
-
-def flatten(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A `Dialect.file_shapes` entry: `(heads, value)` is stored as `(heads * value,)`."""
-    return (math.prod(shape),)
+from ._layout import Layout
+from ._source import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """One on-disk layout of one architecture.
-
-    Names are patterns: `{}` stands for an index, in the same order on both sides, as in
-    `{"blocks.{}.norm.weight": "backbone.layers.{}.norm.weight"}`.
-    """
+    """One on-disk format of one architecture."""
 
     name: str
     config_file: str
@@ -36,10 +22,11 @@ class Dialect:
     """Whether a configuration file is of this dialect; must not raise."""
     read_config: Callable[[Mapping[str, Any]], Any]
     """The model's configuration; raises `CheckpointError` listing every key that cannot be honoured."""
-    names: Mapping[str, str]
-    """From the path of an array in the model to the name of its tensor."""
-    file_shapes: Mapping[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
-    """For tensors stored in another shape: from the model's path to the stored shape, given the model's."""
+    names: Callable[[Any], Mapping[str, Source]]
+    """From the model's configuration to where each array lies, by the path of the array in the model.
+
+    There may be places for arrays that the model does not have, such as those of biases that are switched off.
+    """
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Other spellings of a tensor's name that are read, but not written."""
     base: str = ""
@@ -53,53 +40,36 @@ class Dialect:
     writes_copies: bool = False
     """Whether `copies` are written too."""
 
-    def tensor_name(self, path: str) -> str:
-        """The tensor that holds the array at `path` in the model.
-
-        **Raises:** `CheckpointError` when the dialect has no place for it.
-        """
-        pattern, indices = _pattern(path)
-        if pattern not in self.names:
-            raise CheckpointError(f"The {self.name} format has no place for the array `{path}`.")
-        return self.names[pattern].format(*indices)
-
-    def canonical(self, name: str, known: Collection[str]) -> str:
-        """The spelling of a tensor's name that is written.
+    def layout(self, config: Any, paths: Iterable[str]) -> Layout:
+        """Where the arrays of one model lie.
 
         **Arguments:**
 
-        - `name`: as a file spells it.
-        - `known`: every name that a file may have, in the spelling that is written.
+        - `config`: the model's configuration.
+        - `paths`: of its arrays.
 
-        **Returns:** one of `known`, or `name` itself if it stands for none of them.
+        **Raises:** `CheckpointError` naming every array that the format has no place for.
         """
-        for spelling in (name, self.base + name):
-            spelling = self.aliases.get(spelling, spelling)
-            if spelling in known:
-                return spelling
-        return name
+        places, sources = self.names(config), {}
+        homeless = []
+        for path in paths:
+            if path in places:
+                sources[path] = places[path]
+            else:
+                homeless.append(f"`{path}`: no tensor holds it")
+        if homeless:
+            raise CheckpointError(f"The {self.name} format has no place for arrays of this model.", homeless)
+        written = dict.fromkeys([*(name for source in sources.values() for name in source.names), *self.copies])
+        spellings = {other: name for name in written for other in self._spellings(name) if other not in written}
+        return Layout(self.weight_files, sources, spellings, self.copies)
 
-    def spellings(self, name: str) -> tuple[str, ...]:
-        """Every spelling of a tensor's name that is read, the one that is written first."""
+    def _spellings(self, name: str) -> Iterator[str]:
+        """The other spellings of a tensor's name that are read."""
         names = [name, *(alias for alias, written in self.aliases.items() if written == name)]
-        bare = [spelling.removeprefix(self.base) for spelling in names if spelling.startswith(self.base)]
-        return tuple(dict.fromkeys(names + bare))
-
-    def file_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in which the array at `path`, of `shape` in the model, is stored."""
-        pattern, _ = _pattern(path)
-        return self.file_shapes.get(pattern, tuple)(shape)
-
-    def in_layer(self, path: str, layer: int) -> str:
-        """The path of the same array in another layer: with another first index, if it has one."""
-        pattern, indices = _pattern(path)
-        return pattern.format(layer, *indices[1:]) if indices else path
-
-
-def _pattern(path: str) -> tuple[str, list[str]]:
-    """`blocks.3.norm` is `blocks.{}.norm` and `["3"]`."""
-    component = r"(?<![^.])\d+(?![^.])"
-    return re.sub(component, "{}", path), re.findall(component, path)
+        yield from names[1:]
+        for spelling in names:
+            if self.base and spelling.startswith(self.base):
+                yield spelling.removeprefix(self.base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +86,7 @@ class Architecture:
     layers: str | None = None
     """The field of the configuration that counts the model's layers, if it has layers and all have the same shapes.
 
-    The first index of a name in a `Dialect` is then that of the layer. A configuration of more layers than the files
+    The first index of an array's path is then that of the layer. A configuration of more layers than the files
     can fill is refused before the model is laid out; without this field, a configuration may ask for any number.
     """
 

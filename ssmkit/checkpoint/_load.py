@@ -1,7 +1,8 @@
 """Checkpoints to models."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,16 +16,9 @@ from ..layers._quantize import NARROW
 from ._describe import Checkpoint, detect
 from ._errors import CheckpointError, shown
 from ._foreign import foreign_tensors, wrapper
-from ._skeleton import skeleton, stored_shapes
+from ._layout import FLOATS, Layout, fit, load
+from ._skeleton import array_path, arrays_of, skeleton
 from ._stored import StoredTensor
-
-
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
-_UNTIED = (
-    ": the configuration does not tie the head to the embedding, so a file without a head is of a base model alone. "
-    "Save the whole language model, or tie them in the configuration if the head is the embedding"
-)
-_BLOCK = 1 << 20
 
 
 @checks_itself
@@ -61,7 +55,7 @@ def from_pretrained(
         cast = None if dtype is None else np.dtype(dtype)
     except Exception as error:  # NumPy reads a small language, and fails in several ways
         raise CheckpointError(f"`dtype` must name a dtype, got {shown(dtype)}.") from error
-    if cast is not None and (cast.name not in _FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
+    if cast is not None and (cast.name not in FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
     if quantize is not None and not (isinstance(quantize, str) and quantize in NARROW):
         raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {shown(quantize)}.")
@@ -69,103 +63,58 @@ def from_pretrained(
     dialect = checkpoint.dialect
     # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.
     parts = checkpoint.architecture, dialect, checkpoint.config, jnp.bfloat16 if cast is None else cast
-    tensors = _checked(checkpoint, stored_shapes(*parts))
+    arrays = arrays_of(*parts)
+    layout = dialect.layout(checkpoint.config, arrays)
+    tensors = _checked(checkpoint, layout, arrays)
     model = skeleton(*parts)
-    slots, structure = jax.tree_util.tree_flatten_with_path(model)
-    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in slots]
-    leaves = [slot for _, slot in slots]
-    is_matrix = jax.tree.leaves(matrix_mask(model))
-    names = {
-        dialect.tensor_name(path): index
-        for index, path in enumerate(paths)
-        if isinstance(leaves[index], jax.ShapeDtypeStruct)
-    }
-    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].nbytes):
-        slot = leaves[names[name]]
-        keep = cast is None and slot.dtype == jnp.bfloat16
-        values = _load(name, tensor, tensor.dtype if keep else slot.dtype, slot.shape)
-        store = NARROW[quantize] if quantize is not None and is_matrix[names[name]] else jnp.array
-        leaves[names[name]] = _placed(name, values, store)
-    return jax.tree_util.tree_unflatten(structure, leaves)
+    slots = _slots(model)
+    for slot in sorted(slots, key=lambda slot: -slot.nbytes):
+        if slot.path is not None:
+            store = NARROW[quantize] if quantize is not None and slot.is_matrix else jnp.array
+            keep = cast is None and slot.leaf.dtype == jnp.bfloat16
+            slot.leaf = load(layout.sources[slot.path], tensors, slot.leaf, keep=keep, store=store)
+    return jax.tree.unflatten(jax.tree.structure(model), [slot.leaf for slot in slots])
 
 
-def _checked(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint under their canonical names, without copies; exactly those of `shapes`."""
-    dialect = checkpoint.dialect
-    tensors: dict[str, StoredTensor] = {}
-    problems: list[str] = []
-    known = {*shapes, *dialect.copies}
-    for name, tensor in checkpoint.tensors.items():
-        canonical = dialect.canonical(name, known)
-        if canonical in tensors:
-            problems.append(f"`{name}`: unexpected beside its other spelling")
-        tensors[canonical] = tensor
-    for name, original in dialect.copies.items():
-        if name in tensors and name not in shapes and original in tensors:
-            if not _identical(tensors.pop(name), tensors[original]):
-                problems.append(f"`{name}`: differs from `{original}` although the configuration ties them")
-    problems += [
-        f"`{name}`: missing, expected shape {shape}{_UNTIED if name in dialect.copies else ''}"
-        for name, shape in shapes.items()
-        if name not in tensors
+@dataclasses.dataclass(slots=True)
+class _Slot:
+    """One leaf of a model, in the order of its tree."""
+
+    path: str | None
+    """The path of the array that belongs here; `None` when the leaf is no array."""
+    leaf: Any
+    """A `jax.ShapeDtypeStruct`, and then the array."""
+    is_matrix: bool
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the array to come."""
+        return 0 if self.path is None else self.leaf.size * self.leaf.dtype.itemsize
+
+
+def _slots(model: Any) -> list[_Slot]:
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    return [
+        _Slot(array_path(keys) if isinstance(leaf, jax.ShapeDtypeStruct) else None, leaf, is_matrix)
+        for (keys, leaf), is_matrix in zip(leaves, jax.tree.leaves(matrix_mask(model)), strict=True)
     ]
-    for name, tensor in tensors.items():
-        if name not in shapes:
-            problems.append(f"`{name}`: unexpected, got shape {tensor.shape}")
-        elif tensor.shape != shapes[name]:
-            problems.append(f"`{name}`: got shape {tensor.shape}, expected {shapes[name]}")
-        elif tensor.dtype.name not in _FLOATS:
-            problems.append(f"`{name}`: got dtype {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
+
+
+def _checked(
+    checkpoint: Checkpoint, layout: Layout, arrays: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint under the names that are written, without copies; exactly those of the arrays."""
+    tensors, problems = fit(layout, arrays, checkpoint.tensors)
     what = foreign_tensors(checkpoint.tensors) if problems else None
     if what is not None:
         raise CheckpointError(f"`{next(iter(checkpoint.tensors.values())).path}` holds {what}.")
     if problems:
-        wrapped = wrapper(checkpoint.tensors.keys(), lambda name: dialect.canonical(name, known) in known)
+        known = {*layout.tensor_shapes(arrays), *layout.copies}
+        name, file = checkpoint.architecture.name, checkpoint.dialect.config_file
+        wrapped = wrapper(checkpoint.tensors.keys(), lambda other: layout.written(other) in known)
         raise CheckpointError(
-            f"The weights do not fit {checkpoint.architecture.name} as configured in `{dialect.config_file}` "
-            f"({dialect.name} format).{'' if wrapped is None else f' {wrapped}.'}",
+            f"The weights do not fit {name} as configured in `{file}` ({checkpoint.dialect.name} format)."
+            f"{'' if wrapped is None else f' {wrapped}.'}",
             problems,
         )
     return tensors
-
-
-def _identical(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two tensors are the same, bit for bit."""
-    if a == b:
-        return True
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    pairs = zip(_blocks(a.read()), _blocks(b.read()), strict=True)
-    return all(x.tobytes() == y.tobytes() for x, y in pairs)
-
-
-def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """The elements in order, a few at a time: work on a block takes little memory."""
-    flat = values.reshape(-1)
-    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
-
-
-def _load(name: str, tensor: StoredTensor, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """One array on the host, as far as possible still a map of its file.
-
-    **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast.
-    """
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise CheckpointError(f"`{name}` is {dtype}. Pass `dtype=`, or enable 64-bit arrays in JAX.")
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        values = tensor.read().astype(dtype, copy=False)
-    if not all(np.isfinite(block).all() for block in _blocks(values)):
-        raise CheckpointError(f"`{name}` holds NaN or infinity (stored as {tensor.dtype}, read as {dtype}).")
-    return values.reshape(shape)
-
-
-def _placed(name: str, values: np.ndarray, store: Callable[[Any], Any]) -> Any:
-    """The array on the default device, as `store` makes it.
-
-    **Raises:** `CheckpointError` when it does not fit.
-    """
-    try:
-        return jax.block_until_ready(store(values))
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        device = jax.devices()[0]
-        raise CheckpointError(f"`{name}` of {values.nbytes:,} bytes does not fit on {device}: {error}") from error

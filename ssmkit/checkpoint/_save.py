@@ -18,6 +18,7 @@ from ..layers._matrix import Int8Matrix
 from ..text._tokenizer import Tokenizer
 from ._dialect import Dialect, architectures
 from ._errors import CheckpointError
+from ._skeleton import array_path
 from ._torch_pickle import write_torch_pickle
 
 
@@ -46,10 +47,12 @@ def save_pretrained(
         check_is("tokenizer", tokenizer, Tokenizer, "Read one with `Tokenizer.from_file`.", CheckpointError)
     check_writable(model, format=format)
     dialect, write_config = _layout(model, format)
+    arrays = dict(_arrays(model))
+    layout = dialect.layout(model.config, arrays)
     tensors: dict[str, np.ndarray] = {}
-    for place, leaf in _arrays(model):
-        shape = dialect.file_shape(place, leaf.shape)
-        tensors[dialect.tensor_name(place)] = np.ascontiguousarray(np.asarray(leaf).reshape(shape))
+    for path, array in arrays.items():
+        layout.sources[path].write(np.asarray(array), tensors)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     if dialect.writes_copies:
         for name, original in dialect.copies.items():
             tensors.setdefault(name, tensors[original])
@@ -98,15 +101,15 @@ def check_writable(model: Any, *, format: str = "hf") -> None:
     """
     dialect, write_config = _layout(model, format)
     write_config(model.config, "float32")
-    for place, _ in _arrays(model):
-        dialect.tensor_name(place)
+    arrays = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in _arrays(model)}
+    dialect.layout(model.config, arrays).tensor_shapes(arrays)
 
 
 def _arrays(model: Any) -> Iterator[tuple[str, Any]]:
     """Every array of the model with its path."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         if isinstance(leaf, jax.Array | np.ndarray):
-            yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+            yield array_path(path), leaf
 
 
 def _is_int8(node: Any) -> bool:

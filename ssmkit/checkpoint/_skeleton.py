@@ -5,6 +5,7 @@ lies in the files, and the tensors of all layers with those of the first.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._errors import CheckpointError, shown
 from ._stored import StoredTensor
 
 
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 _FREE = 1 << 20  # integers up to here may be anything, such as the id of a token or a number of tokens
 
 
@@ -76,10 +78,10 @@ def shallow(architecture: Architecture, config: Any) -> tuple[Any, int]:
     return dataclasses.replace(config, **{architecture.layers: 1}), getattr(config, architecture.layers)
 
 
-def stored_shapes(
+def arrays_of(
     architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike
-) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a checkpoint must have, by name. One layer is laid out, for all are alike.
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every array of the model by its path. One layer is laid out, for all are alike.
 
     **Arguments:**
 
@@ -89,17 +91,18 @@ def stored_shapes(
     """
     one, layers = shallow(architecture, config)
     slots = jax.tree_util.tree_flatten_with_path(skeleton(architecture, dialect, one, dtype))[0]
-    arrays = {
-        jax.tree_util.keystr(path, simple=True, separator="."): slot.shape
-        for path, slot in slots
-        if isinstance(slot, jax.ShapeDtypeStruct)
-    }
+    arrays = {array_path(path): slot for path, slot in slots if isinstance(slot, jax.ShapeDtypeStruct)}
     return {
-        dialect.tensor_name(place): dialect.file_shape(place, shape)
+        place: slot
         for layer in range(layers)
-        for path, shape in arrays.items()
-        for place in _places(dialect, path, layer, architecture.layers is not None)
+        for path, slot in arrays.items()
+        for place in _places(path, layer, architecture.layers is not None)
     }
+
+
+def array_path(keys: tuple[Any, ...]) -> str:
+    """The path of an array in a model as formats know it, such as `blocks.3.norm.weight`."""
+    return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
 def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> int:
@@ -117,8 +120,8 @@ def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype
     return layers * sum(leaf.size * leaf.dtype.itemsize for leaf in cache if isinstance(leaf, jax.ShapeDtypeStruct))
 
 
-def _places(dialect: Dialect, path: str, layer: int, layered: bool) -> Iterator[str]:
+def _places(path: str, layer: int, layered: bool) -> Iterator[str]:
     """The path of the array of another layer; nothing for an array that belongs to no layer, but the first time."""
-    moved = dialect.in_layer(path, layer) if layered else path
+    moved = _INDEX.sub(str(layer), path, count=1) if layered else path
     if moved != path or layer == 0:
         yield moved

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +69,7 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from ..checkpoint import describe
-    from ..checkpoint._skeleton import cache_bytes, stored_shapes
+    from ..checkpoint._skeleton import arrays_of, cache_bytes
 
     checkpoint = describe(source, revision=revision)
     parts = checkpoint.architecture, checkpoint.dialect, checkpoint.config, jnp.float32
@@ -80,7 +79,7 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
     return {
         "architecture": checkpoint.architecture.name,
         "format": checkpoint.dialect.name,
-        "parameters": sum(map(math.prod, stored_shapes(*parts).values())),
+        "parameters": sum(array.size for array in arrays_of(*parts).values()),
         "bytes": dict(sizes),
         "cache_bytes_per_sequence": cache_bytes(*parts),
         "config": dataclasses.asdict(checkpoint.config),

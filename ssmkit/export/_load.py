@@ -3,24 +3,21 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from .._config import checks_itself
 from .._reading import read_regular
-from ..checkpoint import CheckpointError, StoredTensor, open_tensors, shown
+from ..checkpoint import CheckpointError, Source, open_tensors, shown
+from ..checkpoint._layout import Layout, fit, load
 from ._inspection import inspect_programs
-from ._manifest import MANIFEST, WEIGHTS, File, Layout, Manifest, Spec, read_manifest
+from ._manifest import MANIFEST, WEIGHTS, File, Manifest, read_manifest
 from ._model import ExportedModel, Programs
 from ._programs import BATCH, results, signature
 from ._save import require_flatbuffers
 
 
-_BLOCK = 1 << 20
 _LARGEST_PROGRAM = 256 << 20  # bytes; weights are no part of a program
 
 
@@ -149,7 +146,8 @@ def _fit(avals: Any, expected: list[jax.ShapeDtypeStruct]) -> bool:
 
 def _read_weights(manifest: Manifest, source: pathlib.Path) -> dict[str, jax.Array]:
     """The weights, from whichever layout the source has."""
-    own = Layout(files=(WEIGHTS,), tensors={name: (name,) for name in manifest.weights}, shapes={}, copies={})
+    own = Layout(files=(WEIGHTS,), sources={name: Source(name) for name in manifest.weights}, spellings={}, copies={})
+    arrays = {name: jax.ShapeDtypeStruct(spec.shape, spec.numpy_dtype) for name, spec in manifest.weights.items()}
     layouts = {"exported": own, **manifest.layouts}
     if not os.path.exists(source):
         raise CheckpointError(
@@ -161,9 +159,9 @@ def _read_weights(manifest: Manifest, source: pathlib.Path) -> dict[str, jax.Arr
     for name, layout in layouts.items():
         files = [source / file for file in layout.files] if source.is_dir() else [source]
         for file in filter(pathlib.Path.is_file, files):
-            found, problems = _match(manifest.weights, layout, open_tensors(file))
+            tensors, problems = fit(layout, arrays, open_tensors(file))
             if not problems:
-                return {weight: _load(weight, tensor, manifest.weights[weight]) for weight, tensor in found.items()}
+                return {weight: load(layout.sources[weight], tensors, array) for weight, array in arrays.items()}
             attempts.append(
                 (len(problems), f"The weights in `{file}` do not fit the programs ({name} format).", problems)
             )
@@ -172,46 +170,3 @@ def _read_weights(manifest: Manifest, source: pathlib.Path) -> dict[str, jax.Arr
         raise CheckpointError(f"`{source}` holds no weights: expected one of {', '.join(expected)}.")
     _, summary, problems = min(attempts)
     raise CheckpointError(summary, problems)
-
-
-def _match(
-    weights: Mapping[str, Spec], layout: Layout, tensors: Mapping[str, StoredTensor]
-) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The tensor of every weight, and what does not fit."""
-    left, found, problems = dict(tensors), {}, []
-    for weight, spec in weights.items():
-        names = [name for name in layout.tensors.get(weight, (weight,)) if name in left]
-        shape = layout.shapes.get(weight, spec.shape)
-        if not names:
-            problems.append(f"`{layout.tensors.get(weight, (weight,))[0]}`: missing, expected shape {shape}")
-            continue
-        tensor = found[weight] = left.pop(names[0])
-        floats = jnp.issubdtype(tensor.dtype, jnp.floating) and jnp.issubdtype(spec.numpy_dtype, jnp.floating)
-        if tensor.shape != shape or tensor.size != spec.size:
-            problems.append(f"`{names[0]}`: got shape {tensor.shape}, expected {shape}")
-        elif tensor.dtype != spec.numpy_dtype and not floats:
-            problems.append(f"`{names[0]}`: got dtype {tensor.dtype}, expected {spec.dtype}")
-    for name, weight in layout.copies.items():
-        if name in left and weight in found and not _same(left.pop(name), found[weight]):
-            problems.append(f"`{name}`: differs from `{layout.tensors[weight][0]}`, and the programs use that one only")
-    problems += [f"`{name}`: unexpected, got shape {tensor.shape}" for name, tensor in left.items()]
-    return found, problems
-
-
-def _same(a: StoredTensor, b: StoredTensor) -> bool:
-    return a == b or (a.dtype == b.dtype and a.shape == b.shape and a.read().tobytes() == b.read().tobytes())
-
-
-def _load(name: str, tensor: StoredTensor, spec: Spec) -> jax.Array:
-    """One array on the default device, in the programs' dtype.
-
-    **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast.
-    """
-    if jax.dtypes.canonicalize_dtype(spec.numpy_dtype) != spec.numpy_dtype:
-        raise CheckpointError(f"`{name}` is {spec.dtype}: enable 64-bit arrays in JAX.")
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        values = tensor.read().astype(spec.numpy_dtype, copy=False)
-    flat = values.reshape(-1)
-    if not all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK)):
-        raise CheckpointError(f"`{name}` holds NaN or infinity (stored as {tensor.dtype}, read as {spec.dtype}).")
-    return jnp.array(values.reshape(spec.shape)).block_until_ready()

@@ -14,13 +14,16 @@ import numpy as np
 
 from ..checkpoint import CheckpointError, shown
 from ..checkpoint._json import read_json
+from ..checkpoint._layout import Layout
+from ..checkpoint._source import Reshape, Shape, Slice, Source, Stack, Step, Transpose
 
 
 MANIFEST = "exported.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = "ssmkit exported model"
-VERSION = 1
+VERSION = 2
 _MOST_SEGMENTS = 1000
+_KINDS: dict[type, str] = {Reshape: "reshape", Transpose: "transpose", Slice: "slice", Stack: "stack"}
 
 _DTYPE = re.compile(r"(bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float8_e4m3fn|float8_e5m2)")
 
@@ -59,19 +62,6 @@ class File(NamedTuple):
         return cls(path, hashlib.sha256(content).hexdigest())
 
 
-class Layout(NamedTuple):
-    """How some checkpoint format stores the weights."""
-
-    files: tuple[str, ...]
-    """In order of preference."""
-    tensors: Mapping[str, tuple[str, ...]]
-    """From a weight to the names that its tensor may have."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """The stored shapes of tensors that have another shape than their weights."""
-    copies: Mapping[str, str]
-    """Tensors that may be there as well, and of which weight they are a copy."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """What `exported.json` says."""
@@ -99,8 +89,11 @@ class Manifest:
 
 
 def _plain(value: Any) -> Any:
-    """With dictionaries where there are named tuples."""
-    if hasattr(value, "_asdict"):
+    """With dictionaries where there are named tuples, and lists where there are steps of a source."""
+    if isinstance(value, Source):
+        steps = [[_KINDS[type(step)], *dataclasses.astuple(step)] for step in value.steps]
+        value = {"name": value.name, "steps": tuple(map(tuple, steps))}
+    elif hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
@@ -139,6 +132,12 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         programs=reader.mapping("programs", lambda value: _mapping(value, _file)),
         layouts=reader.mapping("layouts", _layout),
     )
+    if not reader.problems:
+        reader.problems += [
+            f"`layouts`: expected of `{name}` a source for every weight, and for nothing else"
+            for name, layout in fields["layouts"].items()
+            if layout.sources.keys() != fields["weights"].keys()
+        ]
     if reader.problems:
         raise CheckpointError(f"`{path}` is damaged, or was not written by ssmkit.", reader.problems)
     return Manifest(**fields)
@@ -249,10 +248,35 @@ def _name(value: Any) -> str:
 
 
 def _layout(value: Any) -> Layout:
-    files, tensors, shapes, copies = _object(value, "files", "tensors", "shapes", "copies")
+    files, sources, spellings, copies = _object(value, *Layout._fields)
     return Layout(
         files=_sequence(files, _name),
-        tensors=_mapping(tensors, lambda names: _sequence(names, _text)),
-        shapes=_mapping(shapes, _shape),
+        sources=_mapping(sources, _source),
+        spellings=_mapping(spellings, _text),
         copies=_mapping(copies, _text),
     )
+
+
+def _source(value: Any) -> Source:
+    name, steps = _object(value, "name", "steps")
+    return Source(_text(name), _sequence(steps, _step))
+
+
+def _step(value: Any) -> Step:
+    """A step of a source: its kind, and what it is made of."""
+    kind, *given = [_text(value[0]), *value[1:]] if isinstance(value, list) and value else [""]
+    known = {name: step for step, name in _KINDS.items()}
+    _expect(kind in known, f"a step, one of {', '.join(known)}, got {shown(kind)}")
+    fields = dataclasses.fields(known[kind])
+    _expect(len(given) == len(fields), f"a {kind} of {', '.join(field.name for field in fields)}, got {shown(given)}")
+    parse = [_sizes if field.type == Shape else _natural for field in fields]
+    return known[kind](*(read(part) for read, part in zip(parse, given, strict=True)))
+
+
+def _sizes(value: Any) -> Shape:
+    return _sequence(value, _size)
+
+
+def _size(value: Any) -> int:
+    """A size of a shape, or the -1 of one that follows from others."""
+    return value if value == -1 and type(value) is int else _natural(value)

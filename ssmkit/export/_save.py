@@ -1,5 +1,6 @@
 """Models to artefacts."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -17,8 +18,9 @@ from .._files import writing
 from .._language_model import AbstractLanguageModel
 from .._types import shown, whole
 from ..checkpoint import CheckpointError, architectures
+from ..checkpoint._layout import Layout
 from ._audit import foreign_operations
-from ._manifest import MANIFEST, WEIGHTS, File, Layout, Manifest, Spec
+from ._manifest import MANIFEST, WEIGHTS, File, Manifest, Spec
 from ._programs import Parts, export_programs, take_apart
 
 
@@ -175,19 +177,8 @@ def _version(name: str) -> str:
 
 def _layouts(model: Any, parts: Parts) -> dict[str, Layout]:
     """How the checkpoint formats of the model's architecture, if it is registered, store its weights."""
-    dialects = [d for known in architectures() if type(model) is known.model for d in known.dialects]
     found = {}
-    for dialect in dialects:
-        try:
-            names = {path: dialect.tensor_name(path) for path in parts.weights}
-        except CheckpointError:  # arrays that no checkpoint has, such as scales of quantised weights
-            continue
-        paths = {name: path for path, name in names.items()}
-        shapes = {path: dialect.file_shape(path, leaf.shape) for path, leaf in parts.weights.items()}
-        found[dialect.name] = Layout(
-            files=dialect.weight_files,
-            tensors={path: dialect.spellings(name) for path, name in names.items()},
-            shapes={path: shape for path, shape in shapes.items() if shape != parts.weights[path].shape},
-            copies={n: paths[o] for n, o in dialect.copies.items() if n not in paths and o in paths},
-        )
+    for dialect in [d for known in architectures() if type(model) is known.model for d in known.dialects]:
+        with contextlib.suppress(CheckpointError):  # arrays that no checkpoint has, such as scales of quantised weights
+            found[dialect.name] = dialect.layout(model.config, parts.weights)
     return found

@@ -1,0 +1,164 @@
+"""A format's places for the arrays of one model, and the one way in which arrays are checked and read."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import CheckpointError
+from ._source import Source
+from ._stored import StoredTensor
+
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+_UNTIED = (
+    ": the configuration does not tie the head to the embedding, so a file without a head is of a base model alone. "
+    "Save the whole language model, or tie them in the configuration if the head is the embedding"
+)
+_BLOCK = 1 << 20
+
+
+class Layout(NamedTuple):
+    """Where the arrays of one model lie in the files of one format."""
+
+    files: tuple[str, ...]
+    """The names of weight files, in order of preference."""
+    sources: Mapping[str, Source]
+    """From the path of each array in the model to its place."""
+    spellings: Mapping[str, str]
+    """From names that tensors may have to those that are written."""
+    copies: Mapping[str, str]
+    """Tensors that the model does not have when it ties weights, and of which tensor they may then be a copy."""
+
+    def tensor_shapes(self, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, by the name that is written.
+
+        **Arguments:**
+
+        - `arrays`: those of the model, by their paths.
+
+        **Raises:** `CheckpointError` when the arrays do not fill the tensors: a part has no array, or two.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        filled: dict[str, int] = {}
+        problems = []
+        for path, array in arrays.items():
+            source = self.sources[path]
+            shape, names = source.tensor_shape(array.shape), source.names
+            for name in names:
+                if shapes.setdefault(name, shape) != shape:
+                    problems.append(f"`{name}`: its arrays ask for the shapes {shapes[name]} and {shape}")
+                filled[name] = filled.get(name, 0) + array.size // len(names)
+        problems += [
+            f"`{name}`: its arrays have {filled[name]:,} numbers, and the tensor {math.prod(shape):,}"
+            for name, shape in shapes.items()
+            if filled[name] != math.prod(shape)
+        ]
+        if problems:
+            raise CheckpointError("The format has tensors that the model's arrays do not fill.", problems)
+        return shapes
+
+    def written(self, name: str) -> str:
+        """The name that a tensor is written under, from one that it is read under."""
+        return self.spellings.get(name, name)
+
+
+def fit(
+    layout: Layout, arrays: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Compare what files hold with what a model needs. Nothing is read but tensors that must be copies of others.
+
+    **Arguments:**
+
+    - `layout`: of the files.
+    - `arrays`: those of the model, by their paths.
+    - `stored`: the tensors as the files name them.
+
+    **Returns:** the tensors by the names that are written, and everything that does not fit.
+    """
+    shapes = layout.tensor_shapes(arrays)
+    found: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for name, tensor in stored.items():
+        written = layout.written(name)
+        if written in found:
+            problems.append(f"`{name}`: unexpected beside its other spelling")
+        found[written] = tensor
+    for name, original in layout.copies.items():
+        if name in found and name not in shapes and original in found:
+            if not _identical(found.pop(name), found[original]):
+                problems.append(f"`{name}`: differs from `{original}` although the model ties them, and has one only")
+    problems += [
+        f"`{name}`: missing, expected shape {shape}{_UNTIED if name in layout.copies else ''}"
+        for name, shape in shapes.items()
+        if name not in found
+    ]
+    dtypes = {name: array.dtype for path, array in arrays.items() for name in layout.sources[path].names}
+    for name, tensor in found.items():
+        if name not in shapes:
+            problems.append(f"`{name}`: unexpected, got shape {tensor.shape}")
+        elif tensor.shape != shapes[name]:
+            problems.append(f"`{name}`: got shape {tensor.shape}, expected {shapes[name]}")
+        elif tensor.dtype.name not in (accepted := _readable_as(dtypes[name])):
+            expected = accepted[0] if len(accepted) == 1 else f"one of {', '.join(accepted)}"
+            problems.append(f"`{name}`: got dtype {tensor.dtype}, expected {expected}")
+    return found, problems
+
+
+def _readable_as(dtype: np.dtype) -> tuple[str, ...]:
+    """The dtypes in which an array may be stored: any of floating point for one that is, or its own."""
+    return FLOATS if dtype.name in FLOATS else (dtype.name,)
+
+
+def _identical(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    if a == b:
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    pairs = zip(_blocks(a.read()), _blocks(b.read()), strict=True)
+    return all(x.tobytes() == y.tobytes() for x, y in pairs)
+
+
+def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The elements in order, a few at a time: work on a block takes little memory."""
+    flat = values.reshape(-1)
+    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+
+
+def load(
+    source: Source,
+    tensors: Mapping[str, StoredTensor],
+    array: jax.ShapeDtypeStruct,
+    *,
+    keep: bool = False,
+    store: Callable[[Any], Any] = jnp.array,
+) -> Any:
+    """One array on the default device; on the host it is, as far as possible, still a map of its file.
+
+    **Arguments:**
+
+    - `source`: where it lies.
+    - `tensors`: that `fit` found nothing wrong with.
+    - `array`: its shape and dtype.
+    - `keep`: whether it keeps the dtype that it is stored in.
+    - `store`: makes the array on the device.
+
+    **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast, or does not fit on the device.
+    """
+    values = source.read(lambda name: tensors[name].read(), array.shape)
+    was, dtype = values.dtype, values.dtype if keep else array.dtype
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise CheckpointError(f"{source} is {dtype}. Pass `dtype=`, or enable 64-bit arrays in JAX.")
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        values = values.astype(dtype, "C", copy=False)
+    if not all(np.isfinite(block).all() for block in _blocks(values)):
+        raise CheckpointError(f"{source} holds NaN or infinity (stored as {was}, read as {dtype}).")
+    try:
+        return jax.block_until_ready(store(values))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        device = jax.devices()[0]
+        raise CheckpointError(f"{source} of {values.nbytes:,} bytes does not fit on {device}: {error}") from error
