@@ -114,6 +114,15 @@ def test_what_each_step_means(source, tensors, expected):
     np.testing.assert_array_equal(source.read(tensors.__getitem__, (2, 3)), expected)
 
 
+def test_a_turn_of_three_axes_is_undone():
+    """Of two axes, an order is its own inverse."""
+    tensors: dict[str, np.ndarray] = {}
+    array, source = np.arange(24).reshape(2, 3, 4), Source("x", (Transpose((1, 2, 0)),))
+    source.write(array, tensors)
+    assert tensors["x"].shape == source.tensor_shape(array.shape) == (4, 2, 3)
+    np.testing.assert_array_equal(source.read(tensors.__getitem__, array.shape), array)
+
+
 def test_of_a_fused_tensor_only_the_part_is_read():
     tensor = np.arange(24).reshape(6, 4)
     part = Source("qkv", (Slice(2, 6), Transpose((1, 0)))).read({"qkv": tensor}.__getitem__, (4, 2))
