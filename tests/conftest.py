@@ -8,6 +8,7 @@ os.environ.setdefault("SSMKIT_TYPECHECK", "1")  # read when ssmkit is imported
 import hypothesis
 import jax
 import pytest
+from command_line import checkpoint, own_cache, run, text_file  # noqa: F401 fixtures
 
 
 jax.config.update("jax_enable_x64", True)  # for float64 references; the package itself asks for float32 by name

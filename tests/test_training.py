@@ -1,4 +1,4 @@
-"""Training: the data, the optimiser, the loop, and going on after a kill."""
+"""Training: the loop, going on after a kill, precision, and from files to files."""
 
 import csv
 import dataclasses
@@ -8,199 +8,18 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from small_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
 
 import ssmkit
-from ssmkit.models import Mamba2, Mamba2Config
 from ssmkit.text._tokenizer import Tokenizer
-from ssmkit.training import LossCurve, Progress, TrainConfig, TrainState, Windows, fit, make_optimizer, train_files
+from ssmkit.training import LossCurve, Progress, TrainConfig, TrainState, fit, make_optimizer, train_files
 from ssmkit.training._state import load_state
-
-
-MODEL = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4, "head_dim": 4, "chunk_size": 16}
-CONFIG = TrainConfig(
-    MODEL,
-    vocab_size=256,
-    steps=8,
-    batch_size=2,
-    context=16,
-    learning_rate=1e-2,
-    warmup_steps=2,
-    evaluate_every=4,
-    checkpoint_every=3,
-    log_every=2,
-)
-TEXT = np.tile(np.arange(12, dtype=np.int32), 20)
-
-
-class Bigram(ssmkit.AbstractLanguageModel[None]):
-    """Sees one token back: enough to train, and compiled in a moment."""
-
-    vocab_size: int = eqx.field(static=True)
-    embedding: ssmkit.Embedding
-    head: ssmkit.Linear
-
-    def __init__(self, vocab_size, width):
-        self.vocab_size = vocab_size
-        self.embedding = ssmkit.Embedding(vocab_size, width, key=jax.random.key(0))
-        self.head = ssmkit.Linear(width, vocab_size, use_bias=True, key=jax.random.key(1))
-
-    def init_cache(self):
-        return None
-
-    def prefill(self, tokens, cache, *, length=None):
-        raise NotImplementedError
-
-    def step(self, token, cache, *, valid=None):
-        raise NotImplementedError
-
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
-        x = eqx.nn.Dropout(dropout, inference=dropout == 0.0)(self.embedding(tokens), key=key)
-        return self.head(x), cache
-
-
-def ignore(progress):
-    pass
-
-
-def make_mamba2(config, vocab_size):
-    return Mamba2(Mamba2Config(vocab_size=vocab_size, **config.model), key=jax.random.key(config.seed))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Bigram(12, 8)
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y, strict=True)
-
-
-# Configuration
-
-
-def test_toml(tmp_path):
-    path = tmp_path / "run.toml"
-    path.write_text("[model]\nhidden_size = 8\n[training]\nsteps = 5\nlearning_rate = 1\n")
-    config = TrainConfig.from_toml(path)
-    assert config == TrainConfig({"hidden_size": 8}, steps=5, learning_rate=1.0)
-    assert type(config.learning_rate) is float
-
-
-@pytest.mark.parametrize(
-    "content, problem",
-    [
-        ("[", "is not valid TOML"),
-        ("steps = 3", r"unknown table or key steps \(known: \[model\], \[training\]\)"),
-        ("[training]\nstep = 3", r"unknown key training.step \(known: batch_size"),
-        ("model = 3", r"\[model\] must be a table"),
-        ("[training]\nsteps = '3'", "training.steps must be a whole number, got '3'"),
-        ("[training]\nsteps = true", "training.steps must be a whole number"),
-        ("[training]\nsteps = 3.0", "training.steps must be a whole number"),
-        ("[training]\ndropout = []", "training.dropout must be a number"),
-        ("[training]\nsteps = 0\ncontext = 0", "`steps` must be at least 1, got 0; `context` must be at least 1"),
-        ("[training]\nlearning_rate = nan", "`learning_rate` must be a finite number above 0, got"),
-        ("[training]\nlearning_rate = inf", "`learning_rate` must be a finite number above 0, got"),
-        ("[training]\nlearning_rate = 1" + "0" * 400, "`learning_rate` must be a finite number above 0, got"),
-        ("[training]\nweight_decay = inf", "`weight_decay` must be finite and at least 0"),
-        ("[training]\nbeta1 = -0.1\nbeta2 = nan", r"`beta1` must be in \[0, 1\), got -0.1; `beta2` must be in"),
-        (f"[training]\nseed = {2**70}", r"`seed` must be below 2\*\*32"),
-        (f"[training]\nseed = {2**32}", r"`seed` must be below 2\*\*32"),  # JAX would take it for 0
-        (f"[training]\nvocab_size = {2**70}", r"`vocab_size` must be at most 2\*\*20"),
-        ("[training]\nvocab_size = 1000000000", r"`vocab_size` must be at most 2\*\*20"),
-        (f"[training]\nsteps = {2**31}", r"`steps` must be below 2\*\*31"),
-        ("[training]\nsteps = '3'\ncontext = 0", "steps must be a whole number, got '3'; `context` must be at least 1"),
-        ("[training]\nsteps = " + "9" * 5000, "is not valid TOML"),
-        ("x = " + "[" * 100_000, "is not valid TOML"),
-        ("x = '\x00'", "is not valid TOML"),
-        ("[training]\ndropout = 1.0", r"`dropout` must be in \[0, 1\)"),
-    ],
-)
-def test_bad_toml(tmp_path, content, problem):
-    path = tmp_path / "run.toml"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=problem):
-        TrainConfig.from_toml(path)
-
-
-def test_toml_is_written_as_it_is_read(tmp_path):
-    table = {"name": 'a "b"\n\x7f\\ é', "pair": (0.0, float("inf")), "flag": True, "small": 1e-05, "a key": {"x": [1]}}
-    config = TrainConfig(table, seed=7, learning_rate=1e-5)
-    (tmp_path / "run.toml").write_text(config.to_toml(), "utf-8")
-    assert TrainConfig.from_toml(tmp_path / "run.toml") == dataclasses.replace(
-        config, model=table | {"pair": [0.0, float("inf")]}
-    )
-    with pytest.raises(ValueError, match="TOML cannot express .* of type object"):
-        TrainConfig({"x": object()}).to_toml()
-
-
-def test_problems_of_the_model_are_told_with_the_others(tmp_path):
-    def refuse(table):
-        raise ValueError("[model]: it is too large.")
-
-    (tmp_path / "run.toml").write_text("[training]\nsteps = 0\n")
-    with pytest.raises(ValueError, match=r"`steps` must be at least 1, got 0; \[model\]: it is too large\.$"):
-        TrainConfig.from_toml(tmp_path / "run.toml", refuse)
-
-
-def test_a_configuration_file_that_is_a_pipe(tmp_path):
-    os.mkfifo(tmp_path / "run.toml")
-    with pytest.raises(OSError, match="Not a regular file"):
-        TrainConfig.from_toml(tmp_path / "run.toml")
-
-
-# Data
-
-
-def test_windows_cover_the_text():
-    """One epoch: windows side by side, each once, from a phase on; the batches of a step never change."""
-    text = np.arange(1000, dtype=np.int32)
-    windows = Windows(text, batch_size=4, context=10, seed=3)
-    assert windows.batches_per_epoch == 24
-    phases, orders = set(), set()
-    for epoch in range(3):
-        batches = [windows.batch(epoch * 24 + index) for index in range(24)]
-        rows = np.concatenate(batches)
-        assert rows.shape == (96, 11)
-        np.testing.assert_array_equal(rows - rows[:, :1], np.broadcast_to(np.arange(11), (96, 11)))  # neighbours
-        starts = np.sort(rows[:, 0])
-        assert 0 <= starts[0] < 10 and (np.diff(starts) == 10).all()
-        phases.add(int(starts[0]))
-        orders.add(tuple(rows[:, 0] - starts[0]))
-        again = Windows(text, batch_size=4, context=10, seed=3)
-        np.testing.assert_array_equal(again.batch(epoch * 24 + 5), batches[5])
-    assert len(phases) > 1 and len(orders) == 3
-
-
-def test_windows_reach_the_end():
-    """The shortest text that makes a batch, at every phase."""
-    text = np.arange(31, dtype=np.int32)
-    windows = Windows(text, batch_size=2, context=10, seed=0)
-    assert {int(windows.batch(step).max()) for step in range(100)} == set(range(20, 30))
-    with pytest.raises(ValueError, match="30 tokens, too few .* at least 31 are needed"):
-        Windows(text[:-1], batch_size=2, context=10, seed=0)
-
-
-# Optimiser
-
-
-def test_matrix_mask():
-    """Exactly the weights of projections and embeddings, whatever they are called."""
-    everything = Mamba2(
-        Mamba2Config(vocab_size=12, **MODEL, use_bias=True, tie_word_embeddings=False), key=jax.random.key(0)
-    )
-    params = eqx.filter(everything, eqx.is_inexact_array)
-    mask = ssmkit.matrix_mask(params)
-    assert jax.tree.structure(mask) == jax.tree.structure(params)
-    decayed = {jax.tree_util.keystr(path) for path, wanted in jax.tree_util.tree_flatten_with_path(mask)[0] if wanted}
-    mixer = ".blocks[0].mixer"
-    assert decayed == {".embedding.weight", f"{mixer}.in_proj.weight", f"{mixer}.out_proj.weight", ".head.weight"}
 
 
 # The loop
 
 
-def test_loss_falls(model, tmp_path):
+def test_loss_falls(model, tmp_path):  # noqa: F811
     reports = []
     before = jax.tree.map(np.asarray, eqx.filter(model, eqx.is_array))
     config = dataclasses.replace(CONFIG, steps=60, learning_rate=0.1, dropout=0.0, evaluate_every=60, log_every=10)
@@ -218,7 +37,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("dies_at", [2, 4, 8])
-def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrupted):
+def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrupted):  # noqa: F811
     """Killed before the first state was kept, in between, and before the last one."""
 
     def die(progress):
@@ -240,12 +59,7 @@ def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrup
     assert_same(fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, never), uninterrupted)  # a finished run
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(model, tmp_path_factory):
-    return fit(model, CONFIG, TEXT, TEXT[:50], tmp_path_factory.mktemp("whole"), ignore)
-
-
-def test_divergence_is_reported_and_not_kept(model, tmp_path):
+def test_divergence_is_reported_and_not_kept(model, tmp_path):  # noqa: F811
     """The first step's learning rate is 0, the second's ruins the weights, which are finite but for the third's."""
     config = dataclasses.replace(CONFIG, learning_rate=1e38, warmup_steps=1, checkpoint_every=1, log_every=8)
     for _ in range(2):  # and once more, from what was kept
@@ -258,13 +72,13 @@ def test_divergence_is_reported_and_not_kept(model, tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.model))
 
 
-def test_too_short_texts(model, tmp_path):
+def test_too_short_texts(model, tmp_path):  # noqa: F811
     for train, valid, problem in [(TEXT[:20], TEXT, "training text has 20"), (TEXT, TEXT[:1], "validation text has 1")]:
         with pytest.raises(ValueError, match=problem):
             fit(model, CONFIG, train, valid, tmp_path, ignore)
 
 
-def test_ids_outside_the_vocabulary(model, tmp_path):
+def test_ids_outside_the_vocabulary(model, tmp_path):  # noqa: F811
     """They would be looked up as other rows, or end as a loss that is not finite."""
     out = tmp_path / "out"
     for train, valid, problem in [
@@ -315,7 +129,7 @@ def test_train_files(tmp_path):
     reports = []
     config = dataclasses.replace(CONFIG, vocab_size=270)
     arguments = {"train": train, "valid": valid, "out": out, "report": reports.append}
-    model = train_files(make_mamba2, config, **arguments)
+    model = train_files(make_mamba2, config, **arguments)  # noqa: F811
     tokenizer = Tokenizer.from_file(out)
     assert tokenizer.vocab_size == model.vocab_size == 270
     loaded = ssmkit.from_pretrained(out)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from damage import full_disk
-from test_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
+from small_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
 
 import ssmkit
 from ssmkit.text._tokenizer import Tokenizer
