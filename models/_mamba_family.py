@@ -9,7 +9,7 @@ from typing import TypeGuard, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
@@ -168,12 +168,12 @@ class MambaBlock(ssmkit.AbstractBlock[Cache]):
         return self.mixer.init_cache()
 
     def prefill(
-        self, x: Float[Array, "time width"], cache: Cache, *, length: Int[Array, ""] | int | None = None
+        self, x: Float[Array, "time width"], cache: Cache, extent: ssmkit.Extent = ssmkit.Extent()
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
         first, second = self._branches()
-        x, cache = first.prefill(x, cache, length=length)
-        return second.prefill(x, (), length=length)[0], cache
+        x, cache = first.prefill(x, cache, extent)
+        return second.prefill(x, (), extent)[0], cache
 
     def step(
         self, x: Float[Array, " width"], cache: Cache, *, valid: Bool[Array, ""] | bool | None = None
@@ -184,12 +184,17 @@ class MambaBlock(ssmkit.AbstractBlock[Cache]):
         return second.step(x, (), valid=valid)[0], cache
 
     def forward(
-        self, x: Float[Array, "time width"], cache: Cache, drop: Callable[..., Array], key: PRNGKeyArray | None
+        self,
+        x: Float[Array, "time width"],
+        cache: Cache,
+        drop: Callable[..., Array],
+        key: PRNGKeyArray | None,
+        extent: ssmkit.Extent = ssmkit.Extent(),
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractBlock.forward`, each branch with dropout of its own."""
         (first, second), keys = self._branches(), (None, None) if key is None else jax.random.split(key)
-        x, cache = first.forward(x, cache, drop, keys[0])
-        return second.forward(x, (), drop, keys[1])[0], cache
+        x, cache = first.forward(x, cache, drop, keys[0], extent)
+        return second.forward(x, (), drop, keys[1], extent)[0], cache
 
     def _branches(self) -> tuple[ssmkit.ResidualBlock[Cache], ssmkit.ResidualBlock[tuple[()]]]:
         return (

@@ -9,6 +9,7 @@ from . import (
     training as training,
 )
 from ._default_model import default_model_path as default_model_path
+from ._extent import Extent as Extent
 from ._language_model import (
     AbstractLanguageModel as AbstractLanguageModel,
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from ._construction import check_one_key, check_sizes, check_switches, positive
+from ._extent import CheckedExtent, Extent, extent_of
 from ._final import refuse_overrides
 from ._sharding import sharded_by_xla
 from ._types import (
@@ -20,7 +21,6 @@ from ._types import (
     Tokens,
     Valid,
     at_least_float32,
-    check_length,
     checks_itself,
     shown,
 )
@@ -55,16 +55,17 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         """The cache before the first token."""
 
     @abc.abstractmethod
-    def prefill(self, tokens: Tokens, cache: Cache, length: Length | None = None) -> tuple[Logits, Cache]:
+    def prefill(self, tokens: Tokens, cache: Cache, extent: Extent = Extent()) -> tuple[Logits, Cache]:
         """Consume many tokens.
 
         **Arguments:**
 
         - `tokens`: ids of `time` tokens, in `[0, vocab_size)`: not checked, as it would be in `ssmkit.generate`.
         - `cache`: the cache before the first of them.
-        - `length`: how many of them are valid, at least 1 for the logits to mean anything; `None` means all.
+        - `extent`: how many of them count, at least 1 for the logits to mean anything, and where new sequences start;
+            by default all, and nowhere.
 
-        **Returns:** the logits after token `length - 1` only (no `time x vocab` matrix), and the cache after it.
+        **Returns:** the logits after the last token that counts (no `time x vocab` matrix), and the cache after it.
         """
 
     @abc.abstractmethod
@@ -82,7 +83,13 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
     @abc.abstractmethod
     def forward(
-        self, tokens: Tokens, cache: Cache, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
+        self,
+        tokens: Tokens,
+        cache: Cache,
+        extent: Extent = Extent(),
+        *,
+        dropout: float = 0.0,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time vocab"], Cache]:
         """Logits after every token, also onto a cache that is not empty: for training and scoring.
 
@@ -90,10 +97,11 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
         - `tokens`: ids of `time` tokens.
         - `cache`: the cache before the first of them.
+        - `extent`: as for `prefill`; logits after tokens that do not count are unspecified.
         - `dropout`: the share of features dropped, for training.
         - `key`: for dropout; not needed without it.
 
-        **Returns:** logits, and the cache after the last token.
+        **Returns:** logits, and the cache after the last token that counts.
         """
 
     def __call__(self, tokens: Tokens) -> Float[Array, "time vocab"]:
@@ -130,16 +138,21 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     @sharded_by_xla
     @checks_itself
     def prefill(
-        self, tokens: Tokens, cache: tuple[Cache, ...], length: Length | None = None
+        self,
+        tokens: Tokens,
+        cache: tuple[Cache, ...],
+        extent: Extent = Extent(),
+        *,
+        length: Length | None = None,
     ) -> tuple[Logits, tuple[Cache, ...]]:
-        """As `AbstractLanguageModel.prefill`."""
+        """As `AbstractLanguageModel.prefill`; `length=n` is short for `Extent(length=n)`."""
         tokens = _ids("tokens", tokens, 1)
+        extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
         x, caches = self._embed(tokens), []
         for block, block_cache in self._pairs(cache):
-            x, block_cache = _prefill(block, x, block_cache, length)
+            x, block_cache = _prefill(block, x, block_cache, extent)
             caches.append(block_cache)
-        time = tokens.shape[0]
-        last = time - 1 if length is None else jnp.maximum(check_length(length, time), 1) - 1
+        last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
         return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), tuple(caches)
 
     @sharded_by_xla
@@ -158,15 +171,26 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     @sharded_by_xla
     @checks_itself
     def forward(
-        self, tokens: Tokens, cache: tuple[Cache, ...], *, dropout: float = 0.0, key: PRNGKeyArray | None = None
+        self,
+        tokens: Tokens,
+        cache: tuple[Cache, ...],
+        extent: Extent = Extent(),
+        *,
+        length: Length | None = None,
+        dropout: float = 0.0,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time vocab"], tuple[Cache, ...]]:
-        """As `AbstractLanguageModel.forward`. Dropout acts on the embedding and on every residual branch."""
+        """As `AbstractLanguageModel.forward`; `length=n` is short for `Extent(length=n)`.
+
+        Dropout acts on the embedding and on every residual branch.
+        """
         tokens = _ids("tokens", tokens, 1)
+        extent = _one_extent(extent, length, tokens.shape[0])
         drop = eqx.nn.Dropout(dropout, inference=dropout == 0.0)
         first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
         x, caches = drop(self._embed(tokens), key=first), []
         for (block, block_cache), block_key in zip(self._pairs(cache), keys, strict=True):
-            x, block_cache = _forward(block, x, block_cache, drop, block_key)
+            x, block_cache = _forward(block, x, block_cache, extent, drop, block_key)
             caches.append(block_cache)
         return self._logits(x), tuple(caches)
 
@@ -195,8 +219,8 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
 
 @eqx.filter_jit
-def _prefill(block: AbstractBlock, x: Array, cache: Any, length: Length | None) -> tuple[Array, Any]:
-    return block.prefill(x, cache, length=length)
+def _prefill(block: AbstractBlock, x: Array, cache: Any, extent: CheckedExtent) -> tuple[Array, Any]:
+    return block.prefill(x, cache, extent)
 
 
 @eqx.filter_jit
@@ -206,9 +230,9 @@ def _step(block: AbstractBlock, x: Array, cache: Any, valid: Valid | None) -> tu
 
 @eqx.filter_jit
 def _forward(
-    block: AbstractBlock, x: Array, cache: Any, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
+    block: AbstractBlock, x: Array, cache: Any, extent: CheckedExtent, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
 ) -> tuple[Array, Any]:
-    return block.forward(x, cache, drop, key)
+    return block.forward(x, cache, drop, key, extent)
 
 
 class LanguageModel(AbstractResidualLanguageModel[Any]):
@@ -287,6 +311,18 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
         cap = final_logit_softcapping
         self.final_logit_softcapping = None if cap is None else positive("final_logit_softcapping", cap)
+
+
+def _one_extent(extent: Extent, length: Length | None, time: int) -> CheckedExtent:
+    """The extent that `extent`, or `length` in its place, says.
+
+    **Raises:** `ValueError` when both are given, or do not fit.
+    """
+    if length is None:
+        return extent_of(extent, time)
+    if any(part is not None for part in extent):
+        raise ValueError("`length` and `extent` are given, which both say how many tokens count: leave one out.")
+    return Extent(length).checked(time)
 
 
 def _ids(name: str, tokens: Any, ndim: int) -> Int[Array, "*axes"]:

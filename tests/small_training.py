@@ -41,13 +41,13 @@ class Bigram(ssmkit.AbstractLanguageModel[None]):
     def init_cache(self):
         return None
 
-    def prefill(self, tokens, cache, *, length=None):
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
         raise NotImplementedError
 
     def step(self, token, cache, *, valid=None):
         raise NotImplementedError
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         x = eqx.nn.Dropout(dropout, inference=dropout == 0.0)(self.embedding(tokens), key=key)
         return self.head(x), cache
 

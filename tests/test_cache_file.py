@@ -68,7 +68,7 @@ class Assorted(ssmkit.AbstractMixer):
         kinds = (jnp.bfloat16, jnp.complex64, jnp.int8, bool, jnp.float64)
         return {str(i): jnp.ones((2, 3), kind) for i, kind in enumerate(kinds)} | {"scalar": jnp.zeros((), jnp.int32)}
 
-    def prefill(self, x, cache, *, length=None):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
         return x, cache
 
     def step(self, x, cache, *, valid=None):
@@ -174,7 +174,7 @@ class Layers(ssmkit.AbstractMixer):
     def init_cache(self):
         return build(VOCAB, 2).init_cache()
 
-    def prefill(self, x, cache, *, length=None):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
         return x, cache
 
     def step(self, x, cache, *, valid=None):

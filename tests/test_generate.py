@@ -310,14 +310,14 @@ class Counting(ssmkit.AbstractLanguageModel[Any]):
     def init_cache(self):
         return ()
 
-    def prefill(self, tokens, cache, length=None):
-        last = tokens.shape[0] if length is None else length
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
+        last = tokens.shape[0] if extent.length is None else extent.length
         return self.step(tokens[jnp.maximum(last, 1) - 1], cache)
 
     def step(self, token, cache, valid=None):
         return jax.nn.one_hot(token + 1, VOCAB, dtype=jnp.float32), cache
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         return jax.nn.one_hot(tokens + 1, VOCAB, dtype=jnp.float32), cache
 
 
@@ -852,14 +852,14 @@ class Bigram(ssmkit.AbstractLanguageModel[None]):
     def init_cache(self):
         return None
 
-    def prefill(self, tokens, cache, length=None):
-        last = tokens.shape[0] if length is None else length
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
+        last = tokens.shape[0] if extent.length is None else extent.length
         return self.table[tokens[jnp.maximum(last, 1) - 1]], None
 
     def step(self, token, cache, valid=None):
         return self.table[token], None
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         return self.table[tokens], None
 
 

@@ -1,5 +1,7 @@
 """Every form that coefficients can take, in the kernel family that its shapes choose, against the float64 loop."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,16 @@ from kernel_runs import (
     HEADS,
     KEY,
     REFERENCE,
+    RESULTS,
     SCHEDULES,
     STEP,
     VALUE,
     cotangents_of,
     errors,
     in_float64,
+    scan,
     scan_with_gradients,
+    with_gradients,
 )
 
 from ssmkit import kernels
@@ -74,6 +79,25 @@ def test_every_form_may_remember_and_forget_everything(form, schedule):
     outputs, _ = jax.eval_shape(kernels.reference, coefficients, state)
     found = errors(scan_with_gradients(schedule, 16), coefficients, state, cotangents_of(3, outputs, state))
     assert max(found.values()) <= BOUND, found
+
+
+@pytest.mark.parametrize("chunk, schedule", [(16, "serial"), (16, "parallel")])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_starts_anew_where_it_is_told(form, chunk, schedule):
+    """At the first token, inside a chunk, twice in a row, and at the first and the last token of a chunk."""
+    coefficients, state = form_coefficients(form, cumulative=-5.0)
+    starts = jnp.isin(jnp.arange(67), jnp.asarray([0, 5, 6, 16, 47]))
+    outputs, _ = jax.eval_shape(kernels.reference, coefficients, state)
+    arguments = coefficients, state, cotangents_of(9, outputs, state)
+    kernel = functools.partial(kernels.chunk_scan, chunk_size=chunk, schedule=SCHEDULES[schedule], starts=starts)
+    got = with_gradients(kernel)(*arguments)
+    expected = with_gradients(functools.partial(kernels.reference, starts=starts))(*in_float64(arguments))
+    named = zip(RESULTS, got, expected, strict=True)
+    found = {name: relative_error(*pair) for name, *pair in named if pair != [None, None] and name != "d state"}
+    assert max(found.values()) <= BOUND, found
+    assert not got[-1].any()  # what was before the first token's start has no influence
+    without = scan(schedule, chunk)(coefficients, state)[0]
+    assert relative_error(without, expected[0]) > 0.01
 
 
 @pytest.mark.parametrize("form", FORMS)

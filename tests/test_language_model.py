@@ -121,7 +121,7 @@ class Returning(ssmkit.AbstractMixer):
     def init_cache(self):
         return {"a": jnp.zeros((3,), jnp.float32)}
 
-    def prefill(self, x, cache, *, length=None):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
         return self.make(x, cache) if "prefill" in self.methods else (x, cache)
 
     def step(self, x, cache, *, valid=None):

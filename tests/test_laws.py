@@ -41,6 +41,9 @@ SEVERAL = over(
     "language-model",
 )
 
+# Between them they have every operator, and a recurrence of every family.
+STARTING = over(MIXERS, "mamba2-mixer-groups2-biases", "rwkv6-mixer", "mlstm-mixer", "mamba3-mixer", "rg-lru-mixer")
+
 
 def sample(case: Case, seed: int, time: int = TIME):
     return to_numpy(case.sample(np.random.default_rng(seed), time))
@@ -121,6 +124,36 @@ def test_invalid_steps_between_valid_ones_leave_no_trace(case, seed, past, valid
 
 
 @SEVERAL
+@hypothesis.given(seed=seeds, past=lengths, begins=st.sets(st.integers(0, TIME - 1)), length=lengths)
+def test_a_start_forgets(case, seed, past, begins, length):
+    arguments = subject(case), sample(case, seed), warm(case, seed + 1, past)
+    assert holds(laws.starts(*arguments, sorted(begins), length, case.bound))
+
+
+@STARTING
+def test_gradients_stop_at_a_start(case):
+    """Packed, and one sequence after the other."""
+    this, inputs, cache = subject(case), sample(case, 2), warm(case, 1, 5)
+    init, many, _ = methods(this.module)
+    cut, starts = 4, jnp.arange(TIME) == 4
+
+    def apart(inputs, cache):
+        piece = lambda part: jax.tree.map(lambda array: array[part], inputs)
+        first, _ = many(piece(slice(cut)), cache)
+        second, after = many(piece(slice(cut, None)), init())
+        return jnp.concatenate([first, second]), after
+
+    def gradients(run):
+        weighed = lambda leaf: jnp.sum(jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape) * leaf)
+        loss = lambda *given: sum(map(weighed, jax.tree.leaves(run(*given))))
+        return to_numpy(jit(jax.grad(loss, argnums=(0, 1)))(inputs, cache))
+
+    packed = gradients(lambda inputs, cache: many(inputs, cache, ssmkit.Extent(starts=starts)))
+    assert trees_close(packed, gradients(apart), GRADIENT_BOUND)
+    assert not trees_close(packed, gradients(many), 0.01)
+
+
+@SEVERAL
 @hypothesis.given(seed=seeds, past=lengths, token=st.integers(1, TIME - 1))
 def test_no_output_depends_on_later_inputs(case, seed, past, token):
     """And what depends on earlier ones is not lost."""
@@ -180,7 +213,7 @@ def test_a_batch_is_what_its_sequences_are_alone(case):
     inputs = [sample(case, 10 + seed) for seed in range(4)]
     _, many, _ = methods(this.module)
     stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-    run = jax.vmap(lambda inputs, cache, length: many(inputs, cache, length=length))
+    run = jax.vmap(lambda inputs, cache, length: many(inputs, cache, ssmkit.Extent(length)))
     outputs, after = to_numpy(jit(run)(stack(inputs), stack(caches), lengths))
     for row, length in enumerate(map(int, lengths)):
         pick = lambda tree: jax.tree.map(lambda array: array[row], tree)  # noqa: B023

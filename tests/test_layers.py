@@ -64,7 +64,7 @@ def test_the_window_ends_at_the_length(length):
     """Also where it reaches back past the first token."""
     conv = ssmkit.CausalConv1d(3, 5, key=jax.random.key(0))
     inputs, state = normal(1, 7, 3), normal(2, 4, 3)
-    outputs, window = conv.chunk_scan(inputs, state, length=length)
+    outputs, window = conv.chunk_scan(inputs, state, ssmkit.Extent(length=length))
     assert np.array_equal(window, np.concatenate([state, inputs[:length]])[length:])
     assert relative_error(outputs[:length], convolution(conv, inputs[:length], state)) <= BOUND
 
@@ -235,7 +235,7 @@ class Doubling(ssmkit.AbstractMixer[tuple]):
     def init_cache(self):
         return ()
 
-    def prefill(self, x, cache, *, length=None):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
         return 2.0 * x, cache
 
     def step(self, x, cache, *, valid=None):

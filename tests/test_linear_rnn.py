@@ -207,7 +207,7 @@ def test_the_first_token_of_a_sequence():
     plain, _ = r.chunk_scan(RGLRUInputs(x, *gates), r.init_state())
     assert relative_error(plain[..., 0], expected) > 0.1
     whole, _ = mixer.prefill(x, mixer.init_cache())
-    _, cache = mixer.prefill(x, mixer.init_cache(), length=0)
+    _, cache = mixer.prefill(x, mixer.init_cache(), ssmkit.Extent(length=0))
     assert cache.seen == 0
     first, cache = mixer.step(x[0], cache)
     rest, _ = mixer.prefill(x[1:], cache)

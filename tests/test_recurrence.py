@@ -116,10 +116,10 @@ def test_the_state_begins_with_zeros_in_float32(decay):
 def test_length_counts_valid_tokens(decay, tokens, dtype):
     """As a Python number, static under `jit`, or an array of any signed integer type."""
     state = decay.init_state() + 1.0
-    traced = jit(lambda length: decay.chunk_scan(tokens, state, length=length))
+    traced = jit(lambda length: decay.chunk_scan(tokens, state, ssmkit.Extent(length=length)))
     for length in (0, 1, 4, TIME):
         if dtype is None:
-            outputs, final = jit(lambda: decay.chunk_scan(tokens, state, length=length))()  # noqa: B023
+            outputs, final = jit(lambda: decay.chunk_scan(tokens, state, ssmkit.Extent(length=length)))()  # noqa: B023
         else:
             outputs, final = traced(np.asarray(length, dtype))
         expected, expected_final = by_hand(decay, tokens[:length], state)
@@ -137,7 +137,7 @@ def test_a_traced_length_is_not_compiled_again(decay, tokens):
     @jit
     def run(length):
         traces.append(length)
-        return decay.chunk_scan(tokens, state, length=length)
+        return decay.chunk_scan(tokens, state, ssmkit.Extent(length=length))
 
     for length in range(TIME + 1):
         assert relative_error(run(length)[1], by_hand(decay, tokens[:length], state)[1]) <= BOUND
@@ -146,7 +146,7 @@ def test_a_traced_length_is_not_compiled_again(decay, tokens):
 
 def test_not_a_number_in_a_padded_token_does_not_reach_the_state(decay, tokens):
     state = decay.init_state() + 1.0
-    scan = jit(lambda tokens: decay.chunk_scan(tokens, state, length=3))
+    scan = jit(lambda tokens: decay.chunk_scan(tokens, state, ssmkit.Extent(length=3)))
     step = jit(lambda token: decay.step(token, state, valid=False))
     expected = scan(tokens)
     for bad in (jnp.nan, jnp.inf):
@@ -186,7 +186,7 @@ def test_an_invalid_step_leaves_the_state_alone(decay, tokens, valid):
     output, final = jit(lambda: decay.step(tokens[0], state, valid=valid))()
     assert trees_equal_bitwise(final, state)
     assert output.shape == (HEADS, VALUE)
-    _, final = jit(lambda: decay.chunk_scan(tokens, state, length=0))()
+    _, final = jit(lambda: decay.chunk_scan(tokens, state, ssmkit.Extent(length=0)))()
     assert trees_equal_bitwise(final, state)
 
 
@@ -208,7 +208,9 @@ def test_gradients_do_not_depend_on_padding(garbage):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 3)), jnp.float32)
 
     def loss(weight, x, length):
-        outputs, state = Unit(weight, chunk_size=4).chunk_scan(x, jnp.zeros((1, 3, 2), jnp.float32), length=length)
+        outputs, state = Unit(weight, chunk_size=4).chunk_scan(
+            x, jnp.zeros((1, 3, 2), jnp.float32), ssmkit.Extent(length=length)
+        )
         return jnp.sum(outputs[:5]) + jnp.sum(state)
 
     weight = jnp.asarray([1.0, 2.0, 3.0], jnp.float32)
@@ -220,7 +222,7 @@ def test_gradients_do_not_depend_on_padding(garbage):
 
 
 def test_a_traced_length_is_clipped(decay, tokens):
-    run = jit(lambda length: decay.chunk_scan(tokens, decay.init_state(), length=length)[1])
+    run = jit(lambda length: decay.chunk_scan(tokens, decay.init_state(), ssmkit.Extent(length=length))[1])
     assert trees_equal_bitwise(run(TIME + 3), run(TIME))
     assert trees_equal_bitwise(run(-1), run(0))
 

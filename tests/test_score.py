@@ -28,13 +28,13 @@ class RunningSum(ssmkit.AbstractLanguageModel[Float[Array, " width"]]):
     def init_cache(self):
         return jnp.zeros(self.embedding.shape[1], jnp.float32)
 
-    def prefill(self, tokens, cache, *, length=None):
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
         raise NotImplementedError
 
     def step(self, token, cache, *, valid=None):
         raise NotImplementedError
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         sums = cache[None] + jnp.cumsum(self.embedding[tokens], axis=0)
         return jnp.sin(sums) @ self.embedding.T, sums[-1]
 

@@ -72,13 +72,13 @@ class Own(ssmkit.AbstractLanguageModel):
     def init_cache(self):
         return jnp.zeros(8)
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         sums = jnp.cumsum(self.embedding(tokens), 0) + cache
         return self.head(sums), sums[-1]
 
-    def prefill(self, tokens, cache, length=None):
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
         sums = jnp.cumsum(self.embedding(tokens), 0) + cache
-        last = sums[(tokens.shape[0] if length is None else length) - 1]
+        last = sums[(tokens.shape[0] if extent.length is None else extent.length) - 1]
         return self.head(last), last
 
     def step(self, token, cache, valid=None):

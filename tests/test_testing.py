@@ -29,6 +29,7 @@ FORM = "the cache keeps its form"
 CHUNKS = "results do not depend on the chunk size"
 CAUSAL = "no output depends on later inputs"
 GRADIENTS = "gradients of many tokens equal those of iterated steps"
+STARTS = "a start forgets"
 FINITE = "everything stays finite at extreme inputs"
 LOG_DECAY = "log_decay is at most 0"
 REFERENCE = "many tokens equal the float64 reference"
@@ -37,6 +38,16 @@ FORWARD = "forward gives the logits of every step"
 
 def valid_tokens(time: int, length) -> Array:
     return jnp.arange(time, dtype=jnp.int32) < jnp.asarray(time if length is None else length, jnp.int32)
+
+
+def emptied(init, state, start):
+    """The state before a token: the first one where a sequence starts."""
+    return jax.tree.map(functools.partial(jnp.where, start), init, state)
+
+
+def starts_of(time: int, extent: ssmkit.Extent) -> Array:
+    starts = jnp.zeros(time, bool) if extent.starts is None else extent.starts
+    return starts & valid_tokens(time, extent.length)
 
 
 # Mixers, by hand: a decaying sum and a count of tokens. Every mistake is one method of a subclass.
@@ -50,14 +61,15 @@ class Smooth(ssmkit.AbstractMixer[Any]):
     def init_cache(self):
         return {"count": jnp.zeros((), int), "sum": jnp.zeros(WIDTH, jnp.float32)}
 
-    def prefill(self, x, cache, *, length=None):
-        valid = valid_tokens(x.shape[0], length)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        valid = valid_tokens(x.shape[0], extent.length)
 
         def body(cache, token):
-            y, cache = Smooth.step(self, token[0], cache, valid=token[1])
+            x, valid, start = token
+            y, cache = Smooth.step(self, x, emptied(Smooth.init_cache(self), cache, start), valid=valid)
             return cache, y
 
-        cache, y = jax.lax.scan(body, cache, (x, valid))
+        cache, y = jax.lax.scan(body, cache, (x, valid, starts_of(x.shape[0], extent)))
         return y, cache
 
     def step(self, x, cache, *, valid=None):
@@ -70,32 +82,37 @@ class Smooth(ssmkit.AbstractMixer[Any]):
 class Mean(Smooth):
     """The mean over all tokens of the sequence."""
 
-    def prefill(self, x, cache, *, length=None):
-        y, cache = super().prefill(x, cache, length=length)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        y, cache = super().prefill(x, cache, extent)
         return y - jnp.mean(x, axis=0, keepdims=True), cache
 
 
 class Next(Smooth):
     """Every output is of the next token."""
 
-    def prefill(self, x, cache, *, length=None):
-        y, cache = super().prefill(x, cache, length=length)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        y, cache = super().prefill(x, cache, extent)
         return jnp.concatenate([y[1:], y[:1]]), cache
 
 
 class Peeking(Smooth):
     """The coefficients of every token depend on the cache, of which many tokens see the first only."""
 
-    def prefill(self, x, cache, *, length=None):
-        return super().prefill(x * (1 + cache["sum"][None]), cache, length=length)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        return super().prefill(x * (1 + cache["sum"][None]), cache, extent)
 
     def step(self, x, cache, *, valid=None):
         return super().step(x * (1 + cache["sum"]), cache, valid=valid)
 
 
 class IgnoresLength(Smooth):
-    def prefill(self, x, cache, *, length=None):
-        return super().prefill(x, cache)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        return super().prefill(x, cache, extent._replace(length=None))
+
+
+class IgnoresStarts(Smooth):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        return super().prefill(x, cache, extent._replace(starts=None))
 
 
 class IgnoresValid(Smooth):
@@ -119,9 +136,9 @@ class Unpadded(Smooth):
 
     wrong: str = eqx.field(static=True, default="length")
 
-    def prefill(self, x, cache, *, length=None):
-        y, cache = super().prefill(x, cache, length=length)
-        return (2 * y if length is None and self.wrong == "length" else y), cache
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        y, cache = super().prefill(x, cache, extent)
+        return (2 * y if extent.length is None and self.wrong == "length" else y), cache
 
     def step(self, x, cache, *, valid=None):
         y, cache = super().step(x, cache, valid=valid)
@@ -131,8 +148,8 @@ class Unpadded(Smooth):
 class Forgetful(Smooth):
     """Many tokens start from nothing, whatever came before."""
 
-    def prefill(self, x, cache, *, length=None):
-        return super().prefill(x, self.init_cache(), length=length)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        return super().prefill(x, self.init_cache(), extent)
 
 
 class Severed(Smooth):
@@ -140,9 +157,9 @@ class Severed(Smooth):
 
     share: float = eqx.field(static=True, default=1.0)
 
-    def prefill(self, x, cache, *, length=None):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
         kept = x - jax.lax.stop_gradient(x)  # zero
-        return super().prefill(x - self.share * kept, cache, length=length)
+        return super().prefill(x - self.share * kept, cache, extent)
 
 
 class Unnormalised(Smooth):
@@ -150,18 +167,18 @@ class Unnormalised(Smooth):
 
     epsilon: float = eqx.field(static=True, default=0.0)
 
-    def prefill(self, x, cache, *, length=None):
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
         norm = jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True) + self.epsilon)
-        return super().prefill(x / norm, cache, length=length)
+        return super().prefill(x / norm, cache, extent)
 
     def step(self, x, cache, *, valid=None):
         return super().step(x / jnp.sqrt(jnp.sum(x**2)), cache, valid=valid)
 
 
 class NotANumberInPadding(Smooth):
-    def prefill(self, x, cache, *, length=None):
-        y, cache = super().prefill(x, cache, length=length)
-        valid = valid_tokens(x.shape[0], length)
+    def prefill(self, x, cache, extent=ssmkit.Extent()):
+        y, cache = super().prefill(x, cache, extent)
+        valid = valid_tokens(x.shape[0], extent.length)
         return jnp.where(valid[:, None], y, jnp.nan), cache
 
 
@@ -225,15 +242,17 @@ class Sum(ssmkit.AbstractSequenceOperator):
     def init_state(self):
         return jnp.zeros((), jnp.float32)
 
-    def chunk_scan(self, inputs, state, *, length=None):
+    def chunk_scan(self, inputs, state, extent=ssmkit.Extent()):
         a, b = inputs
-        valid = valid_tokens(a.shape[0], length)
+        valid = valid_tokens(a.shape[0], extent.length)
 
         def body(state, token):
-            y, state = self.step(token[0], state, valid=token[1])
+            inputs, valid, start = token
+            y, state = self.step(inputs, emptied(self.init_state(), state, start), valid=valid)
             return state, y
 
-        state, y = jax.lax.scan(body, state, ((jnp.roll(a, -1) if self.late else a, b), valid))
+        inputs = (jnp.roll(a, -1) if self.late else a, b)
+        state, y = jax.lax.scan(body, state, (inputs, valid, starts_of(a.shape[0], extent)))
         return y, state
 
     def step(self, inputs, state, *, valid=None):
@@ -256,9 +275,9 @@ class Model(ssmkit.AbstractLanguageModel[Any]):
     def init_cache(self):
         return self.mixer.init_cache()
 
-    def prefill(self, tokens, cache, length=None):
-        y, cache = self.mixer.prefill(self.embedding[tokens], cache, length=length)
-        last = self.last(tokens.shape[0], length)
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
+        y, cache = self.mixer.prefill(self.embedding[tokens], cache, extent)
+        last = self.last(tokens.shape[0], extent.length)
         return self.embedding @ jax.lax.dynamic_index_in_dim(y, last, keepdims=False), cache
 
     def last(self, time, length):
@@ -268,13 +287,13 @@ class Model(ssmkit.AbstractLanguageModel[Any]):
         y, cache = self.mixer.step(self.embedding[token], cache, valid=valid)
         return self.embedding @ y, cache
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         y, cache = self.mixer.prefill(self.embedding[tokens], cache)
         return y @ self.embedding.T, cache
 
 
 class AnotherForward(Model):
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         logits, cache = super().forward(tokens, cache)
         return jax.nn.log_softmax(logits), cache
 
@@ -282,14 +301,14 @@ class AnotherForward(Model):
 class LeakingForward(Model):
     """By less than the tolerance."""
 
-    def forward(self, tokens, cache, *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
         logits, cache = super().forward(tokens, cache)
         return logits + 1e-6 * logits[-1:], cache
 
 
 class LogitsOfThePadding(Model):
-    def prefill(self, tokens, cache, length=None):
-        return super().prefill(tokens, cache)[0], super().prefill(tokens, cache, length)[1]
+    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
+        return super().prefill(tokens, cache)[0], super().prefill(tokens, cache, extent)[1]
 
 
 class LogitsOneTokenEarly(Model):
@@ -332,7 +351,7 @@ def check(module, **bounds) -> testing.Report:
     return testing.check_operator(module, pairs(), **bounds)
 
 
-ALL = {FORM, IDENTITY, STEPS, SPLITS, PADDING, CAUSAL, INVALID, GRADIENTS, FINITE}
+ALL = {FORM, IDENTITY, STEPS, SPLITS, PADDING, CAUSAL, STARTS, INVALID, GRADIENTS, FINITE}
 RIGHT = {
     "mixer": (Smooth, ALL),
     "recurrence": (Decaying, ALL | {LOG_DECAY, CHUNKS, REFERENCE}),
@@ -349,20 +368,26 @@ WRONG = {
     ),
     "the next token": (
         Next,
-        {STEPS, SPLITS, CAUSAL, GRADIENTS},
+        {STEPS, SPLITS, CAUSAL, GRADIENTS, STARTS},
         f"{CAUSAL}: before a change of token 1, outputs first at [0, 0], got 1.36687 and not 0.167765, relative error "
         "2.36e+00, must be equal bit for bit",
     ),
     "coefficients that depend on the state": (
         Peeking,
-        {STEPS, SPLITS, GRADIENTS},
+        {STEPS, SPLITS, GRADIENTS, STARTS},
         f"{SPLITS}: split at 1, outputs first at [1, 0], got # and not #, relative error 2.98e-01, at most 1e-05",
     ),
     "length ignored": (
         IgnoresLength,
-        {IDENTITY, STEPS, SPLITS, PADDING, GRADIENTS},
+        {IDENTITY, STEPS, SPLITS, PADDING, GRADIENTS, STARTS},
         f"{PADDING}: with length=1, cache['sum'] first at [0], got # and not #, relative error #, "
         "must be equal bit for bit",
+    ),
+    "starts ignored": (
+        IgnoresStarts,
+        {STARTS},
+        f"{STARTS}: with starts at [2, 3] and length=6, outputs first at [2, 0], got # and not #, relative error #, "
+        "at most 1e-05",
     ),
     "valid ignored": (
         IgnoresValid,
@@ -488,7 +513,7 @@ WRONG = {
     ),
     "logits of the padding": (
         lambda: model(LogitsOfThePadding),
-        {STEPS, SPLITS, PADDING, GRADIENTS},
+        {STEPS, SPLITS, PADDING, GRADIENTS, STARTS},
         f"{PADDING}: with length=1, outputs first at [0, 0], got # and not #, relative error #, must be "
         "equal bit for bit",
     ),
@@ -535,7 +560,7 @@ def test_where_and_by_how_much():
     with pytest.raises(LawError) as caught:
         testing.check_mixer(Drifting(after=1), np.asarray([[1, 0, 0], [0, 2, 0]], np.float32), gradient=1.0)
     assert str(caught.value) == (
-        "Drifting breaks 1 of 9 laws checked.\n"
+        "Drifting breaks 1 of 10 laws checked.\n"
         f"  - {STEPS}: with length=2, outputs first at [1, 0], got 0.5 and not 1, relative error 4.86e-01, "
         "at most 1e-05"
     )

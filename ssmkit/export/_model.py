@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._batching import mappable
+from .._extent import Extent, extent_of
 from .._language_model import AbstractLanguageModel
-from .._types import Length, Logits, PRNGKeyArray, Token, Tokens, Valid, check_length, check_valid, checks_itself
+from .._types import Logits, PRNGKeyArray, Token, Tokens, Valid, check_valid, checks_itself, shown
 from ._manifest import Manifest
 from ._programs import BATCH
 
@@ -93,11 +94,17 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         return self.programs["init"](self.weights)
 
     @checks_itself
-    def prefill(self, tokens: Tokens, cache: Cache, length: Length | None = None) -> tuple[Logits, Cache]:
-        """As `AbstractLanguageModel.prefill`, in padded segments of one of the exported lengths."""
+    def prefill(self, tokens: Tokens, cache: Cache, extent: Extent = Extent()) -> tuple[Logits, Cache]:
+        """As `AbstractLanguageModel.prefill`, in padded segments of one of the exported lengths.
+
+        **Raises:** `ValueError` for starts: the programs of an artefact know of one sequence only.
+        """
         tokens = self._checked(tokens, cache, 1)
         time = tokens.shape[0]
-        length = jnp.asarray(time, jnp.int32) if length is None else check_length(length, time)
+        length, starts = extent_of(extent, time)
+        if starts is not None:
+            raise ValueError("`starts` must be None for an exported model, whose programs take one sequence at a time.")
+        length = jnp.asarray(time, jnp.int32) if length is None else length
         turns = lambda segment: -(-time // segment)
         segment = min(reversed(self.config.segments), key=lambda segment: turns(segment) * (segment + _TURN))
         program, count = self.programs[f"prefill_{segment}"], turns(segment)
@@ -124,12 +131,20 @@ class ExportedModel(AbstractLanguageModel[Cache]):
 
     @checks_itself
     def forward(
-        self, tokens: Tokens, cache: Cache, *, dropout: float = 0.0, key: PRNGKeyArray | None = None
+        self,
+        tokens: Tokens,
+        cache: Cache,
+        extent: Extent = Extent(),
+        *,
+        dropout: float = 0.0,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time vocab"], Cache]:
         """As `AbstractLanguageModel.forward`, in segments of the exported lengths and then token by token.
 
-        **Raises:** `ValueError` for dropout: an artefact has none.
+        **Raises:** `ValueError` for dropout, or an `extent`: an artefact has programs for neither.
         """
+        if any(part is not None for part in extent):
+            raise ValueError(f"`extent` must be left out for an exported model's `forward`, got {shown(extent)}.")
         if dropout != 0.0:
             raise ValueError(f"`dropout` must be 0 for an exported model, which cannot be trained, got {dropout}.")
         tokens, done, found = self._checked(tokens, cache, 1), 0, []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import kernels
+from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..checkpoint import CheckpointError
 from ._manifest import Spec
@@ -100,7 +101,7 @@ def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., 
         return logits, _named(after)[0]
 
     def prefill(weights, tokens, cache, length):
-        logits, after = parts.join(weights).prefill(tokens, parts.enter(cache), length=length)
+        logits, after = parts.join(weights).prefill(tokens, parts.enter(cache), Extent(length=length))
         return logits, _named(after)[0]
 
     def forward(weights, tokens, cache):

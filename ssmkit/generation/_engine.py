@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from .._extent import Extent
 from ..mixers._mixer import Cache
 from ._keys import plain_keys
 from ._prompts import Prompts
@@ -103,7 +104,7 @@ def _consume(model, batch: Prompts, cache):
         start, logits, cache = carry
         tokens = jax.lax.dynamic_slice_in_dim(batch.tokens, start, segment, axis=1)
         valid = jnp.clip(batch.lengths - start, 0, segment)
-        new, cache = _per_row(lambda t, c, n: model.prefill(t, c, length=n), batch.size)(tokens, cache, valid)
+        new, cache = _per_row(lambda t, c, n: model.prefill(t, c, Extent(length=n)), batch.size)(tokens, cache, valid)
         return start + segment, jnp.where(valid[:, None] > 0, new, logits), cache
 
     cache = _unbatched(cache, batch.size)

@@ -21,6 +21,8 @@ class Chunk(NamedTuple):
     value: Inexact[Array, "writes heads value"]
     read: Inexact[Array, "reads groups key"]
     bonus: Inexact[Array, "time heads key"] | None
+    starts: Bool[Array, " time"] | None = None
+    """Tokens before which the state is zero again: their log-decay is minus infinity."""
 
     @property
     def groups(self) -> int:
@@ -40,15 +42,17 @@ class Chunk(NamedTuple):
     def one_token_late(self) -> "Chunk":
         """Writes and decays come a token late, reads as they were: a read then sees the state before its own token.
 
-        The first token's are zero, the identity step; the last one's are left out.
+        The first token's are zero, the identity step; the last one's are left out. Nothing late passes a start.
         """
 
         def late(array: Array, rows: int) -> Array:
             return jnp.concatenate([jnp.zeros_like(array[:rows]), array[:-rows]])
 
-        return self._replace(
-            log_decay=late(self.log_decay, 1), write=late(self.write, self.rank), value=late(self.value, self.rank)
-        )
+        log_decay, value = late(self.log_decay, 1), late(self.value, self.rank)
+        if self.starts is not None:
+            log_decay = forgetting(log_decay, self.starts)
+            value = jnp.where(jnp.repeat(self.starts, self.rank)[:, None, None], jnp.zeros_like(value), value)
+        return self._replace(log_decay=log_decay, write=late(self.write, self.rank), value=value)
 
 
 class Tokens(NamedTuple):
@@ -58,6 +62,14 @@ class Tokens(NamedTuple):
     """With a leading axis on every field: `time`, or 1 where all tokens have the same. `value` has `time`."""
     valid: Bool[Array, " time"] | None
     """Tokens that are not leave the state as it is; `None` says that all are valid."""
+    starts: Bool[Array, " time"] | None = None
+    """Tokens before which the state is zero again; `None` says that there are none."""
+
+    @property
+    def log_decay(self) -> Inexact[Array, "#time heads #key"]:
+        """The log-decays, minus infinity at the starts."""
+        log_decay = self.coefficients.log_decay
+        return log_decay if self.starts is None else forgetting(log_decay, self.starts)
 
     def chunk(self) -> Chunk:
         """One row per write and read, with identity steps for tokens that are not valid."""
@@ -65,11 +77,17 @@ class Tokens(NamedTuple):
         c = jax.tree.map(lambda array: jnp.broadcast_to(array, (time, *array.shape[1:])), self.coefficients)
         if self.valid is not None:
             c = jax.vmap(Coefficients.where)(c, self.valid)
+        log_decay = c.log_decay if self.starts is None else forgetting(c.log_decay, self.starts)
 
         def rows(array: Array) -> Array:
             return einops.rearrange(array, "t h r x -> (t r) h x") if array.ndim == 4 else array
 
-        return Chunk(c.log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus)
+        return Chunk(log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus, self.starts)
+
+
+def forgetting(log_decay: Inexact[Array, "#time heads key"], starts: Bool[Array, " time"]) -> Inexact[Array, "..."]:
+    """The log-decays, of one token or of each, with minus infinity at the starts."""
+    return jnp.where(starts[:, None, None], jnp.asarray(-jnp.inf, log_decay.dtype), log_decay)
 
 
 def per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "rows heads key"]:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import Array, Bool, Inexact, PyTree
 
 from .._types import Length, StateLike, checks_itself
 from ._chunk import Tokens
@@ -29,6 +29,7 @@ def chunk_scan(
     *,
     chunk_size: int | None = None,
     schedule: Schedule | None = None,
+    starts: Bool[Array, " time"] | None = None,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     """The recurrence over many tokens, in chunks (arXiv 2405.21060, section 6).
 
@@ -41,6 +42,7 @@ def chunk_scan(
     - `state`: the state before the first token; its dtype is kept.
     - `chunk_size`: tokens per chunk, any positive number; `None` leaves it to `kernels.tuning()`.
     - `schedule`: `serial`, `parallel`, or `None` to leave it to `kernels.tuning()`.
+    - `starts`: before these tokens the state is zero again; `None` means nowhere.
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
@@ -51,7 +53,9 @@ def chunk_scan(
     state = check_operands(coefficients, state, many=True)
     if schedule is not None and not callable(schedule):
         raise ValueError(f"`schedule` must be `kernels.serial` or `kernels.parallel`, got {schedule!r}.")
-    return chunk_scan_of(lambda tokens: tokens, coefficients, state, chunk_size=chunk_size, schedule=schedule)
+    return chunk_scan_of(
+        lambda tokens: tokens, coefficients, state, chunk_size=chunk_size, schedule=schedule, starts=starts
+    )
 
 
 def chunk_scan_of(
@@ -60,6 +64,7 @@ def chunk_scan_of(
     state: Inexact[Array, "heads key value"],
     *,
     length: Length | None = None,
+    starts: Bool[Array, " time"] | None = None,
     chunk_size: int | None = None,
     most: int | None = None,
     schedule: Schedule | None = None,
@@ -71,6 +76,7 @@ def chunk_scan_of(
     - `coefficients`: from the inputs of a chunk, with a leading `time` axis, to their coefficients, likewise.
     - `inputs`: any pytree of arrays with a leading `time` axis.
     - `length`: tokens at or past it leave the state as it is; `None` means that all are valid.
+    - `starts`: before these tokens, which are valid ones, the state is zero again; `None` means nowhere.
     - `most`: a bound on the chunk size that is chosen where `chunk_size` is `None`.
 
     **Returns:** and **Raises:** as `chunk_scan`.
@@ -95,20 +101,22 @@ def chunk_scan_of(
     last = lambda array: jax.lax.stop_gradient(array[jnp.maximum(stop, 1) - 1])
     stand_in = jax.tree.map(last, inputs) if masked else None
 
-    def prepare(inputs_and_valid):
-        inputs, valid = inputs_and_valid
+    def prepare(chunk):
+        inputs, valid, starts = chunk
         if valid is not None:
             inputs = jax.vmap(lambda token, v: _select(v, token, stand_in))(inputs, valid)
         made = in_dtype(coefficients(inputs), dtype)
         if constant:
             one = in_dtype(coefficients(jax.tree.map(lambda array: array[:1], inputs)), dtype)
             made = eqx.tree_at(fields, made, fields(one))
-        return Tokens(made, valid)
+        return Tokens(made, valid, starts)
 
     valid = jnp.arange(time + padding, dtype=jnp.int32) < stop if masked else None
     if padding:
-        inputs = jax.tree.map(lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)), inputs)
-    chunks = jax.tree.map(lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:])), (inputs, valid))
+        pad = lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1))
+        inputs, starts = jax.tree.map(pad, (inputs, starts))
+    by_chunk = lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:]))
+    chunks = jax.tree.map(by_chunk, (inputs, valid, starts))
     outputs, final = schedule(family, prepare, chunks, family.enter(state.astype(dtype), groups))
     return _by_token(outputs, form), family.leave(final, state.shape).astype(state.dtype)
 

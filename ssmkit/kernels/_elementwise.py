@@ -49,12 +49,13 @@ def _in_order(tokens: Tokens, state: Inexact[Array, "element heads"]) -> tuple[A
         return repeated
 
     fields = {
-        "decay": decay(jnp.swapaxes(made.log_decay, 1, 2)),
+        "decay": decay(jnp.swapaxes(tokens.log_decay, 1, 2)),
         "write": rows(made.write),
         "value": rows(made.value),
         "read": rows(made.read),
         "bonus": None if made.bonus is None else jnp.swapaxes(made.bonus, 1, 2),
         "valid": tokens.valid,
+        "start": tokens.starts if made.bonus is not None else None,
     }
     constant = {name for name, field in fields.items() if {len(leaf) for leaf in jax.tree.leaves(field)} != {time}}
     shared = {name: jax.tree.map(lambda leaf: leaf[0], fields.pop(name)) for name in constant}
@@ -66,13 +67,14 @@ def _in_order(tokens: Tokens, state: Inexact[Array, "element heads"]) -> tuple[A
     return outputs, state
 
 
-def _token(state: Inexact[Array, "element heads"], *, decay: Decay, write, value, read, bonus, valid):
+def _token(state: Inexact[Array, "element heads"], *, decay: Decay, write, value, read, bonus, valid, start):
     """The state after one token, and its outputs, `(reads, value, heads)`."""
     increment = functools.reduce(jnp.add, [write[r] * value[r] for r in range(write.shape[0])])
     new = decay(state, increment)
     if valid is not None:
         new = jnp.where(valid, new, state)
-    seen = new if bonus is None else state + bonus * increment
+    before = state if start is None else jnp.where(start, jnp.zeros_like(state), state)
+    seen = new if bonus is None else before + bonus * increment
     outputs = [read[q] * seen for q in range(read.shape[0])]
     if read.shape[1] > 1:
         outputs = [jnp.sum(output, axis=0, keepdims=True) for output in outputs]

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Bool, Inexact
 
 from .._types import StateLike, checks_itself
 from ._coefficients import Coefficients
@@ -11,7 +11,7 @@ from ._operands import check_operands
 
 @checks_itself
 def reference(
-    coefficients: Coefficients, state: StateLike
+    coefficients: Coefficients, state: StateLike, *, starts: Bool[Array, " time"] | None = None
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     r"""Run the recurrence of `ssmkit.Coefficients` token by token.
 
@@ -22,6 +22,7 @@ def reference(
 
     - `coefficients`: with a leading `time` axis on every field.
     - `state`: the state before the first token.
+    - `starts`: before these tokens the state is zero again; `None` means nowhere.
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
@@ -32,7 +33,9 @@ def reference(
     heads, groups = coefficients.value.shape[1], coefficients.write.shape[1]
 
     def token(state, inputs):
-        log_decay, write, value, read, bonus = inputs
+        log_decay, write, value, read, bonus, start = inputs
+        if start is not None:
+            state = jnp.where(start, jnp.zeros_like(state), state)
         write, read = (jnp.repeat(array, heads // groups, axis=0) for array in (write, read))
         one_write, one_read = write.ndim == 2, read.ndim == 2
         writes = [(write, value)] if one_write else [(write[:, r], value[:, r]) for r in range(write.shape[1])]
@@ -44,5 +47,5 @@ def reference(
         return new, outputs[0] if one_read else jnp.stack(outputs, axis=1)
 
     fields = coefficients.log_decay, coefficients.write, coefficients.value, coefficients.read, coefficients.bonus
-    state, outputs = jax.lax.scan(token, state, fields)
+    state, outputs = jax.lax.scan(token, state, (*fields, starts))
     return outputs, state

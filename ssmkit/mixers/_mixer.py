@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._extent import Extent, extent_of
 from .._final import refuse_overrides
 from .._sharding import sharded_by_xla
-from .._types import Length, PRNGKeyArray, Valid, at_least_float32, checks_itself
+from .._types import PRNGKeyArray, Valid, at_least_float32, checks_itself
 from ..layers._norms import LayerNorm, RMSNorm
 from ..operators._checks import ADD_TIME
 from ..operators._operator import AbstractSequenceOperator
@@ -30,10 +31,12 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 
     1. `prefill(a)` equals `step` iterated over `a`, outputs and cache.
     2. `prefill(a ++ b, c)` equals `prefill(b)` after `prefill(a, c)`.
-    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was (but a
-       zero may lose its sign). Outputs at such tokens are unspecified but finite.
+    3. Tokens at or past the extent's `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was
+       (but a zero may lose its sign). Outputs at such tokens are unspecified but finite.
     4. Structure, shapes and dtypes of the cache never change.
     5. Results do not depend on a chunk size.
+    6. A start forgets: `prefill(a ++ b, c)` with a start at `b` gives the outputs of `prefill(a, c)` and then those of
+       `prefill(b, init_cache())`, and the latter's cache.
 
     Written for one sequence; batch with `jax.vmap`.
     """
@@ -44,7 +47,7 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 
     @abc.abstractmethod
     def prefill(
-        self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
+        self, x: Float[Array, "time width"], cache: Cache, extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], Cache]:
         """Many tokens, also onto a cache that is not empty.
 
@@ -52,9 +55,9 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 
         - `x`: features of `time` tokens.
         - `cache`: the cache before the first of them.
-        - `length`: how many of them are valid, a scalar integer; `None` means all.
+        - `extent`: how many of them count, and where new sequences start; by default all, and nowhere.
 
-        **Returns:** features, and the cache after token `length - 1`.
+        **Returns:** features, and the cache after the last token that counts.
         """
 
     @abc.abstractmethod
@@ -107,11 +110,12 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
     @sharded_by_xla
     @checks_itself
     def prefill(
-        self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
+        self, x: Float[Array, "time width"], cache: Cache, extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
         x = features_of(self, x, many=True)
-        return self.mix(x, cache, lambda operator, inputs, state: operator.chunk_scan(inputs, state, length=length))
+        extent = extent_of(extent, x.shape[0])
+        return self.mix(x, cache, lambda operator, inputs, state: operator.chunk_scan(inputs, state, extent))
 
     @sharded_by_xla
     @checks_itself
@@ -153,6 +157,7 @@ class AbstractBlock(AbstractMixer[Cache]):
         cache: Cache,
         drop: Callable[..., Array],
         key: PRNGKeyArray | None,
+        extent: Extent = Extent(),
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `prefill`, with dropout on every residual branch: for training.
 
@@ -161,8 +166,9 @@ class AbstractBlock(AbstractMixer[Cache]):
         - `x`, `cache`: as for `prefill`.
         - `drop`: `drop(branch, key=key)` drops features of a branch, as `equinox.nn.Dropout` does.
         - `key`: for dropout; `None` where nothing is dropped.
+        - `extent`: as for `prefill`.
 
-        **Returns:** the stream, and the cache after the last token.
+        **Returns:** the stream, and the cache after the last token that counts.
         """
 
 
@@ -178,10 +184,10 @@ class ResidualBlock(AbstractBlock[Cache]):
         return self.mixer.init_cache()
 
     def prefill(
-        self, x: Float[Array, "time width"], cache: Cache, *, length: Length | None = None
+        self, x: Float[Array, "time width"], cache: Cache, extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
-        y, cache = self.mixer.prefill(self.norm(x), cache, length=length)
+        y, cache = self.mixer.prefill(self.norm(x), cache, extent)
         return self.add(x, y), cache
 
     def step(
@@ -197,9 +203,10 @@ class ResidualBlock(AbstractBlock[Cache]):
         cache: Cache,
         drop: Callable[..., Array],
         key: PRNGKeyArray | None,
+        extent: Extent = Extent(),
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractBlock.forward`."""
-        branch, cache = self.mixer.prefill(self.norm(x), cache)
+        branch, cache = self.mixer.prefill(self.norm(x), cache, extent)
         return self.add(x, drop(branch, key=key)), cache
 
     def add(self, x: Float[Array, "*time width"], branch: Float[Array, "*time width"]) -> Float[Array, "*time width"]:

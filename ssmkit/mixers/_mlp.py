@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from .._construction import check_one_key, check_sizes
-from .._types import Length, PRNGKeyArray, Valid, checks_itself, shown
+from .._extent import Extent
+from .._types import PRNGKeyArray, Valid, checks_itself, shown
 from ..layers._linear import Linear, silu
 from ._mixer import AbstractMixer, features_of
 
@@ -60,7 +61,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
 
     @checks_itself
     def prefill(
-        self, x: Float[Array, "time width"], cache: tuple[()], *, length: Length | None = None
+        self, x: Float[Array, "time width"], cache: tuple[()], extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], tuple[()]]:
         """As `AbstractMixer.prefill`."""
         return self._map(features_of(self, x, many=True)), cache

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from .._construction import check_dtype, check_one_key, check_sizes, check_switches
+from .._extent import Extent, extent_of
 from .._sharding import sharded_by_xla
-from .._types import Length, PRNGKeyArray, Valid, check_length, check_valid, checks_itself
+from .._types import PRNGKeyArray, Valid, check_valid, checks_itself
 from ..layers._linear import along_last
 from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
@@ -70,18 +71,22 @@ class CausalConv1d(
         self,
         inputs: Float[Array, "time channel"],
         state: Float[Array, "window channel"],
-        *,
-        length: Length | None = None,
+        extent: Extent = Extent(),
     ) -> tuple[Float[Array, "time channel"], Float[Array, "window channel"]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
         (inputs,), state = many_tokens(self, self._token, {"inputs": inputs}), self._checked(state)
-        time = inputs.shape[0]
+        time, extent = inputs.shape[0], extent_of(extent, inputs.shape[0])
         extended = jnp.concatenate([state, inputs.astype(state.dtype)])
-        taps = [tap[None] * extended[j : j + time] for j, tap in enumerate(self._taps(state.dtype))]
-        window = jax.lax.dynamic_slice_in_dim(
-            extended, time if length is None else check_length(length, time), state.shape[0]
-        )
-        return self._sum(taps), window
+        past = [extended[j : j + time] for j in range(state.shape[0])]
+        window = jax.lax.dynamic_slice_in_dim(extended, extent.stop(time), state.shape[0])
+        if extent.starts is not None:
+            numbers = jnp.concatenate([jnp.zeros(state.shape[0], jnp.int32), extent.sequences(time)])
+            same = lambda of, own: (of == own)[:, None]
+            past = [jnp.where(same(numbers[j : j + time], numbers[-time:]), x, 0.0) for j, x in enumerate(past)]
+            in_window = jax.lax.dynamic_slice_in_dim(numbers, extent.stop(time), state.shape[0])
+            window = jnp.where(same(in_window, numbers[-1]), window, 0.0)
+        taps = zip(self._taps(state.dtype), [*past, extended[state.shape[0] :]], strict=True)
+        return self._sum([tap[None] * x for tap, x in taps]), window
 
     @sharded_by_xla
     @checks_itself

@@ -5,7 +5,8 @@ from typing import Generic, TypeVar
 
 import equinox as eqx
 
-from .._types import Length, Valid
+from .._extent import Extent
+from .._types import Valid
 
 
 Input = TypeVar("Input")
@@ -20,9 +21,11 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
 
     1. `chunk_scan(a)` equals `step` iterated over `a`, outputs and state.
     2. `chunk_scan(a ++ b, s)` equals `chunk_scan(b)` after `chunk_scan(a, s)`.
-    3. Tokens at or past `length`, and a `step` with `valid=False`, leave the state bit for bit as it was (but a
-       zero may lose its sign). Outputs at such tokens are unspecified but finite.
+    3. Tokens at or past the extent's `length`, and a `step` with `valid=False`, leave the state bit for bit as it was
+       (but a zero may lose its sign). Outputs at such tokens are unspecified but finite.
     4. Structure, shapes and dtypes of the state never change.
+    6. A start forgets: `chunk_scan(a ++ b, s)` with a start at `b` gives the outputs of `chunk_scan(a, s)` and then
+       those of `chunk_scan(b, init_state())`, and the latter's state.
 
     `ssmkit.DiagonalChunkedRecurrence` is the one this package is about; `ssmkit.CausalConv1d`, `ssmkit.Shift`,
     `ssmkit.Stabiliser` and `ssmkit.RunningPhase` prepare its inputs.
@@ -34,7 +37,7 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
 
     @abc.abstractmethod
     def chunk_scan(
-        self, inputs: Input, state: OperatorState, *, length: Length | None = None
+        self, inputs: Input, state: OperatorState, extent: Extent = Extent()
     ) -> tuple[Output, OperatorState]:
         """Many tokens: `inputs` and outputs carry a leading `time` axis on every array.
 
@@ -42,9 +45,9 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
 
         - `inputs`: the inputs of `time` tokens.
         - `state`: the state before the first of them.
-        - `length`: how many of them are valid, a scalar integer; `None` means all.
+        - `extent`: how many of them count, and where new sequences start; by default all, and nowhere.
 
-        **Returns:** outputs and the state after token `length - 1`.
+        **Returns:** outputs and the state after the last token that counts.
 
         **Raises:** `ValueError` naming the argument when `inputs` or `state` are not those of this operator.
         """

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Inexact, PyTree
 
 from .. import kernels
+from .._extent import Extent, extent_of
 from .._final import refuse_overrides
 from .._sharding import sharded_by_xla
-from .._types import Length, State, StateLike, Valid, check_length, check_valid, checks_itself, shown, whole
+from .._types import State, StateLike, Valid, check_valid, checks_itself, shown, whole
 from ..kernels._coefficients import Coefficients
 from ._checks import ADD_TIME, DROP_TIME, check_state, dtype_name, is_wide
 from ._operator import AbstractSequenceOperator, Input
@@ -110,7 +111,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
     @sharded_by_xla
     @checks_itself
     def chunk_scan(
-        self, inputs: Input, state: StateLike, *, length: Length | None = None
+        self, inputs: Input, state: StateLike, extent: Extent = Extent()
     ) -> tuple[Inexact[Array, "time heads *reads value"], State]:
         """Many tokens, in parallel within chunks. Arguments as `AbstractSequenceOperator.chunk_scan`.
 
@@ -119,9 +120,10 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         """
         state = check_state(self, state, self.state_shape, axes="(heads, key, value)", kind=jnp.inexact)
         time = _leading_axis(type(self).__name__, inputs)
-        if length is not None:
-            length = check_length(length, time)
-        return kernels.chunk_scan_of(self._checked_all, inputs, state, length=length, most=self.chunk_size)
+        length, starts = extent_of(extent, time)
+        return kernels.chunk_scan_of(
+            self._checked_all, inputs, state, length=length, starts=starts, most=self.chunk_size
+        )
 
     @sharded_by_xla
     @checks_itself

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._construction import check_shape, check_sizes
+from .._extent import Extent, extent_of
 from .._sharding import sharded_by_xla
-from .._types import Length, Valid, check_length, check_valid, checks_itself
+from .._types import Length, Valid, check_valid, checks_itself
 from ._checks import check_state, many_tokens, one_token
 from ._long_sums import LongSum
 from ._operator import AbstractSequenceOperator
@@ -53,22 +54,29 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
     @sharded_by_xla
     @checks_itself
     def chunk_scan(
-        self, inputs: Gates, state: Float[Array, "2 heads"], *, length: Length | None = None
+        self, inputs: Gates, state: Float[Array, "2 heads"], extent: Extent = Extent()
     ) -> tuple[StabilisedGates, Float[Array, "2 heads"]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
         forget, write = many_tokens(self, (self.heads,), _gates(self, inputs))
         state = check_state(self, state, (2, self.heads), axes="(2, heads)")
-        stop, valid = _valid(forget.shape[0], length)
+        time, extent = forget.shape[0], extent_of(extent, forget.shape[0])
         forget, write = forget.astype(state.dtype), write.astype(state.dtype)
-        forget = jnp.where(valid, forget, jnp.zeros_like(forget))
+        kept, new = forget, write
+        if (valid := extent.valid(time)) is not None:
+            forget = jnp.where(valid[:, None], forget, jnp.zeros_like(forget))
+            kept, new = forget, jnp.where(valid[:, None], write, jnp.full_like(write, -jnp.inf))
+        if (starts := extent.starts) is not None:  # what came before counts as 0, whatever it was
+            new = jnp.where(starts[:, None], jnp.maximum(forget, new), new)
+            kept = jnp.where(starts[:, None], jnp.full_like(forget, -jnp.inf), forget)
         forgotten, maximum = jax.lax.associative_scan(
-            lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])),
-            (forget, jnp.where(valid, write, jnp.full_like(write, -jnp.inf))),
+            lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])), (kept, new)
         )
         maximum = _maximum(LongSum(*state[:, None]).plus(LongSum.of(forgotten)), LongSum.of(maximum))
         before = (jnp.concatenate([at_first[None], then])[:-1] for at_first, then in zip(state, maximum, strict=True))
+        if starts is not None:
+            before = (jnp.where(starts[:, None], jnp.zeros_like(part), part) for part in before)
         gates, _ = _relative(LongSum(*before).plus(LongSum.of(forget)), write)
-        return gates, _after(stop, state, maximum)
+        return gates, _after(extent.stop(time), state, maximum)
 
     @sharded_by_xla
     @checks_itself
@@ -139,16 +147,28 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
     @sharded_by_xla
     @checks_itself
     def chunk_scan(
-        self, inputs: Float[Array, "time ..."], state: Float[Array, "2 ..."], *, length: Length | None = None
+        self, inputs: Float[Array, "time ..."], state: Float[Array, "2 ..."], extent: Extent = Extent()
     ) -> tuple[Float[Array, "time ..."], Float[Array, "2 ..."]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
         (inputs,) = many_tokens(self, self.shape, {"inputs": inputs})
         state = check_state(self, state, (2, *self.shape))
-        stop, valid = _valid(inputs.shape[0], length)
-        turns = jnp.where(jnp.reshape(valid, (-1,) + (1,) * len(self.shape)), inputs.astype(state.dtype), 0.0)
-        phases = jax.lax.associative_scan(lambda a, b: _wrapped(a + b), _wrapped(turns))
-        phases = _turned(LongSum(*state[:, None]), LongSum.of(phases))
-        return phases.total, _after(stop, state, phases)
+        time, extent = inputs.shape[0], extent_of(extent, inputs.shape[0])
+        column = lambda flags: jnp.reshape(flags, (-1,) + (1,) * len(self.shape))
+        turns = inputs.astype(state.dtype)
+        if (valid := extent.valid(time)) is not None:
+            turns = jnp.where(column(valid), turns, jnp.zeros_like(turns))
+        before = state[:, None]
+        if extent.starts is None:
+            phases = jax.lax.associative_scan(lambda a, b: _wrapped(a + b), _wrapped(turns))
+        else:
+            number = column(extent.sequences(time))
+            _, phases = jax.lax.associative_scan(
+                lambda a, b: (b[0], _wrapped(jnp.where(a[0] == b[0], a[1], jnp.zeros_like(a[1])) + b[1])),
+                (number, _wrapped(turns)),
+            )
+            before = jnp.where(number == 0, before, jnp.zeros_like(before))
+        phases = _turned(LongSum(*before), LongSum.of(phases))
+        return phases.total, _after(extent.stop(time), state, phases)
 
     @sharded_by_xla
     @checks_itself
@@ -179,10 +199,3 @@ def _after(stop: Length, state: Array, sums: LongSum) -> Array:
         return state
     last = jnp.maximum(stop, 1) - 1
     return jnp.where(stop > 0, jnp.stack([sums.total[last], sums.rest[last]]), state)
-
-
-@checks_itself
-def _valid(time: int, length: Length | None) -> tuple[Length, Array]:
-    """How many tokens are valid, and which, as a column."""
-    stop = time if length is None else check_length(length, time)
-    return stop, (jnp.arange(time, dtype=jnp.int32) < stop)[:, None]

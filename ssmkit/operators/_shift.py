@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._construction import check_shape
+from .._extent import Extent, extent_of
 from .._sharding import sharded_by_xla
-from .._types import Length, Valid, check_length, check_valid, checks_itself
+from .._types import Valid, check_valid, checks_itself
 from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
 
@@ -35,14 +36,16 @@ class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], F
     @sharded_by_xla
     @checks_itself
     def chunk_scan(
-        self, inputs: Float[Array, "time ..."], state: Float[Array, "..."], *, length: Length | None = None
+        self, inputs: Float[Array, "time ..."], state: Float[Array, "..."], extent: Extent = Extent()
     ) -> tuple[Float[Array, "time ..."], Float[Array, "..."]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
         (inputs,), state = many_tokens(self, self.shape, {"inputs": inputs}), check_state(self, state, self.shape)
-        time = inputs.shape[0]
+        time, extent = inputs.shape[0], extent_of(extent, inputs.shape[0])
         extended = jnp.concatenate([state[None], inputs.astype(state.dtype)])
-        last = time if length is None else check_length(length, time)
-        return extended[:-1], jax.lax.dynamic_index_in_dim(extended, last, keepdims=False)
+        past = extended[:-1]
+        if extent.starts is not None:
+            past = jnp.where(jnp.reshape(extent.starts, (-1,) + (1,) * state.ndim), jnp.zeros_like(past), past)
+        return past, jax.lax.dynamic_index_in_dim(extended, extent.stop(time), keepdims=False)
 
     @sharded_by_xla
     @checks_itself

@@ -164,6 +164,8 @@ def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Findi
             found += laws.many_equal_steps(subject, inputs, cache, point, tolerance)
             found += laws.splits(subject, inputs, cache, point, tolerance)
             found += laws.padding(subject, inputs, cache, point)
+        for begins, length in (([0], time), ([time // 3, time // 3 + 1], time - 1), ([1, time - 1], time - 1)):
+            found += laws.starts(subject, inputs, cache, sorted(set(begins)), length, tolerance)
         found += laws.invalid_steps(subject, inputs, cache, np.arange(time) % 3 != 1)
     cache = subject.warm(time // 2)
     found += laws.unmasked(subject, inputs, cache, tolerance)

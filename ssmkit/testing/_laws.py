@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..operators._recurrence import DiagonalChunkedRecurrence
 from ._report import Finding, close, finite, identical
@@ -95,7 +96,7 @@ def form(subject: Subject, inputs: Any) -> list[Finding]:
     token = jax.tree.map(lambda array: array[0], inputs)
     runs = {
         "many tokens": lambda inputs, _, cache: many(inputs, cache),
-        "many tokens with a length": lambda inputs, _, cache: many(inputs, cache, length=1),
+        "many tokens with a length": lambda inputs, _, cache: many(inputs, cache, Extent(length=1)),
         "a step": lambda _, token, cache: step(token, cache),
         "a step with valid": lambda _, token, cache: step(token, cache, valid=True),
     }
@@ -129,6 +130,22 @@ def chunk_sizes(subject: Subject, inputs: Any, cache: Any, chunk_size: int, boun
     law = "results do not depend on the chunk size"
     found = close(law, f"with chunk_size={chunk_size}, outputs", outputs, expected, bound)
     return found + close(law, f"with chunk_size={chunk_size}, cache", after, expected_after, bound)
+
+
+def starts(subject: Subject, inputs: Any, cache: Any, starts: list[int], length: int, bound: float) -> list[Finding]:
+    """Law 6: a start forgets. What comes after it is as from an empty cache, and what comes before is as without."""
+    law, at = "a start forgets", f"with starts at {starts} and length={length},"
+    ends = [*starts, subject.time]
+    outputs, after = subject.packed(inputs, cache, length, np.isin(np.arange(subject.time), starts))
+    expected, parts = cache, []
+    for i, begin in enumerate([0, *starts]):
+        if begin < length or i == 0:
+            tokens = min(ends[i], length) - begin
+            part, expected = subject.many(rolled(inputs, begin), expected if i == 0 else subject.init, tokens)
+            parts.append(subject.valid_outputs(part, tokens))
+    joined = parts[-1] if subject.last_only else jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    found = close(law, f"{at} outputs", subject.valid_outputs(outputs, length), joined, bound)
+    return found + close(law, f"{at} cache", after, expected, bound)
 
 
 def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Finding]:

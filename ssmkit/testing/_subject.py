@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..mixers._mixer import AbstractMixer
 from ..operators._operator import AbstractSequenceOperator
@@ -45,7 +46,10 @@ class Subject:
         dynamic, static = eqx.partition(module, eqx.is_array)
 
         def many(dynamic, inputs, cache, length):
-            return methods(eqx.combine(dynamic, static))[1](inputs, cache, length=length)
+            return methods(eqx.combine(dynamic, static))[1](inputs, cache, Extent(length=length))
+
+        def packed(dynamic, inputs, cache, length, starts):
+            return methods(eqx.combine(dynamic, static))[1](inputs, cache, Extent(length, starts))
 
         def steps(dynamic, inputs, cache, valid):
             _, _, step = methods(eqx.combine(dynamic, static))
@@ -58,11 +62,15 @@ class Subject:
             return outputs, cache
 
         self.programs = {"many": (dynamic, many), "steps": (dynamic, steps)}
-        self._many, self._steps = (functools.partial(jit(function), dynamic) for function in (many, steps))
+        self._many, self._steps, self._packed = (functools.partial(jit(f), dynamic) for f in (many, steps, packed))
 
     def many(self, inputs: Any, cache: Any, length: int) -> tuple[Any, Any]:
         """Outputs and cache of all tokens at once, of which `length` are valid."""
         return to_numpy(self._many(inputs, cache, np.int32(length)))
+
+    def packed(self, inputs: Any, cache: Any, length: int, starts: np.ndarray) -> tuple[Any, Any]:
+        """The same of several sequences, the first of which goes on from the cache."""
+        return to_numpy(self._packed(inputs, cache, np.int32(length), starts))
 
     def steps(self, inputs: Any, cache: Any, valid: np.ndarray) -> tuple[Any, Any]:
         """Outputs of every step, and the cache after as many steps as tokens, some of them valid."""
