@@ -86,7 +86,7 @@ def test_other_models(case, tmp_path):
     model = build(case)
     save_exported(model, tmp_path / "model", segments=(4,))
     loaded = load_exported(tmp_path / "model")
-    after = eqx.filter_jit(lambda m: m.prefill(jnp.arange(6), m.init_cache(), 5)[0])
+    after = eqx.filter_jit(lambda m: m.prefill(jnp.arange(6), m.init_cache(), ssmkit.Extent(length=5))[0])
     assert close(after(loaded), after(model))
 
 

@@ -51,7 +51,7 @@ def loss_of(model, tokens):
 
 
 def steps_of(model, tokens):
-    cache = jax.vmap(lambda row: model.prefill(row, model.init_cache(), length=5))(tokens)[1]
+    cache = jax.vmap(lambda row: model.prefill(row, model.init_cache(), ssmkit.Extent(length=5)))(tokens)[1]
     return jax.vmap(model.step)(tokens[:, 0], cache)
 
 
