@@ -10,8 +10,8 @@ from . import (
 )
 from ._default_model import default_model_path as default_model_path
 from ._extent import Extent as Extent
-from ._language_model import (
-    AbstractLanguageModel as AbstractLanguageModel,
+from ._language_model import AbstractLanguageModel as AbstractLanguageModel
+from ._residual_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
     LanguageModel as LanguageModel,
 )

@@ -11,9 +11,10 @@ from ._types import Length, check_length, shown
 class Extent(NamedTuple):
     """Which of many tokens count, and where a new sequence starts among them. `Extent()` says: all of them, one.
 
-    packed = jnp.array([0, 1, 2, 0, 1])             # two documents in one row
-    model.forward(tokens, cache, ssmkit.Extent(starts=packed == 0))
+        positions = jnp.array([0, 1, 2, 0, 1])  # two documents in one row
+        model.forward(tokens, cache, ssmkit.Extent(starts=positions == 0))
 
+    The logits of the second document are then those that it has alone.
     """
 
     length: Length | None = None

@@ -1,0 +1,258 @@
+"""Language models that are a stack of residual blocks, of one kind or of any mixers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from ._construction import check_one_key, check_sizes, check_switches, positive
+from ._extent import CheckedExtent, Extent, extent_of
+from ._final import refuse_overrides
+from ._language_model import AbstractLanguageModel
+from ._sharding import sharded_by_xla
+from ._types import (
+    Length,
+    Logits,
+    PRNGKeyArray,
+    Token,
+    Tokens,
+    Valid,
+    at_least_float32,
+    checks_itself,
+    shown,
+)
+from .layers._linear import Embedding, Linear
+from .layers._matrix import project
+from .layers._norms import LayerNorm, RMSNorm
+from .mixers._fits import check_mixers
+from .mixers._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
+
+
+class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
+    r"""Embedding, residual blocks, final norm and (tied) head; generic over the blocks' cache.
+
+    A model names its fields and builds them in `__init__`; everything else is final. The cache is the blocks' caches.
+
+    Three facts have a default that leaves things as they are, and any model may set them: `embedding_multiplier` scales
+    the embedding, `embedding_norm` normalises it, and with `final_logit_softcapping` $c$ the logits are
+    $c \tanh(z / c)$.
+    """
+
+    embedding: eqx.AbstractVar[Embedding]
+    blocks: eqx.AbstractVar[tuple[AbstractBlock[Cache], ...]]
+    norm: eqx.AbstractVar[RMSNorm | LayerNorm]
+    head: eqx.AbstractVar[Linear | None]
+    embedding_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
+    embedding_norm: RMSNorm | LayerNorm | None = eqx.field(default=None, kw_only=True)
+    final_logit_softcapping: float | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        refuse_overrides(cls, AbstractResidualLanguageModel, "write an `ssmkit.AbstractMixer` for its blocks instead.")
+
+    def init_cache(self) -> tuple[Cache, ...]:
+        """The blocks' empty caches."""
+        return tuple(block.init_cache() for block in self.blocks)
+
+    @sharded_by_xla
+    @checks_itself
+    def prefill(
+        self,
+        tokens: Tokens,
+        cache: tuple[Cache, ...],
+        extent: Extent = Extent(),
+        *,
+        length: Length | None = None,
+    ) -> tuple[Logits, tuple[Cache, ...]]:
+        """As `AbstractLanguageModel.prefill`; `length=n` is short for `Extent(length=n)`."""
+        tokens = _ids("tokens", tokens, 1)
+        extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
+        x, caches = self._embed(tokens), []
+        for block, block_cache in self._pairs(cache):
+            x, block_cache = _prefill(block, x, block_cache, extent)
+            caches.append(block_cache)
+        last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
+        return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), tuple(caches)
+
+    @sharded_by_xla
+    @checks_itself
+    def step(
+        self, token: Token, cache: tuple[Cache, ...], valid: Valid | None = None
+    ) -> tuple[Logits, tuple[Cache, ...]]:
+        """As `AbstractLanguageModel.step`."""
+        token = _ids("token", token, 0)
+        x, caches = self._embed(token), []
+        for block, block_cache in self._pairs(cache):
+            x, block_cache = _step(block, x, block_cache, valid)
+            caches.append(block_cache)
+        return self._logits(x), tuple(caches)
+
+    @sharded_by_xla
+    @checks_itself
+    def forward(
+        self,
+        tokens: Tokens,
+        cache: tuple[Cache, ...],
+        extent: Extent = Extent(),
+        *,
+        length: Length | None = None,
+        dropout: float = 0.0,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "time vocab"], tuple[Cache, ...]]:
+        """As `AbstractLanguageModel.forward`; `length=n` is short for `Extent(length=n)`.
+
+        Dropout acts on the embedding and on every residual branch.
+        """
+        tokens = _ids("tokens", tokens, 1)
+        extent = _one_extent(extent, length, tokens.shape[0])
+        drop = eqx.nn.Dropout(dropout, inference=dropout == 0.0)
+        first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
+        x, caches = drop(self._embed(tokens), key=first), []
+        for (block, block_cache), block_key in zip(self._pairs(cache), keys, strict=True):
+            x, block_cache = _forward(block, x, block_cache, extent, drop, block_key)
+            caches.append(block_cache)
+        return self._logits(x), tuple(caches)
+
+    def _pairs(self, cache: tuple[Cache, ...]) -> list[tuple[AbstractBlock[Cache], Cache]]:
+        if not isinstance(cache, tuple) or len(cache) != len(self.blocks):
+            got = len(cache) if isinstance(cache, tuple) else type(cache).__name__
+            raise ValueError(
+                f"`cache` must hold one entry per block, {len(self.blocks)}, got {got}. Start from "
+                "`model.init_cache()`."
+            )
+        return list(zip(self.blocks, cache, strict=True))
+
+    def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
+        x = self.embedding(tokens)
+        if self.embedding_multiplier != 1.0:
+            x = self.embedding_multiplier * x.astype(at_least_float32(x.dtype))
+        return x if self.embedding_norm is None else self.embedding_norm(x)
+
+    def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        logits, cap = project(weight, self.norm(x))[..., : self.vocab_size], self.final_logit_softcapping
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+# Blocks of the same structure are traced once, however deep the model.
+
+
+@eqx.filter_jit
+def _prefill(block: AbstractBlock, x: Array, cache: Any, extent: CheckedExtent) -> tuple[Array, Any]:
+    return block.prefill(x, cache, extent)
+
+
+@eqx.filter_jit
+def _step(block: AbstractBlock, x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
+    return block.step(x, cache, valid=valid)
+
+
+@eqx.filter_jit
+def _forward(
+    block: AbstractBlock, x: Array, cache: Any, extent: CheckedExtent, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
+) -> tuple[Array, Any]:
+    return block.forward(x, cache, drop, key, extent)
+
+
+class LanguageModel(AbstractResidualLanguageModel[Any]):
+    """A language model out of any mixers, each in its pre-normalised residual branch.
+
+        mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, 683, key=key_1)]
+        model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
+
+    Mixers may be of different kinds; each keeps its own cache.
+    """
+
+    vocab_size: int = eqx.field(static=True)
+    embedding: Embedding
+    blocks: tuple[ResidualBlock[Any], ...]
+    norm: RMSNorm | LayerNorm
+    head: Linear | None
+
+    @checks_itself
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        mixers: Sequence[AbstractMixer[Any]],
+        *,
+        norm: Callable[[int], RMSNorm | LayerNorm] = RMSNorm,
+        tie_word_embeddings: bool = False,
+        embedding_multiplier: float | int = 1.0,
+        embedding_norm: Callable[[int], RMSNorm | LayerNorm] | None = None,
+        final_logit_softcapping: float | int | None = None,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        r"""Random initialisation of everything but the mixers.
+
+        **Arguments:**
+
+        - `vocab_size`: ids that can be produced.
+        - `width`: of the residual stream; every mixer maps it to itself.
+        - `mixers`: the layers, first to last.
+        - `norm`: makes a norm of a given width, before every mixer and before the head.
+        - `tie_word_embeddings`: the head is the embedding.
+        - `embedding_multiplier`: scales the embedding; the square root of `width` in Gemma and RecurrentGemma.
+        - `embedding_norm`: makes a norm between the embedding and the first mixer: the `ln0` of RWKV.
+        - `final_logit_softcapping`: $c$, where logits $z$ become $c \tanh(z / c)$; 30 in Gemma and RecurrentGemma,
+            which calls it `logits_soft_cap`.
+        - `dtype`: of the embedding and the head.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` or `TypeError` naming the argument that does not fit, a mixer among them: each is
+        traced with one token, which computes nothing.
+        """
+        check_sizes(vocab_size=vocab_size, width=width)
+        check_switches(tie_word_embeddings=tie_word_embeddings)
+        if not isinstance(mixers, Sequence):
+            raise TypeError(f"`mixers` must be a list of mixers, got {type(mixers).__name__}.")
+        for i, mixer in enumerate(mixers):
+            if not isinstance(mixer, AbstractMixer):
+                raise TypeError(f"`mixers[{i}]` must be an `ssmkit.AbstractMixer`, got {type(mixer).__name__}.")
+        for name, make in (("norm", norm), ("embedding_norm", embedding_norm)):
+            if isinstance(make, RMSNorm | LayerNorm) or not (
+                callable(make) or (name, make) == ("embedding_norm", None)
+            ):
+                what = "a norm" if isinstance(make, RMSNorm | LayerNorm) else shown(make)
+                raise TypeError(
+                    f"`{name}` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got {what}."
+                )
+        check_one_key(key)
+        check_mixers(mixers, width)
+        embedding_key, head_key = jax.random.split(key)
+        self.vocab_size = vocab_size
+        self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)
+        self.blocks = tuple(ResidualBlock(norm=norm(width), mixer=mixer) for mixer in mixers)
+        self.norm = norm(width)
+        self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
+        self.embedding_multiplier = positive("embedding_multiplier", embedding_multiplier)
+        self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
+        cap = final_logit_softcapping
+        self.final_logit_softcapping = None if cap is None else positive("final_logit_softcapping", cap)
+
+
+def _one_extent(extent: Extent, length: Length | None, time: int) -> CheckedExtent:
+    """The extent that `extent`, or `length` in its place, says.
+
+    **Raises:** `ValueError` when both are given, or do not fit.
+    """
+    if length is None:
+        return extent_of(extent, time)
+    if any(part is not None for part in extent):
+        raise ValueError("`length` and `extent` are given, which both say how many tokens count: leave one out.")
+    return Extent(length).checked(time)
+
+
+def _ids(name: str, tokens: Any, ndim: int) -> Int[Array, "*axes"]:
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != ndim or 0 in tokens.shape:
+        expected = "one integer id, shape ()" if ndim == 0 else "integer ids of shape (time,) with time at least 1"
+        raise ValueError(
+            f"`{name}` must be {expected}, got {tokens.dtype} of shape {tokens.shape}. A model takes one sequence; "
+            "batch with `jax.vmap` or `ssmkit.generate`."
+        )
+    return tokens
