@@ -41,8 +41,8 @@ class Extent(NamedTuple):
                     f"`starts` must be booleans of shape ({time},), one for each token, got {starts.dtype} of shape "
                     f"{starts.shape}."
                 )
-            if length is not None:
-                starts = starts & (jnp.arange(time, dtype=jnp.int32) < length)
+            if (valid := CheckedExtent(length).valid(time)) is not None:
+                starts = starts & valid
         return CheckedExtent(length, starts)
 
 

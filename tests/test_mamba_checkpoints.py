@@ -91,7 +91,7 @@ def test_published_state_spaces_configuration(tmp_path):
 
 
 def test_published_hf_configurations():
-    """Of `mamba-130m-hf`, which also holds what it was converted from, and of `falcon-mamba-7b`."""
+    """The configurations are those of `mamba-130m-hf`, with what it was converted from, and of `falcon-mamba-7b`."""
     dialect = dialect_of("hf")
     content = {"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280, "expand": 2}
     content |= {"intermediate_size": 1536, "time_step_rank": 48, "state_size": 16, "conv_kernel": 4, "ssm_cfg": {}}

@@ -158,7 +158,7 @@ def test_rows_of_a_batch_with_a_large_matrix(kind):
 
 
 def test_int8_rounds_by_at_most_half_a_step():
-    """Of its row; the largest entry of each row is kept."""
+    """Every entry is within half a step of its row; the largest entry of each row is kept."""
     given = np.asarray(random_matrix(out=2500))  # more rows than are narrowed at a time
     matrix = narrow("int8", jnp.asarray(given))
     assert (matrix.values.dtype, matrix.scale.dtype, matrix.shape) == (jnp.int8, jnp.float32, given.shape)

@@ -115,7 +115,7 @@ def test_what_each_step_means(source, tensors, expected):
 
 
 def test_a_turn_of_three_axes_is_undone():
-    """Of two axes, an order is its own inverse."""
+    """An order of two axes would not do: it is its own inverse."""
     tensors: dict[str, np.ndarray] = {}
     array, source = np.arange(24).reshape(2, 3, 4), Source("x", (Transpose((1, 2, 0)),))
     source.write(array, tensors)

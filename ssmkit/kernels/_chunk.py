@@ -59,17 +59,14 @@ class Tokens(NamedTuple):
     """The tokens of one chunk as they were made: nothing is masked, and what all of them share is there once."""
 
     coefficients: Coefficients
-    """With a leading axis on every field: `time`, or 1 where all tokens have the same. `value` has `time`."""
+    """With a leading axis on every field: `time`, or 1 where all tokens have the same. `value` has `time`.
+
+    The log-decay is minus infinity at the starts.
+    """
     valid: Bool[Array, " time"] | None
     """Tokens that are not leave the state as it is; `None` says that all are valid."""
     starts: Bool[Array, " time"] | None = None
     """Tokens before which the state is zero again; `None` says that there are none."""
-
-    @property
-    def log_decay(self) -> Inexact[Array, "#time heads #key"]:
-        """The log-decays, minus infinity at the starts."""
-        log_decay = self.coefficients.log_decay
-        return log_decay if self.starts is None else forgetting(log_decay, self.starts)
 
     def chunk(self) -> Chunk:
         """One row per write and read, with identity steps for tokens that are not valid."""
@@ -77,12 +74,11 @@ class Tokens(NamedTuple):
         c = jax.tree.map(lambda array: jnp.broadcast_to(array, (time, *array.shape[1:])), self.coefficients)
         if self.valid is not None:
             c = jax.vmap(Coefficients.where)(c, self.valid)
-        log_decay = c.log_decay if self.starts is None else forgetting(c.log_decay, self.starts)
 
         def rows(array: Array) -> Array:
             return einops.rearrange(array, "t h r x -> (t r) h x") if array.ndim == 4 else array
 
-        return Chunk(log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus, self.starts)
+        return Chunk(c.log_decay, rows(c.write), rows(c.value), rows(c.read), c.bonus, self.starts)
 
 
 def forgetting(log_decay: Inexact[Array, "#time heads key"], starts: Bool[Array, " time"]) -> Inexact[Array, "..."]:

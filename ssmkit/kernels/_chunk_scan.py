@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact, PyTree
 
 from .._types import Length, StateLike, checks_itself
-from ._chunk import Tokens
+from ._chunk import Tokens, forgetting
 from ._coefficients import Coefficients
 from ._constant import constant_fields
 from ._elementwise import ELEMENTWISE
@@ -109,6 +109,8 @@ def chunk_scan_of(
         if constant:
             one = in_dtype(coefficients(jax.tree.map(lambda array: array[:1], inputs)), dtype)
             made = eqx.tree_at(fields, made, fields(one))
+        if starts is not None:
+            made = eqx.tree_at(lambda c: c.log_decay, made, forgetting(made.log_decay, starts))
         return Tokens(made, valid, starts)
 
     valid = jnp.arange(time + padding, dtype=jnp.int32) < stop if masked else None

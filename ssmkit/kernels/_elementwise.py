@@ -49,7 +49,7 @@ def _in_order(tokens: Tokens, state: Inexact[Array, "element heads"]) -> tuple[A
         return repeated
 
     fields = {
-        "decay": decay(jnp.swapaxes(tokens.log_decay, 1, 2)),
+        "decay": decay(jnp.swapaxes(made.log_decay, 1, 2)),
         "write": rows(made.write),
         "value": rows(made.value),
         "read": rows(made.read),
