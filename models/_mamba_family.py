@@ -3,13 +3,13 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeGuard, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
@@ -154,55 +154,6 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
         return self.fc2(y * ssmkit.silu(gate)), cache
 
 
-class MambaBlock(ssmkit.AbstractBlock[Cache]):
-    """A residual branch with a mixer and then one with an MLP: mamba_ssm's `Block` where `d_intermediate` is not 0."""
-
-    norm: ssmkit.RMSNorm | ssmkit.LayerNorm
-    mixer: ssmkit.AbstractMixer[Cache]
-    norm2: ssmkit.RMSNorm | ssmkit.LayerNorm
-    mlp: MambaMLP
-    residual_in_fp32: bool = eqx.field(static=True, default=True)
-
-    def init_cache(self) -> Cache:
-        """The mixer's cache; the MLP has none."""
-        return self.mixer.init_cache()
-
-    def prefill(
-        self, x: Float[Array, "time width"], cache: Cache, extent: ssmkit.Extent = ssmkit.Extent()
-    ) -> tuple[Float[Array, "time width"], Cache]:
-        """As `AbstractMixer.prefill`."""
-        first, second = self._branches()
-        x, cache = first.prefill(x, cache, extent)
-        return second.prefill(x, (), extent)[0], cache
-
-    def step(
-        self, x: Float[Array, " width"], cache: Cache, *, valid: Bool[Array, ""] | bool | None = None
-    ) -> tuple[Float[Array, " width"], Cache]:
-        """As `AbstractMixer.step`."""
-        first, second = self._branches()
-        x, cache = first.step(x, cache, valid=valid)
-        return second.step(x, (), valid=valid)[0], cache
-
-    def forward(
-        self,
-        x: Float[Array, "time width"],
-        cache: Cache,
-        drop: Callable[..., Array],
-        key: PRNGKeyArray | None,
-        extent: ssmkit.Extent = ssmkit.Extent(),
-    ) -> tuple[Float[Array, "time width"], Cache]:
-        """As `AbstractBlock.forward`, each branch with dropout of its own."""
-        (first, second), keys = self._branches(), (None, None) if key is None else jax.random.split(key)
-        x, cache = first.forward(x, cache, drop, keys[0], extent)
-        return second.forward(x, (), drop, keys[1], extent)[0], cache
-
-    def _branches(self) -> tuple[ssmkit.ResidualBlock[Cache], ssmkit.ResidualBlock[tuple[()]]]:
-        return (
-            ssmkit.ResidualBlock(self.norm, self.mixer, self.residual_in_fp32),
-            ssmkit.ResidualBlock(self.norm2, self.mlp, self.residual_in_fp32),
-        )
-
-
 def language_model_parts(
     config: AbstractMambaConfig,
     mixer: Callable[..., ssmkit.AbstractMixer[Cache]],
@@ -211,11 +162,13 @@ def language_model_parts(
     dtype: DTypeLike,
 ) -> tuple[
     ssmkit.Embedding,
-    tuple[ssmkit.AbstractBlock[Cache], ...],
+    tuple[ssmkit.ResidualBlock[Any], ...],
     ssmkit.RMSNorm | ssmkit.LayerNorm,
     ssmkit.Linear | None,
 ]:
     """Embedding, blocks, final norm and head, initialised as the papers' code.
+
+    With `d_intermediate`, the block of every mixer is followed by one of an MLP.
 
     `mixer(config, key=key, dtype=dtype)` makes one that ends in a layer `out_proj`. Its weight, and that of the layer
     that an MLP ends in, is scaled by $1/\\sqrt{layers}$.
@@ -227,14 +180,16 @@ def language_model_parts(
     scale = math.sqrt(config.num_hidden_layers)
     scaled = lambda layer: eqx.tree_at(lambda it: it.weight, layer, layer.weight / scale)
 
-    def block(key: PRNGKeyArray) -> ssmkit.AbstractBlock[Cache]:
+    def layers(key: PRNGKeyArray) -> Iterator[ssmkit.AbstractMixer[Any]]:
         layer = mixer(config, key=key, dtype=dtype)
-        layer = eqx.tree_at(lambda it: it.out_proj, layer, replace_fn=scaled)
-        if config.d_intermediate == 0:
-            return ssmkit.ResidualBlock(norm(), layer, config.residual_in_fp32)
-        mlp = MambaMLP(width, config.d_intermediate, key=jax.random.fold_in(key, 1), dtype=dtype)
-        mlp = eqx.tree_at(lambda it: it.fc2, mlp, replace_fn=scaled)
-        return MambaBlock(norm(), layer, norm(), mlp, config.residual_in_fp32)
+        yield eqx.tree_at(lambda it: it.out_proj, layer, replace_fn=scaled)
+        if config.d_intermediate != 0:
+            mlp = MambaMLP(width, config.d_intermediate, key=jax.random.fold_in(key, 1), dtype=dtype)
+            yield eqx.tree_at(lambda it: it.fc2, mlp, replace_fn=scaled)
+
+    blocks = tuple(
+        ssmkit.ResidualBlock(norm(), layer, config.residual_in_fp32) for key in keys for layer in layers(key)
+    )
 
     head = None if config.tie_word_embeddings else ssmkit.Linear(width, rows, dtype=dtype, key=head_key)
-    return ssmkit.Embedding(rows, width, dtype=dtype, key=embedding_key), tuple(map(block, keys)), norm(), head
+    return ssmkit.Embedding(rows, width, dtype=dtype, key=embedding_key), blocks, norm(), head

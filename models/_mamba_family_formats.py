@@ -8,7 +8,7 @@ from ssmkit.checkpoint import CheckpointError, Reshape, Source
 from ._mamba_family import AbstractMambaConfig
 
 
-# What both architectures have in a block.
+# What both architectures have in the block of a mixer.
 _LAYER = {
     "norm.weight": "norm.weight",
     "mixer.in_proj.weight": "mixer.in_proj.weight",
@@ -19,6 +19,13 @@ _LAYER = {
     "mixer.D": "mixer.D",
     "mixer.out_proj.weight": "mixer.out_proj.weight",
     "mixer.out_proj.bias": "mixer.out_proj.bias",
+}
+# The block of an MLP, which follows that of a mixer where there are MLPs.
+_MLP = {
+    "norm.weight": "norm2.weight",
+    "norm.bias": "norm2.bias",
+    "mixer.fc1.weight": "mlp.fc1.weight",
+    "mixer.fc2.weight": "mlp.fc2.weight",
 }
 
 Config = TypeVar("Config", bound=AbstractMambaConfig)
@@ -57,10 +64,12 @@ def names(
     - `embedding`: the name of the embedding.
     - `prefix`: to all names.
     """
-    layer = {**_LAYER, **layer}
+    layer = {**_LAYER, "norm.bias": "norm.bias", **layer}
 
     def sources(config: AbstractMambaConfig) -> dict[str, Source]:
         """As `Dialect.names`."""
+        kinds = (layer, _MLP) if config.d_intermediate else (layer,)
+        count = len(kinds)
         steps: dict[str, tuple[Reshape, ...]] = {
             "mixer.conv.weight": (Reshape((-1, 1, config.conv_kernel)),),
             "mixer.D": (Reshape((-1,)),),
@@ -68,9 +77,10 @@ def names(
         return {
             "embedding.weight": Source(f"{prefix}backbone.{embedding}.weight"),
             **{
-                f"blocks.{i}.{path}": Source(f"{prefix}backbone.layers.{i}.{name}", steps.get(path, ()))
+                f"blocks.{count * i + j}.{path}": Source(f"{prefix}backbone.layers.{i}.{name}", steps.get(path, ()))
                 for i in range(config.num_hidden_layers)
-                for path, name in layer.items()
+                for j, kind in enumerate(kinds)
+                for path, name in kind.items()
             },
             "norm.weight": Source(f"{prefix}backbone.norm_f.weight"),
             "norm.bias": Source(f"{prefix}backbone.norm_f.bias"),

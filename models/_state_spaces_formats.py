@@ -45,9 +45,6 @@ STATE_SPACES_DEAD = ("attn_cfg", "fused_add_norm")  # settings of attention laye
 
 STATE_SPACES_LAYERS = ("Mamba1", "Mamba2")  # the first is meant where a file names none
 
-# What only mamba_ssm has in a block.
-_BLOCK = {name: name for name in ("norm.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc2.weight")}
-
 
 def read_state_spaces(content: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
     """As `read_keys`; `ssm_cfg` holds arguments of the mixer's class."""
@@ -104,7 +101,7 @@ def state_spaces(
         read_config=read_config,
         unknown_keys=lambda content: unknown_keys(_flat(content), keys, dead),
         write_config=write_config,
-        names=names(layer | _BLOCK, "embedding"),
+        names=names(layer, "embedding"),
         base="backbone.",
         copies={"lm_head.weight": "backbone.embedding.weight"},
         writes_copies=True,

@@ -1,6 +1,7 @@
 """Mamba (arXiv 2312.00752), and FalconMamba (arXiv 2410.05355)."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -188,7 +189,7 @@ class Mamba(ssmkit.AbstractResidualLanguageModel[MambaCache]):
     config: MambaConfig = eqx.field(static=True)
     vocab_size: int = eqx.field(static=True)
     embedding: ssmkit.Embedding
-    blocks: tuple[ssmkit.AbstractBlock[MambaCache], ...]
+    blocks: tuple[ssmkit.ResidualBlock[Any], ...]
     norm: ssmkit.RMSNorm | ssmkit.LayerNorm
     head: ssmkit.Linear | None
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -233,7 +234,7 @@ class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
     config: Mamba2Config = eqx.field(static=True)
     vocab_size: int = eqx.field(static=True)
     embedding: ssmkit.Embedding
-    blocks: tuple[ssmkit.AbstractBlock[Mamba2Cache], ...]
+    blocks: tuple[ssmkit.ResidualBlock[Any], ...]
     norm: ssmkit.RMSNorm | ssmkit.LayerNorm
     head: ssmkit.Linear | None
 

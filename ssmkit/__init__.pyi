@@ -31,6 +31,7 @@ from .generation._engine import Generation as Generation
 from .generation._generate import generate as generate, resume as resume, stream as stream
 from .generation._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler
 from .kernels._coefficients import Coefficients as Coefficients
+from .layers._dropout import Dropout as Dropout, with_dropout as with_dropout
 from .layers._linear import (
     BlockDiagonalLinear as BlockDiagonalLinear,
     Embedding as Embedding,

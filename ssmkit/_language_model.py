@@ -74,7 +74,6 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         cache: Cache,
         extent: Extent = Extent(),
         *,
-        dropout: float = 0.0,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time vocab"], Cache]:
         """Logits after every token, also onto a cache that is not empty: for training and scoring.
@@ -84,8 +83,8 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         - `tokens`: ids of `time` tokens.
         - `cache`: the cache before the first of them.
         - `extent`: as for `prefill`; logits after tokens that do not count are unspecified.
-        - `dropout`: the share of features dropped, for training.
-        - `key`: for dropout; not needed without it.
+        - `key`: for training, where features are dropped at the rates that `ssmkit.with_dropout` has set; without a
+            key, nothing is dropped.
 
         **Returns:** logits, and the cache after the last token that counts.
         """

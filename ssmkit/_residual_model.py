@@ -24,6 +24,7 @@ from ._types import (
     checks_itself,
     shown,
 )
+from .layers._dropout import with_keys
 from .layers._linear import Embedding, Linear
 from .layers._matrix import project
 from .layers._norms import LayerNorm, RMSNorm
@@ -36,13 +37,16 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
     A model names its fields and builds them in `__init__`; everything else is final. The cache is the blocks' caches.
 
+    Blocks are mixers of any kind that take the residual stream to itself, sums included, as `ssmkit.ResidualBlock`
+    does.
+
     Three facts have a default that leaves things as they are, and any model may set them: `embedding_multiplier` scales
     the embedding, `embedding_norm` normalises it, and with `final_logit_softcapping` $c$ the logits are
     $c \tanh(z / c)$.
     """
 
     embedding: eqx.AbstractVar[Embedding]
-    blocks: eqx.AbstractVar[tuple[AbstractBlock[Cache], ...]]
+    blocks: eqx.AbstractVar[tuple[AbstractMixer[Cache], ...]]
     norm: eqx.AbstractVar[RMSNorm | LayerNorm]
     head: eqx.AbstractVar[Linear | None]
     embedding_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
@@ -70,12 +74,9 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         """As `AbstractLanguageModel.prefill`; `length=n` is short for `Extent(length=n)`."""
         tokens = _ids("tokens", tokens, 1)
         extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
-        x, caches = self._embed(tokens), []
-        for block, block_cache in self._pairs(cache):
-            x, block_cache = _prefill(block, x, block_cache, extent)
-            caches.append(block_cache)
+        x, cache = _through(self.blocks, self._embed(tokens), cache, extent)
         last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
-        return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), tuple(caches)
+        return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), cache
 
     @sharded_by_xla
     @checks_itself
@@ -85,7 +86,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         """As `AbstractLanguageModel.step`."""
         token = _ids("token", token, 0)
         x, caches = self._embed(token), []
-        for block, block_cache in self._pairs(cache):
+        for block, block_cache in _pairs(self.blocks, cache):
             x, block_cache = _step(block, x, block_cache, valid)
             caches.append(block_cache)
         return self._logits(x), tuple(caches)
@@ -99,31 +100,17 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         extent: Extent = Extent(),
         *,
         length: Length | None = None,
-        dropout: float = 0.0,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time vocab"], tuple[Cache, ...]]:
         """As `AbstractLanguageModel.forward`; `length=n` is short for `Extent(length=n)`.
 
-        Dropout acts on the embedding and on every residual branch.
+        With a `key`, every `ssmkit.Dropout` in the embedding and the blocks drops features.
         """
         tokens = _ids("tokens", tokens, 1)
         extent = _one_extent(extent, length, tokens.shape[0])
-        drop = eqx.nn.Dropout(dropout, inference=dropout == 0.0)
-        first, *keys = [None] * (len(self.blocks) + 1) if key is None else jax.random.split(key, len(self.blocks) + 1)
-        x, caches = drop(self._embed(tokens), key=first), []
-        for (block, block_cache), block_key in zip(self._pairs(cache), keys, strict=True):
-            x, block_cache = _forward(block, x, block_cache, extent, drop, block_key)
-            caches.append(block_cache)
-        return self._logits(x), tuple(caches)
-
-    def _pairs(self, cache: tuple[Cache, ...]) -> list[tuple[AbstractBlock[Cache], Cache]]:
-        if not isinstance(cache, tuple) or len(cache) != len(self.blocks):
-            got = len(cache) if isinstance(cache, tuple) else type(cache).__name__
-            raise ValueError(
-                f"`cache` must hold one entry per block, {len(self.blocks)}, got {got}. Start from "
-                "`model.init_cache()`."
-            )
-        return list(zip(self.blocks, cache, strict=True))
+        model = with_keys(self, key)
+        x, cache = _through(model.blocks, model._embed(tokens), cache, extent)
+        return self._logits(x), cache
 
     def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
         x = self.embedding(tokens)
@@ -137,28 +124,43 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
+def _through(
+    blocks: tuple[AbstractMixer[Any], ...],
+    x: Float[Array, "time width"],
+    cache: tuple[Any, ...],
+    extent: CheckedExtent,
+) -> tuple[Float[Array, "time width"], tuple[Any, ...]]:
+    caches = []
+    for block, block_cache in _pairs(blocks, cache):
+        x, block_cache = _prefill(block, x, block_cache, extent)
+        caches.append(block_cache)
+    return x, tuple(caches)
+
+
+def _pairs(blocks: tuple[AbstractMixer[Any], ...], cache: Any) -> list[tuple[AbstractMixer[Any], Any]]:
+    if not isinstance(cache, tuple) or len(cache) != len(blocks):
+        got = len(cache) if isinstance(cache, tuple) else type(cache).__name__
+        raise ValueError(
+            f"`cache` must hold one entry per block, {len(blocks)}, got {got}. Start from `model.init_cache()`."
+        )
+    return list(zip(blocks, cache, strict=True))
+
+
 # Blocks of the same structure are traced once, however deep the model.
 
 
 @eqx.filter_jit
-def _prefill(block: AbstractBlock, x: Array, cache: Any, extent: CheckedExtent) -> tuple[Array, Any]:
+def _prefill(block: AbstractMixer[Any], x: Array, cache: Any, extent: CheckedExtent) -> tuple[Array, Any]:
     return block.prefill(x, cache, extent)
 
 
 @eqx.filter_jit
-def _step(block: AbstractBlock, x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
+def _step(block: AbstractMixer[Any], x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
     return block.step(x, cache, valid=valid)
 
 
-@eqx.filter_jit
-def _forward(
-    block: AbstractBlock, x: Array, cache: Any, extent: CheckedExtent, drop: eqx.nn.Dropout, key: PRNGKeyArray | None
-) -> tuple[Array, Any]:
-    return block.forward(x, cache, drop, key, extent)
-
-
 class LanguageModel(AbstractResidualLanguageModel[Any]):
-    """A language model out of any mixers, each in its pre-normalised residual branch.
+    """A language model out of any mixers, each in its pre-normalised residual branch, and of any blocks.
 
         mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, 683, key=key_1)]
         model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
@@ -168,7 +170,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
 
     vocab_size: int = eqx.field(static=True)
     embedding: Embedding
-    blocks: tuple[ResidualBlock[Any], ...]
+    blocks: tuple[AbstractBlock[Any], ...]
     norm: RMSNorm | LayerNorm
     head: Linear | None
 
@@ -193,7 +195,8 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
 
         - `vocab_size`: ids that can be produced.
         - `width`: of the residual stream; every mixer maps it to itself.
-        - `mixers`: the layers, first to last.
+        - `mixers`: the layers, first to last. An `ssmkit.AbstractBlock` is a layer as it is; around any other mixer
+            there is an `ssmkit.ResidualBlock`.
         - `norm`: makes a norm of a given width, before every mixer and before the head.
         - `tie_word_embeddings`: the head is the embedding.
         - `embedding_multiplier`: scales the embedding; the square root of `width` in Gemma and RecurrentGemma.
@@ -226,7 +229,10 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         embedding_key, head_key = jax.random.split(key)
         self.vocab_size = vocab_size
         self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)
-        self.blocks = tuple(ResidualBlock(norm=norm(width), mixer=mixer) for mixer in mixers)
+        self.blocks = tuple(
+            mixer if isinstance(mixer, AbstractBlock) else ResidualBlock(norm=norm(width), mixer=mixer)
+            for mixer in mixers
+        )
         self.norm = norm(width)
         self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
         self.embedding_multiplier = positive("embedding_multiplier", embedding_multiplier)

@@ -46,7 +46,7 @@ MIXERS = [
         conv_kernel=1,
     ),
     _case(MambaMixer, normal(WIDTH), "mamba-mixer-falcon", **FALCON),
-    Case("mamba-block-with-mlp", lambda key: Mamba(mamba_config(d_intermediate=7), key=key).blocks[0], normal(WIDTH)),
+    Case("mamba-mlp", lambda key: Mamba(mamba_config(d_intermediate=7), key=key).blocks[1], normal(WIDTH)),
     Case("mamba-mlp", lambda key: MambaMLP(WIDTH, 7, key=key), normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [

@@ -47,9 +47,8 @@ class Bigram(ssmkit.AbstractLanguageModel[None]):
     def step(self, token, cache, *, valid=None):
         raise NotImplementedError
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
-        x = eqx.nn.Dropout(dropout, inference=dropout == 0.0)(self.embedding(tokens), key=key)
-        return self.head(x), cache
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
+        return self.head(ssmkit.Dropout(self.embedding.dropout.rate, key)(self.embedding(tokens))), cache
 
 
 def ignore(progress):

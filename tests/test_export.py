@@ -116,7 +116,7 @@ def test_two_of_the_same_files_share_executables(artefact, loaded):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m: m.forward(jnp.ones(3, jnp.int32), m.init_cache(), dropout=0.5), "`dropout` must be 0"),
+        (lambda m: m.forward(jnp.ones(3, jnp.int32), m.init_cache(), ssmkit.Extent(2)), "`extent` must be left out"),
         (lambda m: m.step(jnp.asarray(1, jnp.int32), {}), "`cache` must be as `init_cache"),
     ],
 )

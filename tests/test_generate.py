@@ -317,7 +317,7 @@ class Counting(ssmkit.AbstractLanguageModel[Any]):
     def step(self, token, cache, valid=None):
         return jax.nn.one_hot(token + 1, VOCAB, dtype=jnp.float32), cache
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         return jax.nn.one_hot(tokens + 1, VOCAB, dtype=jnp.float32), cache
 
 
@@ -859,7 +859,7 @@ class Bigram(ssmkit.AbstractLanguageModel[None]):
     def step(self, token, cache, valid=None):
         return self.table[token], None
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         return self.table[tokens], None
 
 

@@ -34,7 +34,7 @@ class RunningSum(ssmkit.AbstractLanguageModel[Float[Array, " width"]]):
     def step(self, token, cache, *, valid=None):
         raise NotImplementedError
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         sums = cache[None] + jnp.cumsum(self.embedding[tokens], axis=0)
         return jnp.sin(sums) @ self.embedding.T, sums[-1]
 

@@ -72,7 +72,7 @@ class Own(ssmkit.AbstractLanguageModel):
     def init_cache(self):
         return jnp.zeros(8)
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         sums = jnp.cumsum(self.embedding(tokens), 0) + cache
         return self.head(sums), sums[-1]
 

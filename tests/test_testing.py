@@ -287,13 +287,13 @@ class Model(ssmkit.AbstractLanguageModel[Any]):
         y, cache = self.mixer.step(self.embedding[token], cache, valid=valid)
         return self.embedding @ y, cache
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         y, cache = self.mixer.prefill(self.embedding[tokens], cache)
         return y @ self.embedding.T, cache
 
 
 class AnotherForward(Model):
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         logits, cache = super().forward(tokens, cache)
         return jax.nn.log_softmax(logits), cache
 
@@ -301,7 +301,7 @@ class AnotherForward(Model):
 class LeakingForward(Model):
     """By less than the tolerance."""
 
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, dropout=0.0, key=None):
+    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
         logits, cache = super().forward(tokens, cache)
         return logits + 1e-6 * logits[-1:], cache
 

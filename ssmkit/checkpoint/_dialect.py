@@ -86,7 +86,8 @@ class Architecture:
     layers: str | None = None
     """The field of the configuration that counts the model's layers, if it has layers and all have the same shapes.
 
-    The first index of an array's path is then that of the layer. A configuration of more layers than the files
+    The first index of an array's path is then that of the layer, or of a block where every layer is the same number of
+    blocks. A configuration of more layers than the files
     can fill is refused before the model is laid out; without this field, a configuration may ask for any number.
     """
 

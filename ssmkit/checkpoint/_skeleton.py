@@ -92,11 +92,14 @@ def arrays_of(
     one, layers = shallow(architecture, config)
     slots = jax.tree_util.tree_flatten_with_path(skeleton(architecture, dialect, one, dtype))[0]
     arrays = {array_path(path): slot for path, slot in slots if isinstance(slot, jax.ShapeDtypeStruct)}
+    if architecture.layers is None:
+        return arrays
+    indices = {int(index[0]) for path in arrays if (index := _INDEX.search(path))}
     return {
         place: slot
         for layer in range(layers)
         for path, slot in arrays.items()
-        for place in _places(path, layer, architecture.layers is not None)
+        for place in _places(path, layer * len(indices))
     }
 
 
@@ -120,8 +123,8 @@ def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype
     return layers * sum(leaf.size * leaf.dtype.itemsize for leaf in cache if isinstance(leaf, jax.ShapeDtypeStruct))
 
 
-def _places(path: str, layer: int, layered: bool) -> Iterator[str]:
-    """The path of the array of another layer; nothing for an array that belongs to no layer, but the first time."""
-    moved = _INDEX.sub(str(layer), path, count=1) if layered else path
-    if moved != path or layer == 0:
+def _places(path: str, offset: int) -> Iterator[str]:
+    """The path of the array of a later layer; nothing for an array that belongs to no layer, but the first time."""
+    moved = _INDEX.sub(lambda index: str(int(index[0]) + offset), path, count=1)
+    if moved != path or offset == 0:
         yield moved

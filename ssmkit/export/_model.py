@@ -136,17 +136,14 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         cache: Cache,
         extent: Extent = Extent(),
         *,
-        dropout: float = 0.0,
-        key: PRNGKeyArray | None = None,
+        key: PRNGKeyArray | None = None,  # an artefact has nothing that drops features
     ) -> tuple[Float[Array, "time vocab"], Cache]:
         """As `AbstractLanguageModel.forward`, in segments of the exported lengths and then token by token.
 
-        **Raises:** `ValueError` for dropout, or an `extent`: an artefact has programs for neither.
+        **Raises:** `ValueError` for an `extent`: an artefact has no program for it.
         """
         if any(part is not None for part in extent):
             raise ValueError(f"`extent` must be left out for an exported model's `forward`, got {shown(extent)}.")
-        if dropout != 0.0:
-            raise ValueError(f"`dropout` must be 0 for an exported model, which cannot be trained, got {dropout}.")
         tokens, done, found = self._checked(tokens, cache, 1), 0, []
 
         def scan(cache, pieces, program):

@@ -12,6 +12,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, PyTree
 from .._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
 from .._sharding import sharded_by_xla
 from .._types import PRNGKeyArray, check_features, checks_itself
+from ._dropout import Dropout
 from ._matrix import Int8Matrix, Matrix, look_up, project
 
 
@@ -134,6 +135,7 @@ class Embedding(eqx.Module):
     """A row of `weight` per token id. Rows past `vocab_size` are padding: never looked up, never produced."""
 
     weight: Matrix
+    dropout: Dropout
 
     @checks_itself
     def __init__(self, rows: int, width: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
@@ -145,11 +147,12 @@ class Embedding(eqx.Module):
         check_dtype(dtype)
         check_one_key(key)
         self.weight = 0.02 * jax.random.normal(key, (rows, width), dtype)
+        self.dropout = Dropout()
 
     @sharded_by_xla
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
-        """Rows in the weight's dtype: with it starts the residual stream."""
-        return look_up(self.weight, tokens)
+        """Rows in the weight's dtype, some features dropped as `dropout` says: with them starts the residual stream."""
+        return self.dropout(look_up(self.weight, tokens))
 
 
 _WITH_MATRIX = Linear | BlockDiagonalLinear | Embedding

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from .._extent import Extent, extent_of
 from .._final import refuse_overrides
 from .._sharding import sharded_by_xla
-from .._types import PRNGKeyArray, Valid, at_least_float32, checks_itself
+from .._types import Valid, at_least_float32, checks_itself
+from ..layers._dropout import Dropout
 from ..layers._norms import LayerNorm, RMSNorm
 from ..operators._checks import ADD_TIME
 from ..operators._operator import AbstractSequenceOperator
@@ -148,36 +149,20 @@ def features_of(mixer: AbstractMixer[Any], x: Any, *, many: bool) -> Float[Array
 
 
 class AbstractBlock(AbstractMixer[Cache]):
-    """A layer of a language model: a mixer that takes the residual stream to itself, sums included."""
+    """A mixer that takes the residual stream to itself, sums included: a whole layer of a language model.
 
-    @abc.abstractmethod
-    def forward(
-        self,
-        x: Float[Array, "time width"],
-        cache: Cache,
-        drop: Callable[..., Array],
-        key: PRNGKeyArray | None,
-        extent: Extent = Extent(),
-    ) -> tuple[Float[Array, "time width"], Cache]:
-        """As `prefill`, with dropout on every residual branch: for training.
-
-        **Arguments:**
-
-        - `x`, `cache`: as for `prefill`.
-        - `drop`: `drop(branch, key=key)` drops features of a branch, as `equinox.nn.Dropout` does.
-        - `key`: for dropout; `None` where nothing is dropped.
-        - `extent`: as for `prefill`.
-
-        **Returns:** the stream, and the cache after the last token that counts.
-        """
+    `ssmkit.LanguageModel` puts a residual branch around any other mixer, and takes a block as it is. One with parallel
+    branches, or a norm after the mixer, is a subclass of this class with the methods of `AbstractMixer`.
+    """
 
 
 class ResidualBlock(AbstractBlock[Cache]):
-    """`x + mixer(norm(x))`: a pre-normalised residual branch, itself a mixer."""
+    """`x + dropout(mixer(norm(x)))`: a pre-normalised residual branch, itself a mixer."""
 
     norm: RMSNorm | LayerNorm
     mixer: AbstractMixer[Cache]
     residual_in_fp32: bool = eqx.field(static=True, default=True)
+    dropout: Dropout = Dropout()
 
     def init_cache(self) -> Cache:
         """The mixer's cache."""
@@ -187,27 +172,15 @@ class ResidualBlock(AbstractBlock[Cache]):
         self, x: Float[Array, "time width"], cache: Cache, extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
-        y, cache = self.mixer.prefill(self.norm(x), cache, extent)
-        return self.add(x, y), cache
+        branch, cache = self.mixer.prefill(self.norm(x), cache, extent)
+        return self.add(x, self.dropout(branch)), cache
 
     def step(
         self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
     ) -> tuple[Float[Array, " width"], Cache]:
         """As `AbstractMixer.step`."""
-        y, cache = self.mixer.step(self.norm(x), cache, valid=valid)
-        return self.add(x, y), cache
-
-    def forward(
-        self,
-        x: Float[Array, "time width"],
-        cache: Cache,
-        drop: Callable[..., Array],
-        key: PRNGKeyArray | None,
-        extent: Extent = Extent(),
-    ) -> tuple[Float[Array, "time width"], Cache]:
-        """As `AbstractBlock.forward`."""
-        branch, cache = self.mixer.prefill(self.norm(x), cache, extent)
-        return self.add(x, drop(branch, key=key)), cache
+        branch, cache = self.mixer.step(self.norm(x), cache, valid=valid)
+        return self.add(x, self.dropout(branch)), cache
 
     def add(self, x: Float[Array, "*time width"], branch: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
         """The residual sum, in float32 or, without `residual_in_fp32`, in the stream's own dtype."""

@@ -17,6 +17,7 @@ from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
 from ..evaluation._score import cross_entropy, score
+from ..layers._dropout import with_dropout
 from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
 from ._lock import occupied
@@ -72,6 +73,7 @@ def fit(
     path_of("directory", directory)
     windows = check_texts(config, train, valid, model.vocab_size)
     check_trainable(model)
+    with_dropout(model, config.dropout)
     with occupied(directory) as folder:
         check_record(folder, describe_run(model, config, train, valid))
         return _train(model, config, windows, valid, folder, report, keep)
@@ -142,10 +144,10 @@ def _make_update(config: TrainConfig, optimizer: optax.GradientTransformation, s
         keys = jax.random.split(jax.random.fold_in(base_key, state.step), batch.shape[0])
 
         def loss(params):
-            model = eqx.combine(params, static)
+            model = with_dropout(eqx.combine(params, static), config.dropout)
 
             def sequence(tokens, key):
-                logits, _ = model.forward(tokens[:-1], model.init_cache(), dropout=config.dropout, key=key)
+                logits, _ = model.forward(tokens[:-1], model.init_cache(), key=key)
                 return cross_entropy(logits, tokens[1:])
 
             return jnp.mean(jax.vmap(sequence)(batch, keys))
