@@ -26,10 +26,12 @@ from .export import (
     load_exported as load_exported,
     save_exported as save_exported,
 )
+from .generation import rows as rows
 from .generation._cache_file import load_cache as load_cache, save_cache as save_cache
-from .generation._engine import Generation as Generation
 from .generation._generate import generate as generate, resume as resume, stream as stream
+from .generation._requests import Request as Request
 from .generation._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler
+from .generation._state import Generation as Generation, Rows as Rows
 from .kernels._coefficients import Coefficients as Coefficients
 from .layers._dropout import Dropout as Dropout, with_dropout as with_dropout
 from .layers._linear import (

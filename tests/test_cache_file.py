@@ -114,6 +114,9 @@ def tensors_of(path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         (lambda tensors: tensors.update(tokens=np.full((3, 4), VOCAB, np.int32)), r"`tokens` must lie in \[0, 11\)"),
         (lambda tensors: tensors.update(lengths=np.full(3, -1, np.int32)), r"`lengths` must lie in \[0, 5\)"),
         (lambda tensors: tensors.update(lengths=np.full(3, 5, np.int32)), r"`lengths` must lie in \[0, 5\)"),
+        (lambda tensors: tensors.update(last=np.full(3, VOCAB, np.int32)), r"`last` must lie in \[0, 11\)"),
+        (lambda tensors: tensors.update(consumed=np.full(3, -1, np.int32)), r"`consumed` must lie in \[0, "),
+        (lambda tensors: tensors.pop("consumed"), r"a generation has \['consumed'\] too"),
         (
             lambda tensors: tensors.update(finished=np.zeros(2, bool)),
             r"`finished` must have the axes .* with .*'batch': 3.*, got shape \(2,\)",

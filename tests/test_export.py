@@ -68,7 +68,7 @@ def test_the_engine_gives_the_same(model, loaded, batch):
     prompts = PROMPTS[-batch:]
     got, expected = (ssmkit.generate(m, prompts, 8) for m in (loaded, model))
     np.testing.assert_array_equal(got.tokens, expected.tokens)
-    assert close(got.logits, expected.logits)
+    assert close(got.rows.logits, expected.rows.logits)
 
 
 def test_sampling_streaming_and_scoring_give_the_same(model, loaded):

@@ -16,7 +16,7 @@ import pytest
 from helpers import trees_close, trees_equal_bitwise
 
 import ssmkit
-from ssmkit.generation import _generate, _prompts
+from ssmkit.generation import _generate, _prompts, _requests
 from ssmkit.models import Mamba2, Mamba2Config, ToySSM
 
 
@@ -138,7 +138,7 @@ def assert_close(a, b):
 def assert_consumed(model, prompt, tokens, generation, i=0):
     """The documented invariant: cache and logits are those of the prompt and the row's tokens."""
     logits, cache = prefill(model, [*prompt, *tokens])
-    assert_close(row((generation.cache, generation.logits), i), (cache, logits))
+    assert_close(row((generation.cache, generation.rows.logits), i), (cache, logits))
 
 
 def cut(tokens, stops):
@@ -182,7 +182,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(model):
     for i, prompt in enumerate(prompts):
         alone = ssmkit.generate(model, [prompt], 8)
         assert together.tokens[i].tolist() == alone.tokens[0].tolist()
-        assert_close(row((together.cache, together.logits), i), row((alone.cache, alone.logits), 0))
+        assert_close(row((together.cache, together.rows.logits), i), row((alone.cache, alone.rows.logits), 0))
         assert_greedy(model, prompt, alone.tokens[0].tolist())
 
 
@@ -234,7 +234,7 @@ def test_history_is_the_prompt_and_what_was_generated():
     out = ssmkit.generate(model, ROWS, 12, narrow, key=jax.random.key(0))
     plain = ssmkit.generate(model, ROWS, 12)
     assert (out.tokens != plain.tokens).any()
-    assert plain.history is None and out.history is not None
+    assert plain.rows.history is None and out.rows.history is not None
     for i, prompt in enumerate(ROWS):
         ids = list(prompt)
         for token in out.tokens[i].tolist():
@@ -242,7 +242,7 @@ def test_history_is_the_prompt_and_what_was_generated():
             logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits)
             assert logits[token] >= logits.max() - 1e-3
             ids.append(token)
-        np.testing.assert_array_equal(out.history[i], np.isin(np.arange(VOCAB), ids))
+        np.testing.assert_array_equal(out.rows.history[i], np.isin(np.arange(VOCAB), ids))
 
 
 def test_a_sampler_of_ones_own():
@@ -278,10 +278,10 @@ def test_stop_tokens(case):
         np.testing.assert_array_equal(out.tokens, filled)
         np.testing.assert_array_equal(out.lengths, lengths)
         np.testing.assert_array_equal(out.finished, finished)
-        if out.history is not None:
+        if out.rows.history is not None:
             for i, ids in enumerate(ROWS):
                 seen = np.isin(np.arange(VOCAB), [*ids, *filled[i]])
-                np.testing.assert_array_equal(out.history[i], seen)
+                np.testing.assert_array_equal(out.rows.history[i], seen)
 
 
 def test_a_row_that_stopped_stays_as_it_was(case):
@@ -293,7 +293,7 @@ def test_a_row_that_stopped_stays_as_it_was(case):
     for i in np.flatnonzero(out.finished).tolist():
         length = int(out.lengths[i])
         short = ssmkit.generate(model, ROWS, length, **arguments)
-        kept = lambda g: (g.cache, g.logits, g.keys, g.history)
+        kept = lambda g: (g.cache, g.rows.logits, g.rows.keys, g.rows.history)
         assert_same(row(kept(out), i), row(kept(short), i))
         assert_consumed(model, ROWS[i], out.tokens[i, :length].tolist(), out, i)
 
@@ -355,12 +355,12 @@ def test_resume_equals_one_generation(case, stopping):
         np.testing.assert_array_equal(jnp.concatenate([start.tokens, end.tokens], axis=1), whole.tokens)
         np.testing.assert_array_equal(start.lengths + end.lengths, whole.lengths)
         np.testing.assert_array_equal(end.finished, whole.finished)
-        np.testing.assert_array_equal(end.keys, whole.keys)
-        assert_close((end.cache, end.logits), (whole.cache, whole.logits))
-        assert_same(row(end.history, ...), row(whole.history, ...))
+        np.testing.assert_array_equal(end.rows.keys, whole.rows.keys)
+        assert_close((end.cache, end.rows.logits), (whole.cache, whole.rows.logits))
+        assert_same(row(end.rows.history, ...), row(whole.rows.history, ...))
         for i in np.flatnonzero(start.finished).tolist():
             assert end.lengths[i] == 0
-            assert_same(row((end.cache, end.logits), i), row((start.cache, start.logits), i))
+            assert_same(row((end.cache, end.rows.logits), i), row((start.cache, start.rows.logits), i))
 
 
 def test_resume_from_the_prompt_only():
@@ -447,7 +447,7 @@ def test_a_generation_without_a_key_has_no_random_state():
     """Or everybody would get the same "random" text."""
     model, sampler = mamba2(), ssmkit.Sampler(temperature=3.0)
     greedy = ssmkit.generate(model, ROWS, 4)
-    assert greedy.key_kind is None
+    assert greedy.rows.key_kind is None
     with pytest.raises(ValueError, match=r"`key` is needed by Sampler: `generation` was made without one; pass `key="):
         ssmkit.resume(model, greedy, 12, sampler)
     # A key that came with greedy choices is kept for what follows.
@@ -479,9 +479,9 @@ def test_keys_of_another_kind(kind):
     model = toy()
     key = jax.random.key(3, impl=kind)
     out = ssmkit.generate(model, ROWS, 2, ssmkit.Sampler(), key=key)
-    assert out.key_kind == kind
+    assert out.rows.key_kind == kind
     more = ssmkit.resume(model, out, 2, ssmkit.Sampler())
-    assert more.key_kind == kind and (more.keys != out.keys).any()
+    assert more.rows.key_kind == kind and (more.rows.keys != out.rows.keys).any()
 
 
 # Streaming
@@ -505,7 +505,7 @@ def test_stream_sends_the_first_token_at_once_then_several_per_dispatch(monkeypa
     asked, proceed = [], _generate.proceed
 
     def spy(inputs, *rest):
-        asked.append(int(inputs[-1]))
+        asked.append(int(inputs.request.limits[0]))
         return proceed(inputs, *rest)
 
     monkeypatch.setattr(_generate, "proceed", spy)
@@ -700,7 +700,12 @@ def cache_of(*batch, dtype="float32"):
         ({"max_new_tokens": 2.0}, "`max_new_tokens` must be an integer in .*, got 2.0"),
         ({"max_new_tokens": "2"}, "`max_new_tokens` must be an integer in .*, got '2'"),
         ({"max_new_tokens": None}, "`max_new_tokens` must be an integer in .*, got None"),
-        ({"max_new_tokens": jnp.array([2])}, r"`max_new_tokens` must be an integer in .*, got Array\(\[2\]"),
+        ({"max_new_tokens": jnp.array([2])}, "`max_new_tokens` must be one integer, or one per prompt, 4, got 1"),
+        ({"max_new_tokens": [2, 3, -1, 4]}, "`max_new_tokens` must be an integer in .*, got -1"),
+        ({"sampler": [ssmkit.Greedy()] * 3}, "`sampler` must be one sampler, or one per prompt, 4, got 3"),
+        ({"sampler": [ssmkit.Greedy()] * 3 + ["greedy"]}, "`sampler` must be a sampler such as .*, got 'greedy'"),
+        ({"sampler": [ssmkit.Greedy()] * 3 + [SAMPLER]}, "`key` is needed by Sampler"),
+        ({"stop_token": [[1], None, (), [VOCAB]]}, rf"`stop_token` must have ids in .*, got \[{VOCAB}\]"),
         ({"max_new_tokens": 10**5000}, "`max_new_tokens` must be an integer in .*, got a very long int"),
         ({"sampler": "greedy"}, r"`sampler` must be a sampler such as `ssmkit.Greedy\(\)`, got 'greedy'"),
         ({"key": 0}, r"`key` must be made by `jax.random.key\(seed\)`, got 0"),
@@ -708,7 +713,7 @@ def cache_of(*batch, dtype="float32"):
         ({"key": jnp.zeros(3, jnp.uint32)}, r"`key` must be made by `jax.random.key\(seed\)`"),
         ({"stop_token": "end"}, r"`stop_token` must have ids in .*, got \['end'\]"),
         ({"stop_token": True}, r"`stop_token` must have ids in .*, got \[True\]"),
-        ({"stop_token": [[1], [2, 3]]}, "`stop_token` must have ids in"),
+        ({"stop_token": [[1], [2, 3]]}, "`stop_token` must be ids for all prompts, or one entry per prompt, 4, got 2"),
         ({"stop_token": VOCAB}, rf"`stop_token` must have ids in \[0, {VOCAB}\), got \[{VOCAB}\]"),
         ({"stop_token": [3, -1]}, r"`stop_token` must have ids .* got \[-1\]"),
         ({"sampler": SAMPLER}, r"`key` is needed by Sampler: pass `key=jax.random.key\(seed\)`"),
@@ -740,7 +745,7 @@ def test_what_resume_refuses():
         ssmkit.resume(model, out, 2, SAMPLER)
     with pytest.raises(ValueError, match="`cache` must have the structure of `model.init_cache"):
         ssmkit.resume(mamba2(), out, 2)
-    fewer = eqx.tree_at(lambda g: g.cache, out, jax.tree.map(lambda x: x[:3], out.cache))
+    fewer = eqx.tree_at(lambda g: g.rows.cache, out, jax.tree.map(lambda x: x[:3], out.cache))
     with pytest.raises(ValueError, match="leading batch axis of 4"):
         ssmkit.resume(model, fewer, 2)
 
@@ -774,10 +779,10 @@ def other_vocabulary():
             rf"{{'batch': 4, 'vocab': {VOCAB}}}, got shape \(4, {VOCAB + 2}\)",
         ),
         (
-            lambda out: eqx.tree_at(lambda g: g.finished, out, out.finished[:2]),
+            lambda out: eqx.tree_at(lambda g: g.rows.finished, out, out.finished[:2]),
             r"`finished` must have the axes \('batch',\) with {'batch': 4, .*, got shape \(2,\)",
         ),
-        (lambda out: eqx.tree_at(lambda g: g.keys, out, out.keys[:2]), "`keys` must have the axes"),
+        (lambda out: eqx.tree_at(lambda g: g.rows.keys, out, out.rows.keys[:2]), "`keys` must have the axes"),
     ],
     ids=["nothing", "a cache", "another vocabulary", "half of the flags", "half of the keys"],
 )
@@ -826,7 +831,7 @@ def test_numbers_that_are_not_finite_are_reported(model):
     with pytest.raises(FloatingPointError, match=r"rows \[2\]"):
         ssmkit.generate(model, ROWS, 9, cache=poisoned)
     with pytest.raises(FloatingPointError, match=r"rows \[2\]"):
-        ssmkit.resume(model, eqx.tree_at(lambda g: g.cache, out, poisoned), 9)
+        ssmkit.resume(model, eqx.tree_at(lambda g: g.rows.cache, out, poisoned), 9)
 
 
 # Prompts
@@ -839,8 +844,10 @@ def test_buckets(length, size):
 
 def test_stop_tokens_are_filled_up_with_what_is_no_token():
     for count, size in ((0, 8), (1, 8), (7, 8), (8, 16), (9, 16)):
-        stops = _prompts.read_stop_tokens(list(range(count)), VOCAB)
-        assert stops.tolist() == [*range(count), *[-1] * (size - count)]
+        request = _requests.as_request([1, 2], [list(range(count)), [3]], [ssmkit.Greedy()] * 2, 3)
+        assert request.stops[0].tolist() == [*range(count), *[-1] * (size - count)]
+        assert request.stops[1:].tolist() == [[3, *[-1] * (size - 1)], [-1] * size]
+        assert request.limits.tolist() == [1, 2, 0]
 
 
 class Bigram(ssmkit.AbstractLanguageModel[None]):

@@ -108,7 +108,7 @@ def test_ragged_batch(case):
     lengths = (1, 40, 3, 257)
     prompts = [case.tokens[70 : 70 + length] for length in lengths]
     out = ssmkit.generate(case.ours, [prompt.tolist() for prompt in prompts], 64)
-    for prompt, tokens, logits in zip(prompts, np.asarray(out.tokens), out.logits, strict=True):
+    for prompt, tokens, logits in zip(prompts, np.asarray(out.tokens), out.rows.logits, strict=True):
         check_greedy(case.theirs, prompt, tokens)
         check(logits, hf_logits(case.theirs, np.concatenate([prompt, tokens]))[-1])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ssmkit
-from ssmkit.generation import _engine, _prompts
+from ssmkit.generation import _engine, _prompts, _requests
 from ssmkit.models import Mamba2, Mamba2Config
 
 
@@ -49,10 +49,10 @@ class Program:
 
     def arguments(self, limit):
         batch, _ = _prompts.read_prompts(self.prompts, None, VOCAB)
-        stops = _prompts.read_stop_tokens(None, VOCAB)
-        limit = jnp.asarray(limit, jnp.int32)
-        keys = jax.random.split(jax.random.key(0), self.batch)
-        return (self.model, self.sampler, batch, stops, limit, keys), CAPACITY, self.cache()
+        rows = self.batch
+        request = _requests.as_request([limit] * rows, [[]] * rows, [self.sampler] * rows, rows)
+        keys = jax.random.split(jax.random.key(0), rows)
+        return _engine.Inputs(self.model, request, batch, keys), CAPACITY, self.cache()
 
     def loops(self, shape):
         """The loops that carry an array of this shape."""
@@ -98,7 +98,7 @@ def test_nothing_leaves_the_device(program):
 
 
 def test_one_loop_decodes(program):
-    tokens = f"s32[{program.batch},{CAPACITY + 1}]"
+    tokens = f"s32[{program.batch},{CAPACITY}]"
     (loop,) = program.loops(tokens)
     carry = loop.split(" while(")[0]
     for leaf in jax.tree.leaves(program.cache()):
@@ -127,7 +127,7 @@ def test_the_cache_is_updated_in_place(program):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="seen on CPU only")
 def test_the_state_is_not_copied_at_every_token(program):
     """Nothing reads an old state once the new one is made; the window, which moves by one, is copied and small."""
-    (loop,) = program.loops(f"s32[{program.batch},{CAPACITY + 1}]")
+    (loop,) = program.loops(f"s32[{program.batch},{CAPACITY}]")
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
     state = program.carried(program.cache()[0].state)
     copies = re.findall(r"= (\S+) copy\(", program.computations[body])

@@ -115,7 +115,7 @@ def test_padding_rows_are_never_produced(variant):
     model = build(config, parameters)
     assert forward(model, jnp.arange(3)).shape == (3, config["vocab_size"])
     out = ssmkit.generate(model, [[1, 2, 3]], 32)
-    assert out.logits.shape == (1, config["vocab_size"])
+    assert out.rows.logits.shape == (1, config["vocab_size"])
     expected = logits(config, parameters, np.concatenate([[1, 2, 3], out.tokens[0]]))
     np.testing.assert_array_equal(out.tokens[0], np.argmax(expected[2:-1], axis=1))
 

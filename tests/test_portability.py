@@ -19,7 +19,7 @@ from registry import LANGUAGE_MODELS, MIXERS
 
 import ssmkit
 from ssmkit.export import foreign_operations
-from ssmkit.generation import _engine, _prompts
+from ssmkit.generation import _engine, _prompts, _requests
 from ssmkit.models import GLAMixer, LRUMixer, RGLRUMixer
 
 
@@ -68,32 +68,32 @@ def model_of(name: str) -> Any:
 MODELS = ("mamba2-groups2-biases-limits-D_has_hdim-tied", "falcon-mamba", "families")
 
 
-def begin(model, sampler, prompts, stops, limit, keys):
-    return _engine.begin((model, sampler, prompts, stops, limit, keys), CAPACITY, None)
+def begin(inputs):
+    return _engine.begin(inputs, CAPACITY, None)
 
 
-def proceed(model, sampler, stops, limit, generation):
-    return _engine.proceed((model, sampler, stops, limit), CAPACITY, generation)
+def proceed(inputs, rows):
+    return _engine.proceed(inputs, CAPACITY, rows)
 
 
 def generations(model, sampler, batch: int, platform: str) -> Iterator[str]:
     """The engine's two executables."""
     prompts, _ = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size)
-    stops, limit = _prompts.read_stop_tokens(3, model.vocab_size), jnp.asarray(5, jnp.int32)
+    request = _requests.as_request([5] * batch, [[3]] * batch, [sampler] * batch, batch)
     keys = jax.random.split(jax.random.key(0), batch)
-    generation = ssmkit.Generation(
-        tokens=jnp.zeros((batch, 1), jnp.int32),
-        lengths=jnp.zeros(batch, jnp.int32),
-        finished=jnp.zeros(batch, bool),
-        cache=_engine.empty_cache(model, batch),
+    rows = ssmkit.Rows(
+        cache=ssmkit.rows.init(model, batch),
         logits=jnp.zeros((batch, model.vocab_size), jnp.float32),
         keys=jax.random.key_data(keys),
-        key_kind=str(jax.random.key_impl(keys)),
         history=jnp.zeros((batch, model.vocab_size), bool) if sampler.needs_history else None,
+        finished=jnp.zeros(batch, bool),
+        last=jnp.zeros(batch, jnp.int32),
+        consumed=jnp.zeros(batch, jnp.int32),
+        key_kind=str(jax.random.key_impl(keys)),
     )
-    yield lowered(begin, model, sampler, prompts, stops, limit, keys, platform=platform)
+    yield lowered(begin, _engine.Inputs(model, request, prompts, keys), platform=platform)
     if batch > 1:  # decodes as the other does
-        yield lowered(proceed, model, sampler, stops, limit, generation, platform=platform)
+        yield lowered(proceed, _engine.Inputs(model, request), rows, platform=platform)
 
 
 def loops(module: str, carried: str) -> list[str]:
@@ -114,8 +114,8 @@ def test_generation_is_one_loop_of_standard_operations(name, batch, sampler, pla
     model = model_of(name)
     for module in generations(model, SAMPLERS[sampler], batch, platform):
         assert foreign_operations(module) == []
-        (types,) = loops(module, f"tensor<{batch}x{CAPACITY + 1}xi32>")
-        for leaf in jax.tree.leaves(model.init_cache() if batch == 1 else _engine.empty_cache(model, batch)):
+        (types,) = loops(module, f"tensor<{batch}x{CAPACITY}xi32>")
+        for leaf in jax.tree.leaves(model.init_cache() if batch == 1 else ssmkit.rows.init(model, batch)):
             assert hlo_type(leaf) in types
 
 
@@ -233,4 +233,4 @@ def test_a_second_loop_would_be_counted():
         return jax.lax.while_loop(lambda carry: carry[0] < 5, body, carry)
 
     module = lowered(twice, jnp.zeros((1, CAPACITY + 1), jnp.int32), platform="tpu")
-    assert len(loops(module, f"tensor<1x{CAPACITY + 1}xi32>")) == 2
+    assert len(loops(module, f"tensor<1x{CAPACITY}xi32>")) == 2

@@ -73,11 +73,11 @@ def test_generation(case, quick_compilation):
     start = ssmkit.generate(model, PROMPTS, 5)
     end = ssmkit.resume(model, start, 7)
     np.testing.assert_array_equal(jnp.concatenate([start.tokens, end.tokens], axis=1), whole.tokens)
-    assert trees_close((end.cache, end.logits), (whole.cache, whole.logits), 1e-5)
+    assert trees_close((end.cache, end.rows.logits), (whole.cache, whole.rows.logits), 1e-5)
     for i, prompt in enumerate(PROMPTS):
         alone = ssmkit.generate(model, 3 * [prompt], 12)  # three times, so that nothing is compiled anew
         np.testing.assert_array_equal(alone.tokens[0], whole.tokens[i])
         first, row = (
-            jax.tree.map(lambda leaf, i=i: leaf[i], (out.cache, out.logits)) for out, i in ((alone, 0), (whole, i))
+            jax.tree.map(lambda leaf, i=i: leaf[i], (out.cache, out.rows.logits)) for out, i in ((alone, 0), (whole, i))
         )
         assert trees_close(first, row, 1e-5)

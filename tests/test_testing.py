@@ -14,8 +14,11 @@ from jaxtyping import Array
 
 import ssmkit
 from ssmkit import testing
+from ssmkit._batching import mappable
 from ssmkit.testing import LawError
 from ssmkit.testing._report import close, identical
+from ssmkit.testing._row_law import row_law
+from ssmkit.testing._subject import Subject
 
 
 TIME, WIDTH, VOCAB = 7, 3, 5
@@ -192,6 +195,14 @@ class Reformed(Smooth):
         return y, self.change(cache)
 
 
+class Mingling(Smooth):
+    """Side by side with others, a row has a share of theirs."""
+
+    def step(self, x, cache, *, valid=None):
+        share = mappable(lambda _, x: x, lambda _, x: x + 1e-3 * jnp.sum(x, axis=0, keepdims=True))
+        return super().step(share(None, x), cache, valid=valid)
+
+
 class WeakFromTheStart(Smooth):
     def init_cache(self):
         return super().init_cache() | {"count": jnp.asarray(0)}
@@ -326,6 +337,27 @@ def features() -> np.ndarray:
 def heads() -> np.ndarray:
     """Token by token, from -1.5 to 1.5: 100 times as much is beyond what a sigmoid can tell from 0 and 1."""
     return np.linspace(-1.5, 1.5, TIME * 2, dtype=np.float32).reshape(TIME, 2)
+
+
+def broken_rows(module) -> dict[str, bool]:
+    """What the law of rows says of each thing compared."""
+    subject = Subject(module, features())
+    findings = row_law(subject, features(), [subject.warm(3), subject.warm(1), subject.init], 1e-5)
+    return {finding.what: not finding.holds for finding in findings}
+
+
+def test_rows_that_touch_each_other_would_be_noticed(monkeypatch):
+    assert not any(broken_rows(Smooth()).values())
+    found = broken_rows(Mingling())
+    assert {what for what, broken in found.items() if broken} == {
+        f"row {i} of fork(row, 3) run, {part}" for i in (0, 1) for part in ("outputs", "cache['sum']")
+    }
+    everywhere = lambda tree, i, row: jax.tree.map(lambda x, y: jnp.broadcast_to(y, x.shape), tree, row)
+    nowhere = lambda tree, i, row: tree
+    for put, what in ((everywhere, "the other rows of put"), (nowhere, "take(put(rows, i, row), i)")):
+        monkeypatch.setattr(ssmkit.rows, "put", put)
+        broken = {name for name, is_broken in broken_rows(Smooth()).items() if is_broken}
+        assert broken and all(name.startswith(what) for name in broken)
 
 
 def pairs() -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ class Model:
         """As `Subject.prefill`."""
         with self._precision():
             if self._engine:
-                return np.asarray(ssmkit.generate(self.model, tokens, 0).logits)
+                return np.asarray(ssmkit.generate(self.model, tokens, 0).rows.logits)
             return np.asarray(_prefill(self.model, jnp.asarray(tokens, jnp.int32)))
 
     def begin(self, prompt: np.ndarray, new: int) -> ssmkit.Generation:

@@ -13,6 +13,7 @@ from .. import kernels
 from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..checkpoint import CheckpointError
+from ..generation import rows
 from ._manifest import Spec
 
 
@@ -163,9 +164,9 @@ def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Ite
         with _tracing_for(platform):
             yield name, export.export(jax.jit(function), platforms=[platform])(*signature(name, weights, parts.cache))
         if name != "init":
-            rows = jax.vmap(function, in_axes=(None, *[0] * (len(signature(name, {}, {})) - 1)))
+            mapped = rows.each(function, shared=1)
             with _tracing_for(platform):
-                exported = export.export(jax.jit(rows), platforms=[platform])
+                exported = export.export(jax.jit(mapped), platforms=[platform])
                 yield name + BATCH, exported(*signature(name, weights, parts.cache, batch))
 
 

@@ -1,1 +1,3 @@
-"""Generation: the decode loop, its rows, prompts, samplers and stored caches."""
+"""Generation: the decode loop, its rows, prompts, requests, samplers and stored caches."""
+
+from . import rows as rows

@@ -7,23 +7,33 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ._engine import Generation, empty_cache
+from . import rows
+from ._state import Generation
 
 
-# Of the arrays of a `Generation`, but for its cache.
-GENERATION_AXES = {
-    "tokens": ("batch", "new"),
-    "lengths": ("batch",),
-    "finished": ("batch",),
+# The axes of the arrays of a `Generation` and its `Rows`, but for the cache.
+OWN_AXES = {"tokens": ("batch", "new"), "lengths": ("batch",)}
+ROWS_AXES = {
     "logits": ("batch", "vocab"),
     "keys": ("batch", "words"),
     "history": ("batch", "vocab"),
+    "finished": ("batch",),
+    "last": ("batch",),
+    "consumed": ("batch",),
 }
+GENERATION_AXES = OWN_AXES | ROWS_AXES
+
+
+def fields_of(generation: Generation) -> dict[str, Any]:
+    """The arrays of a generation by their names, but for the cache."""
+    found = {name: getattr(generation, name) for name in OWN_AXES}
+    found |= {name: getattr(generation.rows, name) for name in ROWS_AXES}
+    return {name: array for name, array in found.items() if array is not None}
 
 
 def cache_form(model: Any, size: int | None) -> PyTree[jax.ShapeDtypeStruct]:
     """Structure, shapes and dtypes of the model's cache for `size` rows, or of one sequence, without a batch axis."""
-    return eqx.filter_eval_shape(model.init_cache if size is None else lambda: empty_cache(model, size))
+    return eqx.filter_eval_shape(model.init_cache if size is None else lambda: rows.init(model, size))
 
 
 def check_cache(model: Any, cache: Any, size: int) -> None:
@@ -53,13 +63,12 @@ def check_generation(model: Any, generation: Any) -> int:
     """
     if not isinstance(generation, Generation):
         raise ValueError(f"`generation` must be what `ssmkit.generate` returns, got {type(generation).__name__}.")
-    fields = {name: getattr(generation, name) for name in GENERATION_AXES if getattr(generation, name) is not None}
     try:
-        rows = check_fields(model, fields)
-        check_cache(model, generation.cache, rows)
+        size = check_fields(model, fields_of(generation))
+        check_cache(model, generation.cache, size)
     except ValueError as error:
         raise ValueError(f"`generation` is not of this model: {error}") from None
-    return rows
+    return size
 
 
 def check_fields(model: Any, fields: Mapping[str, Any]) -> int:
@@ -69,13 +78,13 @@ def check_fields(model: Any, fields: Mapping[str, Any]) -> int:
 
     **Raises:** `ValueError`.
     """
-    rows = fields["logits"].shape[0]
-    sizes = {"batch": rows, "vocab": model.vocab_size}
+    size = fields["logits"].shape[0]
+    sizes = {"batch": size, "vocab": model.vocab_size}
     for name, array in fields.items():
         axes = GENERATION_AXES[name]
-        if any(sizes.get(axis, size) != size for axis, size in zip(axes, array.shape, strict=True)):
+        if any(sizes.get(axis, got) != got for axis, got in zip(axes, array.shape, strict=True)):
             raise ValueError(f"`{name}` must have the axes {axes} with {sizes}, got shape {array.shape}.")
-    return rows
+    return size
 
 
 def form_of(leaf: Any) -> str:

@@ -16,8 +16,8 @@ from .._language_model import AbstractLanguageModel
 from .._types import checks_itself, shown
 from ..checkpoint._tensors import open_safetensors
 from ..mixers._mixer import AbstractMixer
-from ._cache import GENERATION_AXES, cache_form, check_cache, check_fields
-from ._engine import Generation
+from ._cache import GENERATION_AXES, ROWS_AXES, cache_form, check_cache, check_fields, fields_of
+from ._state import Generation, Rows
 
 
 _CACHE = "cache/"
@@ -40,8 +40,8 @@ def save_cache(cache: Any, path: str | os.PathLike[str]) -> None:
     """
     tensors, metadata = {}, {"format": "ssmkit cache"}
     if isinstance(cache, Generation):
-        tensors |= {name: getattr(cache, name) for name in GENERATION_AXES if getattr(cache, name) is not None}
-        metadata |= {} if cache.key_kind is None else {_KEY_KIND: cache.key_kind}
+        tensors |= fields_of(cache)
+        metadata |= {} if cache.rows.key_kind is None else {_KEY_KIND: cache.rows.key_kind}
         cache = cache.cache
     tensors |= _named(cache)
     for name, leaf in tensors.items():
@@ -120,6 +120,7 @@ def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind:
     **Raises:** `ValueError` when one is missing, of another form than `Generation` says, or out of range.
     """
     kinds = dict(tokens=np.int32, lengths=np.int32, finished=np.bool_, logits=np.inexact, keys=np.uint32)
+    kinds |= dict(last=np.int32, consumed=np.int32)
     if missing := [name for name in kinds if name not in fields]:
         raise ValueError(f"a generation has {missing} too.")
     for name, array in fields.items():
@@ -129,7 +130,8 @@ def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind:
                 f"`{name}` must be {kind.__name__} with the axes {axes}, got {array.dtype} of shape {array.shape}."
             )
     check_cache(model, cache, check_fields(model, fields))
-    for name, stop in (("tokens", model.vocab_size), ("lengths", fields["tokens"].shape[1] + 1)):
+    stops = dict(tokens=model.vocab_size, last=model.vocab_size, lengths=fields["tokens"].shape[1] + 1, consumed=2**31)
+    for name, stop in stops.items():
         if fields[name].size and not (fields[name].min() >= 0 and fields[name].max() < stop):
             raise ValueError(f"`{name}` must lie in [0, {stop}).")
     arrays: dict[str, Any] = {name: jnp.asarray(array) for name, array in fields.items()}
@@ -138,7 +140,8 @@ def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind:
             jax.random.wrap_key_data(arrays["keys"], impl=key_kind)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"`keys` are not of the kind {shown(key_kind)}: {shown(str(error))}") from None
-    return Generation(history=arrays.pop("history", None), **arrays, cache=cache, key_kind=key_kind)
+    of_rows = {name: arrays.pop(name, None) for name in ROWS_AXES}
+    return Generation(**arrays, rows=Rows(cache=cache, **of_rows, key_kind=key_kind))
 
 
 # The format knows no complex numbers: they are kept as pairs.

@@ -1,6 +1,7 @@
 """The random state of every row, as plain numbers: keys of JAX's own type can neither be stored nor mixed."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key, UInt32
 
 from .._types import shown
-from ._sampling import AbstractSampler
+from ._sampling import AbstractSampler, MixedSampler
 
 
 # One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
@@ -49,22 +50,14 @@ def plain_keys(keys: Key[Array, " batch"] | None, size: int) -> tuple[UInt32[Arr
     return jax.random.key_data(keys), str(jax.random.key_impl(keys))
 
 
-def check_sampler(sampler: Any) -> None:
-    """Refuse what is no sampler.
-
-    **Raises:** `ValueError`.
-    """
-    if not isinstance(sampler, AbstractSampler):
-        raise ValueError(f"`sampler` must be a sampler such as `ssmkit.Greedy()`, got {shown(sampler)}.")
-
-
-def check_key(sampler: AbstractSampler, has_key: bool, why: str = "") -> None:
+def check_key(samplers: Sequence[AbstractSampler], has_key: bool, why: str = "") -> None:
     """Refuse a random sampler where there is no key.
 
     **Raises:** `ValueError`.
     """
-    if sampler.needs_key and not has_key:
-        raise ValueError(f"`key` is needed by {type(sampler).__name__}: {why}pass `key=jax.random.key(seed)`.")
+    needing = {"Sampler" if isinstance(one, MixedSampler) else type(one).__name__ for one in samplers if one.needs_key}
+    if needing and not has_key:
+        raise ValueError(f"`key` is needed by {min(needing)}: {why}pass `key=jax.random.key(seed)`.")
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .._types import shown, whole
+from .._types import shown
 
 
 class Prompts(eqx.Module):
@@ -78,7 +78,7 @@ def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, 
 
 def read_prompt(prompt: Any, vocab_size: int) -> Prompts:
     """As `read_prompts`, for one sequence of ids, or an array of one row."""
-    array = _array(prompt)
+    array = as_array(prompt)
     count = len(prompt) if array is None else array.shape[0] if array.ndim == 2 else 1
     if count != 1:
         raise ValueError(f"`prompt` must be one sequence of ids, got {count}. Use `generate` for a batch.")
@@ -86,32 +86,11 @@ def read_prompt(prompt: Any, vocab_size: int) -> Prompts:
     return read_prompts([_ids("prompt", row, 1)], None, vocab_size)[0]
 
 
-def read_stop_tokens(stop_token: Any, vocab_size: int, own: tuple[int, ...] = ()) -> Int[Array, " stops"]:
-    """Stop ids, filled up with -1, which no token equals, so that their number rarely matters.
-
-    **Arguments:**
-
-    - `stop_token`: the user's, one id or several, or `None` for those of the model.
-    - `vocab_size`: ids of the user's lie below it.
-    - `own`: those of the model.
-
-    **Raises:** `ValueError` for ids outside the vocabulary.
-    """
-    stops = list(own)
-    if stop_token is not None:
-        array = _array(stop_token)
-        stops = [stop_token] if array is None else np.atleast_1d(array).tolist()
-        wrong = [stop for stop in stops if whole(stop) is None or not 0 <= stop < vocab_size]
-        if wrong:
-            raise ValueError(f"`stop_token` must have ids in [0, {vocab_size}), got {shown(wrong)}.")
-    return jnp.asarray(stops + [-1] * (bucket(len(stops) + 1, 8) - len(stops)), jnp.int32)
-
-
 def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
     """The length of every row of an array of prompts."""
     if lengths is None:
         return np.full(len(array), array.shape[1])
-    counts = _array(lengths)
+    counts = as_array(lengths)
     if counts is None or counts.shape != array.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
         raise ValueError(f"`lengths` must be {len(array)} integers, one per prompt, got {shown(lengths)}.")
     if counts.size and (counts.min() < 1 or counts.max() > array.shape[1]):
@@ -122,7 +101,7 @@ def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
 
 
 def _ids(name: str, ids: Any, ndim: int) -> np.ndarray:
-    array = _array(ids)
+    array = as_array(ids)
     if array is not None and array.size == 0 and array.ndim == ndim:
         return array.astype(np.int32)
     if array is None or array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
@@ -134,7 +113,7 @@ def _ids(name: str, ids: Any, ndim: int) -> np.ndarray:
     return array
 
 
-def _array(value: Any) -> np.ndarray | None:
+def as_array(value: Any) -> np.ndarray | None:
     """As NumPy understands it; `None` for what has no shape, such as rows of unequal length."""
     try:
         return np.asarray(value)

@@ -167,6 +167,44 @@ class Sampler(AbstractSampler):
         return jax.random.categorical(key, self.filtered(logits, history)).astype(jnp.int32)
 
 
+class MixedSampler(AbstractSampler):
+    """`Greedy` or any `Sampler`, as data: rows that sample differently share an executable."""
+
+    greedy: Bool[Array, ""]
+    sampler: Sampler
+
+    @property
+    def needs_key(self) -> bool:
+        """Always: some row may be random."""
+        return True
+
+    @property
+    def needs_history(self) -> bool:
+        """Always: some row may have a repetition penalty."""
+        return True
+
+    def __call__(self, logits: Logits, *, key: PRNGKeyArray | None, history: Bool[Array, " vocab"] | None) -> Token:
+        """As `AbstractSampler.__call__`."""
+        random = self.sampler(logits, key=key, history=history)
+        return jnp.where(self.greedy, jnp.argmax(logits).astype(jnp.int32), random)
+
+
+# What leaves logits as they are, bit for bit. No mass reaches infinity, so that nothing is dropped, where 1 might be
+# reached without the least probable tokens.
+_NEUTRAL = {"top_k": np.int32(2**31 - 1), "top_p": np.float32(np.inf), "min_p": np.float32(0)}
+_NEUTRAL |= {"repetition_penalty": np.float32(1)}
+
+
+def mixed(sampler: Greedy | Sampler) -> MixedSampler:
+    """The same choices as data, with every filter present."""
+    whole_sampler = Sampler() if isinstance(sampler, Greedy) else sampler
+    for name, neutral in _NEUTRAL.items():
+        if getattr(whole_sampler, name) is None:
+            field = lambda s, name=name: getattr(s, name)
+            whole_sampler = eqx.tree_at(field, whole_sampler, jnp.asarray(neutral), is_leaf=lambda x: x is None)
+    return MixedSampler(greedy=jnp.asarray(isinstance(sampler, Greedy)), sampler=whole_sampler)
+
+
 def _keep_top(logits: Logits, weight: Float[Array, " vocab"], target: Float[Array, ""]) -> Logits:
     """Keep the fewest largest logits whose `weight` sums to at least `target`; the others become -inf."""
     order = _ordered_bits(logits)

@@ -14,6 +14,7 @@ from ..operators._operator import AbstractSequenceOperator
 from ..operators._recurrence import DiagonalChunkedRecurrence
 from . import _laws as laws, _recurrence_laws as recurrence_laws
 from ._report import Finding, LawError, Report
+from ._row_law import row_law
 from ._subject import Subject, to_numpy
 
 
@@ -28,8 +29,8 @@ def check_operator(
     """Check the laws of `ssmkit.AbstractSequenceOperator` on your own class.
 
     Many tokens equal iterated steps, in values and gradients; any split of the sequence; padding is the identity; the
-    state keeps its form; chunk sizes do not matter; no output depends on later inputs; and everything stays finite
-    where the inputs are zero, 100 times or 1000 times as large.
+    state keeps its form; chunk sizes do not matter; no output depends on later inputs; rows of a batch are independent;
+    and everything stays finite where the inputs are zero, 100 times or 1000 times as large.
 
     **Arguments:**
 
@@ -168,6 +169,7 @@ def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Findi
             found += laws.starts(subject, inputs, cache, sorted(set(begins)), length, tolerance)
         found += laws.invalid_steps(subject, inputs, cache, np.arange(time) % 3 != 1)
     cache = subject.warm(time // 2)
+    found += row_law(subject, inputs, [cache, subject.warm(1), subject.init], tolerance)
     found += laws.unmasked(subject, inputs, cache, tolerance)
     found += laws.chunk_sizes(subject, inputs, cache, _CHUNK_SIZE, tolerance)
     found += laws.gradients(subject, inputs, cache, max(time - 2, 1), gradient)

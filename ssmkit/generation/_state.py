@@ -1,0 +1,58 @@
+"""Sequences under way, and what was generated."""
+
+from typing import Generic
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from ..mixers._mixer import Cache
+
+
+class Rows(eqx.Module, Generic[Cache]):
+    """Everything to go on from: the decode loop's carry, and a server's slots.
+
+    Every array has a leading `batch` axis: `ssmkit.rows` takes, puts, copies and chooses rows.
+    """
+
+    cache: Cache
+    """The model's cache after the tokens consumed."""
+    logits: Float[Array, "batch vocab"]
+    """Logits for the token that would come next."""
+    keys: UInt32[Array, "batch _"]
+    """The random state of every row, as `jax.random.key_data` gives it; zeros if no key was ever given."""
+    history: Bool[Array, "batch vocab"] | None
+    """Which ids each row has seen, if the sampler asked for it."""
+    finished: Bool[Array, " batch"]
+    """Which rows reached a stop token."""
+    last: Int[Array, " batch"]
+    """The last token that each row consumed."""
+    consumed: Int[Array, " batch"]
+    """How many tokens each row consumed, prompt and stop token included; those in a cache passed in do not count."""
+    key_kind: str | None = eqx.field(static=True, default=None)
+    """The kind of `keys`, as `jax.random.key_impl` names it; `None` if no key was ever given."""
+
+
+class Generation(eqx.Module, Generic[Cache]):
+    """What was generated, and everything to go on from there.
+
+    `rows` is what consuming the prompt and `tokens[row, :lengths[row]]` gives, the stop token included: pass `cache`
+    back to `generate` with a further prompt, or the whole to `resume`. All of it is arrays of numbers, so that it can
+    be stored: by `ssmkit.save_cache`, or by `equinox.tree_serialise_leaves`.
+    """
+
+    tokens: Int[Array, "batch new"]
+    """Generated ids; past its length, a row is filled up with the last token it consumed."""
+    lengths: Int[Array, " batch"]
+    """How many ids of each row were generated, the stop token included."""
+    rows: Rows[Cache]
+    """The sequences as they are now."""
+
+    @property
+    def finished(self) -> Bool[Array, " batch"]:
+        """Which rows reached a stop token."""
+        return self.rows.finished
+
+    @property
+    def cache(self) -> Cache:
+        """The model's cache, with a leading `batch` axis on every array."""
+        return self.rows.cache
