@@ -32,6 +32,7 @@ from .generation._generate import generate as generate, resume as resume, stream
 from .generation._requests import Request as Request
 from .generation._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler
 from .generation._state import Generation as Generation, Rows as Rows
+from .generation.rows import fork as fork
 from .kernels._coefficients import Coefficients as Coefficients
 from .layers._dropout import Dropout as Dropout, with_dropout as with_dropout
 from .layers._linear import (
