@@ -36,6 +36,7 @@ STARTS = "a start forgets"
 FINITE = "everything stays finite at extreme inputs"
 LOG_DECAY = "log_decay is at most 0"
 REFERENCE = "many tokens equal the float64 reference"
+ROWS = "rows are independent"
 FORWARD = "forward gives the logits of every step"
 
 
@@ -383,7 +384,7 @@ def check(module, **bounds) -> testing.Report:
     return testing.check_operator(module, pairs(), **bounds)
 
 
-ALL = {FORM, IDENTITY, STEPS, SPLITS, PADDING, CAUSAL, STARTS, INVALID, GRADIENTS, FINITE}
+ALL = {ROWS, FORM, IDENTITY, STEPS, SPLITS, PADDING, CAUSAL, STARTS, INVALID, GRADIENTS, FINITE}
 RIGHT = {
     "mixer": (Smooth, ALL),
     "recurrence": (Decaying, ALL | {LOG_DECAY, CHUNKS, REFERENCE}),
@@ -423,7 +424,7 @@ WRONG = {
     ),
     "valid ignored": (
         IgnoresValid,
-        {IDENTITY, STEPS, INVALID, GRADIENTS},
+        {IDENTITY, STEPS, INVALID, ROWS, GRADIENTS},
         f"{IDENTITY}: with valid=False, cache['count'] first at [], got 7 and not 0, must be equal bit for bit",
     ),
     "wrong without a length": (
