@@ -593,7 +593,7 @@ def test_where_and_by_how_much():
     with pytest.raises(LawError) as caught:
         testing.check_mixer(Drifting(after=1), np.asarray([[1, 0, 0], [0, 2, 0]], np.float32), gradient=1.0)
     assert str(caught.value) == (
-        "Drifting breaks 1 of 10 laws checked.\n"
+        "Drifting breaks 1 of 11 laws checked.\n"
         f"  - {STEPS}: with length=2, outputs first at [1, 0], got 0.5 and not 1, relative error 4.86e-01, "
         "at most 1e-05"
     )
