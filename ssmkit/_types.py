@@ -26,6 +26,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, Inexact, Int, PRNGKeyArray as PRNGKeyArray
 
 from ._config import check_environment, checks_itself as checks_itself
+from ._shown import shown as shown
 
 
 check_environment()  # every module that computes imports this one
@@ -112,12 +113,3 @@ def real(value: Any) -> float | None:
         return float(array) if array.ndim == 0 and is_real else None
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def shown(value: Any) -> str:
-    """`value` as a message shows it: on one line, and cut where it is long."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of more digits than Python writes
-        return f"a very long {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -120,8 +120,8 @@ def test_no_interpreter(program, monkeypatch):
     [
         ("vocab_size", "1" + "0" * 400, "an integer of 401 digits"),
         ("version", '{"__float__": 1' + "0" * 400 + "}", "an integer of 401 digits"),
-        ("logits", json.dumps("x" * 100_000), "expected a dtype, got 'xxx"),
-        ("segments", json.dumps(list(range(1, 2000))), "at most 1000 lengths, got 1999"),
+        ("logits", json.dumps("x" * 100_000), "`logits` must be a dtype, got 'xxx"),
+        ("segments", json.dumps(list(range(1, 2000))), "`segments` must be from 1 to 1000 lengths, got"),
         ("format", "[" * 50_000, "cannot be read as JSON"),
     ],
 )

@@ -16,10 +16,9 @@ from hostile import DIALECTS, save, set_key
 
 from ssmkit import CheckpointError, from_pretrained
 from ssmkit._reading import open_regular, read_regular
-from ssmkit.checkpoint import _dialect, _skeleton, describe, open_tensors, shown
+from ssmkit.checkpoint import _dialect, _skeleton, describe, number, open_tensors, shown
 from ssmkit.checkpoint._errors import CheckpointError as Error
 from ssmkit.checkpoint._json import LARGEST, read_json
-from ssmkit.checkpoint._keys import number
 from ssmkit.cli import main
 
 

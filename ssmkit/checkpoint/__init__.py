@@ -1,5 +1,35 @@
 """Checkpoints of other software, read and written: strict, memory-mapped, and without PyTorch."""
 
+from .._keys import (
+    Key as Key,
+    keys_of as keys_of,
+    record as record,
+    unknown_keys as unknown_keys,
+    write_keys as write_keys,
+)
+from .._kinds import (
+    Kind as Kind,
+    Problems as Problems,
+    annotated as annotated,
+    anything as anything,
+    boolean as boolean,
+    factor as factor,
+    integer as integer,
+    items as items,
+    mapping as mapping,
+    number as number,
+    only as only,
+    optional as optional,
+    pair as pair,
+    positive as positive,
+    real as real,
+    text as text,
+    token_ids as token_ids,
+    whole as whole,
+    without as without,
+)
+from .._shown import shown as shown
+from ._configuration import read_keys as read_keys
 from ._describe import Checkpoint as Checkpoint, describe as describe
 from ._dialect import (
     Architecture as Architecture,
@@ -7,24 +37,8 @@ from ._dialect import (
     architectures as architectures,
     register_architecture as register_architecture,
 )
-from ._errors import CheckpointError as CheckpointError, shown as shown
+from ._errors import CheckpointError as CheckpointError
 from ._hub import Place as Place, locate as locate
-from ._keys import (
-    Key as Key,
-    boolean as boolean,
-    factor as factor,
-    number as number,
-    only as only,
-    optional as optional,
-    pair as pair,
-    positive as positive,
-    read_keys as read_keys,
-    token_ids as token_ids,
-    unknown_keys as unknown_keys,
-    whole as whole,
-    without as without,
-    write_keys as write_keys,
-)
 from ._load import from_pretrained as from_pretrained
 from ._save import check_writable as check_writable, save_pretrained as save_pretrained
 from ._source import (

@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .._config import checks_itself
+from .._kinds import token_ids
+from .._shown import one_line, shown
 from ._dialect import Architecture, Dialect, architectures
-from ._errors import CheckpointError, one_line, shown
+from ._errors import CheckpointError
 from ._foreign import ADAPTER_FILE, foreign_files, lone_shards, refuse_foreign_file, stray_weights
 from ._hub import locate
 from ._json import read_json
-from ._keys import token_ids
 from ._skeleton import check_sizes
 from ._stored import StoredTensor
 from ._tensors import open_tensors, shard_names

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .._config import checks_itself
+from .._shown import shown
 from ..layers._linear import matrix_mask
 from ..layers._quantize import NARROW
 from ._describe import Checkpoint, detect
-from ._errors import CheckpointError, shown
+from ._errors import CheckpointError
 from ._foreign import foreign_tensors, wrapper
 from ._layout import FLOATS, Layout, fit, load
 from ._skeleton import array_path, arrays_of, skeleton

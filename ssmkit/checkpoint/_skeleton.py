@@ -13,8 +13,9 @@ import equinox as eqx
 import jax
 from jaxtyping import DTypeLike
 
+from .._shown import shown
 from ._dialect import Architecture, Dialect
-from ._errors import CheckpointError, shown
+from ._errors import CheckpointError
 from ._stored import StoredTensor
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .._reading import open_regular
-from ._errors import CheckpointError, shown
+from .._shown import shown
+from ._errors import CheckpointError
 from ._json import LARGEST, read_json
 from ._stored import StoredTensor
 from ._torch_pickle import open_torch_pickle

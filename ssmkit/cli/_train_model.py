@@ -1,9 +1,12 @@
 """The Mamba-2 that `ssmkit train` makes of the table `[model]`, checked before anything is built."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from .._keys import keys_of, record
 
 
 if TYPE_CHECKING:
@@ -15,28 +18,13 @@ def complete_model(table: Mapping[str, Any]) -> Mapping[str, Any]:
 
     **Raises:** `ValueError` listing the keys that are unknown or lack, and the values that cannot be.
     """
-    from ..training._fields import accepts, shortened, words
-
     _, configuration = _mamba2()
-    fields = {field.name: field for field in dataclasses.fields(configuration) if field.name != "vocab_size"}
-    problems = [f"unknown key {shortened(name)[1:-1]} (known: {', '.join(fields)})" for name in table.keys() - fields]
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    problems += [f"missing key {name}" for name in sorted(required - table.keys())]
-    known = {name: value for name, value in table.items() if name in fields}
-    wrong = {name for name, value in known.items() if not accepts(fields[name].type, value)}
-    problems += [
-        f"{name} must be {words(fields[name].type)}, got {shortened(known[name])}" for name in known if name in wrong
-    ]
-    values = {name: _frozen(fields[name].type, value) for name, value in known.items() if name not in wrong}
-    completed: dict[str, Any] = {}
-    if required <= values.keys():
-        try:
-            completed = dataclasses.asdict(configuration(vocab_size=256, **values))
-        except ValueError as error:
-            problems.append(str(error).rstrip(".").removeprefix(f"{configuration.__name__}: "))
-    if problems:
-        raise ValueError(f"[model] ({configuration.__name__}): {'; '.join(problems)}.")
-    return {name: completed[name] for name in fields if completed[name] is not None}
+    try:
+        completed = dataclasses.asdict(_configured(table, vocab_size=256))
+    except ValueError as error:
+        name = configuration.__name__
+        raise ValueError(f"[model] ({name}): {str(error).rstrip('.').removeprefix(f'{name}: ')}.") from None
+    return {name: value for name, value in completed.items() if name != "vocab_size" and value is not None}
 
 
 def make_model(run: "TrainConfig", vocab_size: int) -> Any:
@@ -46,12 +34,20 @@ def make_model(run: "TrainConfig", vocab_size: int) -> Any:
     """
     import jax
 
-    build, configuration = _mamba2()
-    types = {field.name: field.type for field in dataclasses.fields(configuration)}
-    values = {name: _frozen(types[name], value) for name, value in run.model.items()}
-    config = configuration(vocab_size=vocab_size, **values)
+    build, _ = _mamba2()
+    config = _configured(run.model, vocab_size=vocab_size)
     _check_memory(run, build, config)
     return build(config, key=jax.random.key(run.seed))
+
+
+def _configured(table: Mapping[str, Any], vocab_size: int) -> Any:
+    """The configuration that a table describes; how many ids there are, the tokenizer decides.
+
+    **Raises:** `ValueError`, as `record` and the configuration.
+    """
+    _, configuration = _mamba2()
+    keys = keys_of(configuration, without=("vocab_size",))
+    return record(keys, functools.partial(configuration, vocab_size=vocab_size))(table)
 
 
 def _mamba2() -> tuple[Any, Any]:
@@ -60,13 +56,6 @@ def _mamba2() -> tuple[Any, Any]:
 
     build = next(known.model for known in architectures() if known.name == "mamba2")
     return build, next(field.type for field in dataclasses.fields(build) if field.name == "config")
-
-
-def _frozen(kind: Any, value: Any) -> Any:
-    """A value of a TOML file as a configuration has it: hashable, and a float where it says so."""
-    if isinstance(value, list):
-        return tuple(float(item) if kind == tuple[float, float] else item for item in value)
-    return float(value) if kind is float else value
 
 
 def _check_memory(run: "TrainConfig", build: Any, config: Any) -> None:

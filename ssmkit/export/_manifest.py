@@ -6,12 +6,14 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from .._keys import Key, fields_of, record
+from .._kinds import Kind, Problems, checked, items, mapping, positive, text, whole
 from ..checkpoint import CheckpointError, shown
 from ..checkpoint._json import read_json
 from ..checkpoint._layout import Layout
@@ -24,8 +26,6 @@ FORMAT = "ssmkit exported model"
 VERSION = 2
 _MOST_SEGMENTS = 1000
 _KINDS: dict[type, str] = {Reshape: "reshape", Transpose: "transpose", Slice: "slice", Stack: "stack"}
-
-_DTYPE = re.compile(r"(bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float8_e4m3fn|float8_e5m2)")
 
 
 class Spec(NamedTuple):
@@ -120,163 +120,91 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
             f"`{path}` has version {shown(content.get('version'))} of the format, and this ssmkit reads version "
             f"{VERSION}. Export the model again, or use the ssmkit that made the artefact."
         )
-    reader = _Reader(content)
-    fields = dict(
-        versions=reader.mapping("versions", _text),
-        vocab_size=reader.value("vocab_size", _positive),
-        eos_token_id=reader.value("eos_token_id", _ids),
-        segments=reader.value("segments", _segments),
-        weights=reader.mapping("weights", _spec),
-        cache=reader.mapping("cache", _spec),
-        logits=reader.value("logits", _dtype),
-        programs=reader.mapping("programs", lambda value: _mapping(value, _file)),
-        layouts=reader.mapping("layouts", _layout),
-    )
-    if not reader.problems:
-        reader.problems += [
-            f"`layouts`: expected of `{name}` a source for every weight, and for nothing else"
-            for name, layout in fields["layouts"].items()
-            if layout.sources.keys() != fields["weights"].keys()
-        ]
-    if reader.problems:
-        raise CheckpointError(f"`{path}` is damaged, or was not written by ssmkit.", reader.problems)
-    return Manifest(**fields)
+    try:
+        manifest = Manifest(**fields_of(content, _KEYS))
+        others = [name for name, layout in manifest.layouts.items() if layout.sources.keys() != manifest.weights.keys()]
+        if others:
+            need = "must have a source for every weight, and for nothing else"
+            raise Problems((f".layouts.{name}.sources", need) for name in others)
+    except Problems as problems:
+        raise CheckpointError(f"`{path}` is damaged, or was not written by ssmkit.", problems.lines) from None
+    return manifest
 
 
-class _Reader:
-    """Reads entries and notes every problem; what it returns then is not looked at."""
+def _matching(pattern: str, expected: str) -> Kind:
+    """A kind: a string of a pattern."""
 
-    def __init__(self, content: Mapping[str, Any]):
-        """**Arguments:** `content`: the object that a file holds."""
-        self.content = content
-        self.problems: list[str] = []
+    def parse_matching(value: Any) -> str:
+        """As `_matching`."""
+        if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+            raise ValueError(expected)
+        return value
 
-    def value(self, name: str, parse: Any) -> Any:
-        """One entry, checked by `parse`, which raises `ValueError` saying what was expected."""
-        if name not in self.content:
-            self.problems.append(f"`{name}`: missing")
-            return None
-        try:
-            return parse(self.content[name])
-        except ValueError as error:
-            self.problems.append(f"`{name}`: expected {error}")
-
-    def mapping(self, name: str, parse: Any) -> Any:
-        """One entry that is an object, each value of it checked by `parse`."""
-        return self.value(name, lambda value: _mapping(value, parse))
-
-
-def _expect(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(what)
-
-
-def _mapping(value: Any, parse: Any) -> dict[str, Any]:
-    _expect(isinstance(value, dict), f"an object, got {type(value).__name__}")
-    found = {}
-    for name, entry in value.items():
-        try:
-            found[name] = parse(entry)
-        except ValueError as error:
-            raise ValueError(f"of `{name}` {error}") from None
-    return found
-
-
-def _natural(value: Any) -> int:
-    _expect(type(value) is int and 0 <= value < 2**63, f"an integer of at least 0, got {shown(value)}")
-    return value
+    return parse_matching
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """The ids of tokens: a list, one, or null."""
-    return _sequence([] if value is None else value if isinstance(value, list) else [value], _natural)
+    """A kind: the ids of tokens, a list, one, or null."""
+    return items(whole)([] if value is None else value if isinstance(value, list) else [value])
 
 
-def _positive(value: Any) -> int:
-    _expect(_natural(value) > 0, "an integer of at least 1, got 0")
-    return value
-
-
-def _text(value: Any) -> str:
-    _expect(isinstance(value, str), f"a string, got {shown(value)}")
-    return value
-
-
-def _sequence(value: Any, parse: Any) -> tuple[Any, ...]:
-    _expect(isinstance(value, list), f"a list, got {shown(value)}")
-    return tuple(map(parse, value))
-
-
-def _segments(value: Any) -> tuple[int, ...]:
-    segments = _sequence(value, _positive)
-    _expect(len(segments) <= _MOST_SEGMENTS, f"at most {_MOST_SEGMENTS} lengths, got {len(segments)}")
-    _expect(len(segments) > 0 and list(segments) == sorted(set(segments)), f"increasing lengths, got {shown(value)}")
-    return segments
-
-
-def _dtype(value: Any) -> str:
-    _expect(isinstance(value, str) and _DTYPE.fullmatch(value) is not None, f"a dtype, got {shown(value)}")
-    return value
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return _sequence(value, _natural)
-
-
-def _object(value: Any, *names: str) -> list[Any]:
-    """The values of an object that has exactly these keys."""
-    _expect(isinstance(value, dict) and value.keys() == set(names), f"an object with {', '.join(names)}")
-    return [value[name] for name in names]
-
-
-def _spec(value: Any) -> Spec:
-    dtype, shape = _object(value, "dtype", "shape")
-    return Spec(_dtype(dtype), _shape(shape))
-
-
-def _file(value: Any) -> File:
-    path, sha256 = _object(value, "path", "sha256")
-    _expect(re.fullmatch(r"(\w+/)?\w[\w.]*", _text(path)) is not None, f"a file of this folder, got {shown(path)}")
-    _expect(re.fullmatch(r"[0-9a-f]{64}", _text(sha256)) is not None, f"a SHA-256, got {shown(sha256)}")
-    return File(path, sha256)
-
-
-def _name(value: Any) -> str:
-    """The name of a file, without a folder."""
-    _expect(re.fullmatch(r"\w[\w.-]*", _text(value)) is not None, f"a file's name, got {shown(value)}")
-    return value
-
-
-def _layout(value: Any) -> Layout:
-    files, sources, spellings, copies = _object(value, *Layout._fields)
-    return Layout(
-        files=_sequence(files, _name),
-        sources=_mapping(sources, _source),
-        spellings=_mapping(spellings, _text),
-        copies=_mapping(copies, _text),
-    )
-
-
-def _source(value: Any) -> Source:
-    name, steps = _object(value, "name", "steps")
-    return Source(_text(name), _sequence(steps, _step))
-
-
-def _step(value: Any) -> Step:
-    """A step of a source: its kind, and what it is made of."""
-    kind, *given = [_text(value[0]), *value[1:]] if isinstance(value, list) and value else [""]
-    known = {name: step for step, name in _KINDS.items()}
-    _expect(kind in known, f"a step, one of {', '.join(known)}, got {shown(kind)}")
-    fields = dataclasses.fields(known[kind])
-    _expect(len(given) == len(fields), f"a {kind} of {', '.join(field.name for field in fields)}, got {shown(given)}")
-    parse = [_sizes if field.type == Shape else _natural for field in fields]
-    return known[kind](*(read(part) for read, part in zip(parse, given, strict=True)))
-
-
-def _sizes(value: Any) -> Shape:
-    return _sequence(value, _size)
+def _lengths(value: Any) -> tuple[int, ...]:
+    """A kind: the lengths of programs."""
+    lengths = items(positive)(value)
+    if not 0 < len(lengths) <= _MOST_SEGMENTS:
+        raise ValueError(f"from 1 to {_MOST_SEGMENTS} lengths")
+    if list(lengths) != sorted(set(lengths)):
+        raise ValueError("increasing lengths")
+    return lengths
 
 
 def _size(value: Any) -> int:
-    """A size of a shape, or the -1 of one that follows from others."""
-    return value if value == -1 and type(value) is int else _natural(value)
+    """A kind: a size of a shape, or the -1 of one that follows from others."""
+    return value if value == -1 and type(value) is int else whole(value)
+
+
+def _step(value: Any) -> Step:
+    """A kind: a step of a source, as its name and what it is made of."""
+    known = {name: step for step, name in _KINDS.items()}
+    if not isinstance(value, list) or not value or value[0] not in tuple(known):
+        raise ValueError(f"a step, one of {', '.join(known)}")
+    fields = dataclasses.fields(known[value[0]])
+    if len(value) != 1 + len(fields):
+        raise ValueError(f"a {value[0]} of {', '.join(field.name for field in fields)}")
+    kinds = (items(_size) if field.type == Shape else whole for field in fields)
+    parts = checked((f"[{i}]", part, kind) for i, (part, kind) in enumerate(zip(value[1:], kinds, strict=True), 1))
+    return known[value[0]](*parts)
+
+
+def _all(build: Callable[..., Any], **kinds: Kind) -> Kind:
+    """A kind: an object with exactly these keys, which `build` makes something of."""
+    return record({name: Key(kind, name) for name, kind in kinds.items()}, build)
+
+
+_DTYPE = _matching(
+    r"bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float8_e4m3fn|float8_e5m2", "a dtype"
+)
+_SPEC = _all(Spec, dtype=_DTYPE, shape=items(whole))
+_FILE = _all(
+    File,
+    path=_matching(r"(\w+/)?\w[\w.]*", "a file of this folder"),
+    sha256=_matching(r"[0-9a-f]{64}", "a SHA-256"),
+)
+_LAYOUT = _all(
+    Layout,
+    files=items(_matching(r"\w[\w.-]*", "a file's name")),
+    sources=mapping(_all(Source, name=text, steps=items(_step))),
+    spellings=mapping(text),
+    copies=mapping(text),
+)
+_KEYS = {
+    "versions": Key(mapping(text), "versions"),
+    "vocab_size": Key(positive, "vocab_size"),
+    "eos_token_id": Key(_ids, "eos_token_id"),
+    "segments": Key(_lengths, "segments"),
+    "weights": Key(mapping(_SPEC), "weights"),
+    "cache": Key(mapping(_SPEC), "cache"),
+    "logits": Key(_DTYPE, "logits"),
+    "programs": Key(mapping(mapping(_FILE)), "programs"),
+    "layouts": Key(mapping(_LAYOUT), "layouts"),
+}

@@ -3,14 +3,38 @@
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._arguments import check_callable, check_is, path_of
 from .._config import checks_itself
-from ._fields import accepts, shortened, words
+from .._keys import OWN, Key, record
+from .._kinds import Kind, Problems, anything, checked, integer, mapping, real
 from ._toml import read_toml, to_toml
+
+
+_COUNT = integer(1, 2**31 - 1)
+_SHARE = real(lambda value: 0 <= value < 1, "a number in [0, 1)")
+_FINITE = real(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+_KINDS: dict[str, Kind] = {
+    "vocab_size": integer(256, 2**20),  # the trainer reserves memory for all
+    "steps": _COUNT,
+    "batch_size": _COUNT,
+    "context": _COUNT,
+    "learning_rate": real(lambda value: 0 < value < math.inf, "a finite number above 0"),
+    "final_learning_rate": _FINITE,
+    "warmup_steps": integer(0, 2**31 - 1),
+    "weight_decay": _FINITE,
+    "beta1": _SHARE,
+    "beta2": _SHARE,
+    "clip_norm": real(lambda value: value > 0, "a number above 0"),
+    "dropout": _SHARE,
+    "seed": integer(0, 2**32 - 1),  # JAX's keys take 32 bits
+    "evaluate_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "log_every": _COUNT,
+}
+_KEYS = {name: Key(kind, name, OWN) for name, kind in _KINDS.items()}
 
 
 @checks_itself
@@ -53,13 +77,11 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self):
-        values = {name: getattr(self, name) for name in _TYPES}
-        problems = _of_another_type(values, "`{}`")
-        problems += _out_of_range(values)
-        if not isinstance(self.model, Mapping):
-            problems.append(f"`model` must be a table, got {shortened(self.model)}")
-        if problems:
-            raise ValueError("training configuration: " + "; ".join(problems) + ".")
+        given = {name: getattr(self, name) for name in _KEYS}
+        try:
+            checked([(".model", self.model, mapping(anything)), ("", given, record(_KEYS))])
+        except Problems as problems:
+            raise ValueError(f"training configuration: {problems}.") from None
 
     @classmethod
     @checks_itself
@@ -79,32 +101,27 @@ class TrainConfig:
         `OSError` when the file cannot be read.
         """
         check_callable("complete_model", complete_model)
-        tables = read_toml(path_of("path", path))
-        unknown = sorted(set(tables) - {"model", "training"})
-        problems = [f"unknown table or key {shortened(name)[1:-1]} (known: [model], [training])" for name in unknown]
-        tables = {"model": {}, "training": {}} | tables
-        problems += [f"[{name}] must be a table" for name in ("model", "training") if type(tables[name]) is not dict]
-        model, training = (tables[name] if type(tables[name]) is dict else {} for name in ("model", "training"))
-        unknown = sorted(set(training) - set(_TYPES))
-        problems += [
-            f"unknown key training.{shortened(name)[1:-1]} (known: {', '.join(sorted(_TYPES))})" for name in unknown
-        ]
-        values = {name: value for name, value in training.items() if name in _TYPES}
-        problems += _of_another_type(values, "training.{}") + _out_of_range(values)
+        tables = {"model": Key(mapping(anything), "model", {}), "training": Key(record(_KEYS), "training", {})}
+        content = read_toml(path_of("path", path))
+        problems, model, training = [], {}, {}
         try:
-            model = complete_model(model)
+            training = record(tables)(content)["training"]
+        except Problems as wrong:
+            problems += wrong.lines
+        try:
+            model = complete_model(table if isinstance(table := content.get("model"), Mapping) else {})
         except ValueError as error:
             problems.append(str(error).rstrip("."))
         if problems:
             raise ValueError(f"{path}: {'; '.join(problems)}.")
-        return cls(model, **{name: _TYPES[name](value) for name, value in values.items()})
+        return cls(model, **training)
 
     def to_toml(self) -> str:
         """The text of a file that `from_toml` reads back.
 
         **Raises:** `ValueError` when `model` holds what TOML cannot express.
         """
-        return to_toml({"model": self.model, "training": {name: getattr(self, name) for name in _TYPES}})
+        return to_toml({"model": self.model, "training": {name: getattr(self, name) for name in _KEYS}})
 
 
 @checks_itself
@@ -115,46 +132,3 @@ def check_run(config: Any, report: Any) -> None:
     """
     check_is("config", config, TrainConfig, "Read one with `TrainConfig.from_toml`.")
     check_callable("report", report)
-
-
-_TYPES: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(TrainConfig) if field.name != "model"}
-
-_COUNTS = ("steps", "batch_size", "context", "evaluate_every", "checkpoint_every", "log_every")
-# Which keys, what must hold, and how that reads. A number that is none, NaN, holds nothing.
-_RULES: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
-    (_COUNTS, lambda value: value >= 1, "at least 1"),
-    (("warmup_steps", "seed"), lambda value: value >= 0, "at least 0"),
-    ((*_COUNTS, "warmup_steps"), lambda value: value < 2**31, "below 2**31"),
-    (("seed",), lambda value: value < 2**32, "below 2**32"),  # JAX's keys take 32 bits
-    (("vocab_size",), lambda value: value >= 256, "at least 256"),
-    (("vocab_size",), lambda value: value <= 2**20, "at most 2**20"),  # the trainer reserves memory for all
-    (("weight_decay", "final_learning_rate"), lambda value: 0 <= value < math.inf, "finite and at least 0"),
-    (("dropout", "beta1", "beta2"), lambda value: 0 <= value < 1, "in [0, 1)"),
-    (("learning_rate",), lambda value: 0 < value < math.inf, "a finite number above 0"),
-    (("clip_norm",), lambda value: value > 0, "above 0"),
-]
-
-
-def _of_another_type(values: Mapping[str, Any], label: str) -> list[str]:
-    """A line for every value that is not of its field's type."""
-    return [
-        f"{label.format(name)} must be {words(_TYPES[name])}, got {shortened(value)}"
-        for name, value in values.items()
-        if not accepts(_TYPES[name], value)
-    ]
-
-
-def _out_of_range(values: Mapping[str, Any]) -> list[str]:
-    """A line for every value of its field's type that must not be."""
-    found: dict[str, str] = {}
-    for names, holds, need in _RULES:
-        for name in names:
-            if name in values and name not in found and accepts(_TYPES[name], values[name]):
-                if not (holds(values[name]) and _fits_a_float(values[name])):
-                    found[name] = f"`{name}` must be {need}, got {shortened(values[name])}"
-    return [found[name] for name in values if name in found]
-
-
-def _fits_a_float(value: int | float) -> bool:
-    """False for an integer of hundreds of digits."""
-    return abs(value) <= sys.float_info.max or value == math.inf

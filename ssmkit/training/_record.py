@@ -17,8 +17,8 @@ from .. import __version__
 from .._files import replacing
 from .._language_model import AbstractLanguageModel
 from .._reading import read_regular
+from .._shown import one_line, shown
 from ._config import TrainConfig
-from ._fields import shortened
 from ._state import NEWEST, PREVIOUS
 
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise ValueError("no JSON object")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}, which says what run the directory holds, is damaged ({shortened(str(error))}). Train into "
+            f"{path}, which says what run the directory holds, is damaged ({shown(str(error))}). Train into "
             "another directory."
         ) from None
     return run
@@ -113,9 +113,9 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str | 
             if then.get("the model's arrays") == now["the model's arrays"] and not _alike(old, new):
                 yield "the model started from other values"
         else:
-            label = name if name in now else shortened(name)[1:-1]
+            label = name if name in now else one_line(name)
             quoted = label if prefix is None else f"`{prefix}{label}`"
-            old, new = (shortened(value) for value in (old, new))
+            old, new = (shown(value) for value in (old, new))
             yield f"{quoted}: {old} then, {new} now"
 
 
