@@ -31,12 +31,10 @@ _ERROR = 1e-4  # of the recurrence in chunks against token by token, in float32
 
 def mixers(width: int) -> dict[str, Callable[[jax.Array], ssmkit.AbstractMixer]]:
     """By the model's name, what makes its mixer from a random key, at sizes that its authors use."""
-    mamba = models.MambaConfig(vocab_size=1, hidden_size=width, num_hidden_layers=1)
-    mamba2 = models.Mamba2Config(vocab_size=1, hidden_size=width, num_hidden_layers=1)
     heads = width // 64
     return {
-        "Mamba": lambda key: models.MambaMixer(mamba, key=key),
-        "Mamba-2": lambda key: models.Mamba2Mixer(mamba2, key=key),
+        "Mamba": lambda key: models.MambaMixer(width, key=key),
+        "Mamba-2": lambda key: models.Mamba2Mixer(width, key=key),
         "Mamba-3": lambda key: models.Mamba3Mixer(width, key=key),
         "Mamba-3 MIMO": lambda key: models.Mamba3Mixer(width, mimo_rank=4, key=key),
         "RetNet": lambda key: models.RetNetMixer(width, num_heads=heads, key=key),

@@ -17,8 +17,6 @@ def state_shape(name: str, width: int, num_heads: int, expand_k: float, expand_v
 
     **Raises:** `ValueError`, on behalf of the class `name`, when the heads do not divide them.
     """
-    if num_heads < 1:
-        raise ValueError(f"{name}: `num_heads` must be at least 1, got {num_heads}.")
     for argument, expand in (("expand_k", expand_k), ("expand_v", expand_v)):
         channels = int(expand * width)
         if channels < 1 or channels % num_heads != 0:
@@ -35,18 +33,18 @@ def key_value_heads(name: str, num_heads: int, num_kv_heads: int | None) -> int:
     **Raises:** `ValueError`, on behalf of the class `name`, when they do not divide the heads.
     """
     heads = num_heads if num_kv_heads is None else num_kv_heads
-    if heads < 1 or num_heads % heads != 0:
+    if num_heads % heads != 0:
         raise ValueError(f"{name}: `num_kv_heads` must divide `num_heads` = {num_heads}, got {heads}.")
     return heads
 
 
 def short_convolution(
-    channels: int, conv_size: int, conv_bias: bool, *, dtype: DTypeLike, key: PRNGKeyArray
+    channels: int, conv_kernel: int, use_conv_bias: bool, *, dtype: DTypeLike, key: PRNGKeyArray
 ) -> ssmkit.CausalConv1d:
     """One convolution for all that is convolved, its taps normal with standard deviation 0.02 and its bias zero."""
-    conv = ssmkit.CausalConv1d(channels, conv_size, use_bias=conv_bias, dtype=dtype, key=key)
+    conv = ssmkit.CausalConv1d(channels, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=key)
     taps = NORMAL(key, conv.weight.shape, jnp.float32).astype(dtype)
-    bias = jnp.zeros((channels,), dtype) if conv_bias else None
+    bias = jnp.zeros((channels,), dtype) if use_conv_bias else None
     return eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, bias), is_leaf=lambda leaf: leaf is None)
 
 

@@ -1,5 +1,6 @@
 """What Mamba and Mamba-2 have in common."""
 
+import abc
 import dataclasses
 import math
 import sys
@@ -19,7 +20,8 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _is_range(value: object) -> bool:
+def is_range(value: object) -> bool:
+    """Whether a value is an increasing pair of numbers, the last of which may be infinite."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     least, most = value
@@ -32,23 +34,27 @@ _ACCEPTED: dict[object, tuple[Callable[[object], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
     float: (is_number, "a finite number"),
     int | float: (lambda value: is_number(value) and value > 0, "a number above 0"),
-    tuple[float, float]: (_is_range, "an increasing pair"),
+    int | None: (lambda value: type(value) is int and value >= 1, "an integer, at least 1, or None"),
+    float | None: (lambda value: is_number(value) and value > 0, "a number above 0, or None"),
+    tuple[float, float]: (is_range, "an increasing pair"),
 }
 
 
 Cache = TypeVar("Cache")
 
 
-@dataclasses.dataclass(frozen=True)
-class AbstractMambaConfig:
+FOLLOWS: Any = None  # the default of a size that follows from others where it is left out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AbstractMambaConfig(abc.ABC):
     """The keys that `MambaConfig` and `Mamba2Config` share; their docstrings describe them."""
 
-    __no_type_check__ = True  # `problems` looks at the types too, and lists all that is wrong
+    __no_type_check__ = True  # `_problems` looks at the types too, and lists all that is wrong
 
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
-    state_size: int
     expand: int | float = 2
     conv_kernel: int = 4
     use_bias: bool = False
@@ -61,30 +67,38 @@ class AbstractMambaConfig:
     time_step_min: float = 0.001
     time_step_max: float = 0.1
     time_step_floor: float = 1e-4
-    tie_word_embeddings: bool = False
     pad_vocab_size_multiple: int = 1
     bos_token_id: int | Sequence[int] | None = None
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | Sequence[int] | None = None
 
-    @property
-    def time_step_range(self) -> tuple[float, float, float]:
-        """The least and the greatest initial step size, and the floor."""
-        return self.time_step_min, self.time_step_max, self.time_step_floor
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # a configuration must be hashable
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        problems = self._problems()
+        if not problems:
+            for name, size in self.implied_sizes().items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, size)
+            problems = self.contradictions()
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+
+    @abc.abstractmethod
+    def implied_sizes(self) -> dict[str, int]:
+        """What the sizes that may be left out follow as, from keys that are right one by one."""
+
+    @abc.abstractmethod
+    def contradictions(self) -> list[str]:
+        """What is wrong with keys that do not fit each other, one line each; every size is known."""
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding."""
         return padded(self.vocab_size, self.pad_vocab_size_multiple)
 
-    def freeze_lists(self) -> None:
-        """Make tuples of lists, as a configuration must be hashable."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-
-    def problems(self) -> list[str]:
+    def _problems(self) -> list[str]:
         """What is wrong with single keys, one line each."""
         found = []
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -107,23 +121,10 @@ class AbstractMambaConfig:
             found.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")
         return found
 
-    def refuse(self, problems: list[str]) -> None:
-        """Raise `ValueError` listing the problems, if there are any."""
-        if problems:
-            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
-
 
 def padded(vocab_size: int, pad_vocab_size_multiple: int) -> int:
     """The least multiple that is not below `vocab_size`."""
     return -(-vocab_size // pad_vocab_size_multiple) * pad_vocab_size_multiple
-
-
-def initial_dt_bias(size: int, least: float, most: float, floor: float, *, key: PRNGKeyArray) -> Float[Array, " size"]:
-    """Where a softplus gives step sizes that are log-uniform from `least` to `most`, but not below `floor`, as the
-    papers' code."""
-    dt = jnp.exp(jax.random.uniform(key, (size,), jnp.float32, math.log(least), math.log(most)))
-    dt = jnp.maximum(dt, floor)
-    return dt + jnp.log(-jnp.expm1(-dt))
 
 
 class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
@@ -135,9 +136,10 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
     fc1: ssmkit.Linear
     fc2: ssmkit.Linear
 
-    def __init__(self, width: int, hidden: int, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
-        """`hidden` units, rounded up to a multiple of 128."""
-        hidden = -(-hidden // 128) * 128
+    @ssmkit.checks_arguments
+    def __init__(self, width: int, *, intermediate_size: int, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
+        """`intermediate_size` units, rounded up to a multiple of 128."""
+        hidden = -(-intermediate_size // 128) * 128
         key_1, key_2 = jax.random.split(key)
         self.fc1 = ssmkit.Linear(width, 2 * hidden, dtype=dtype, key=key_1)
         self.fc2 = ssmkit.Linear(hidden, width, dtype=dtype, key=key_2)
@@ -158,6 +160,7 @@ def language_model_parts(
     config: AbstractMambaConfig,
     mixer: Callable[..., ssmkit.AbstractMixer[Cache]],
     *,
+    tied: bool,
     key: PRNGKeyArray,
     dtype: DTypeLike,
 ) -> tuple[
@@ -170,8 +173,8 @@ def language_model_parts(
 
     With `d_intermediate`, the block of every mixer is followed by one of an MLP.
 
-    `mixer(config, key=key, dtype=dtype)` makes one that ends in a layer `out_proj`. Its weight, and that of the layer
-    that an MLP ends in, is scaled by $1/\\sqrt{layers}$.
+    `mixer(key=key)` makes one that ends in a layer `out_proj`. Its weight, and that of the layer that an MLP ends in,
+    is scaled by $1/\\sqrt{layers}$.
     """
     embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
     width, rows = config.hidden_size, config.padded_vocab_size
@@ -181,15 +184,14 @@ def language_model_parts(
     scaled = lambda layer: eqx.tree_at(lambda it: it.weight, layer, layer.weight / scale)
 
     def layers(key: PRNGKeyArray) -> Iterator[ssmkit.AbstractMixer[Any]]:
-        layer = mixer(config, key=key, dtype=dtype)
+        layer = mixer(key=key)
         yield eqx.tree_at(lambda it: it.out_proj, layer, replace_fn=scaled)
         if config.d_intermediate != 0:
-            mlp = MambaMLP(width, config.d_intermediate, key=jax.random.fold_in(key, 1), dtype=dtype)
+            mlp = MambaMLP(width, intermediate_size=config.d_intermediate, dtype=dtype, key=jax.random.fold_in(key, 1))
             yield eqx.tree_at(lambda it: it.fc2, mlp, replace_fn=scaled)
 
     blocks = tuple(
         ssmkit.ResidualBlock(norm(), layer, config.residual_in_fp32) for key in keys for layer in layers(key)
     )
-
-    head = None if config.tie_word_embeddings else ssmkit.Linear(width, rows, dtype=dtype, key=head_key)
+    head = None if tied else ssmkit.Linear(width, rows, dtype=dtype, key=head_key)
     return ssmkit.Embedding(rows, width, dtype=dtype, key=embedding_key), blocks, norm(), head

@@ -86,6 +86,7 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     num_heads: int = eqx.field(static=True)
     feature_map: Callable[[Array], Array] | None = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
@@ -94,10 +95,10 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         num_kv_heads: int | None = None,
         expand_k: float = 0.5,
         expand_v: float = 1.0,
-        feature_map: Callable[[Array], Array] | None = None,
+        feature_map: str | Callable[[Array], Array] | None = None,
         use_short_conv: bool = False,
-        conv_size: int = 4,
-        conv_bias: bool = False,
+        conv_kernel: int = 4,
+        use_conv_bias: bool = False,
         use_output_gate: bool = True,
         gate_logit_normalizer: float = 16.0,
         gate_low_rank_dim: int = 16,
@@ -115,9 +116,10 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
             heads.
         - `num_kv_heads`: heads of keys, values and forget gates, a divisor of `num_heads` and as many when `None`.
-        - `feature_map`: acts on queries and keys, after the convolution.
-        - `use_short_conv`, `conv_size`, `conv_bias`: a causal convolution of so many taps before queries, keys and
-            values, and whether it has a bias.
+        - `feature_map`: as `ssmkit.activation_of`, such as "relu"; acts on queries and keys, after the
+            convolution; `None` for none.
+        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: a causal convolution of so many taps before queries, keys
+            and values, and whether it has a bias.
         - `use_output_gate`: whether the gate $W_g$ exists.
         - `gate_logit_normalizer`, `clamp_min`: as `GLARecurrence`.
         - `gate_low_rank_dim`: rank of the forget gate's projection.
@@ -130,8 +132,6 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         """
         heads, key_dim, value_dim = state_shape("GLAMixer", width, num_heads, expand_k, expand_v)
         kv_heads = key_value_heads("GLAMixer", heads, num_kv_heads)
-        if gate_low_rank_dim < 1:
-            raise ValueError(f"GLAMixer: `gate_low_rank_dim` must be at least 1, got {gate_low_rank_dim}.")
         if gate_logit_normalizer <= 0:
             raise ValueError(f"GLAMixer: `gate_logit_normalizer` must be above 0, got {gate_logit_normalizer}.")
         keys = jax.random.split(key, 7)
@@ -141,7 +141,9 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         self.v_proj = projection(width, valued, dtype=dtype, key=keys[2])
         conv_key, channels = jax.random.fold_in(key, 1), queries + keyed + valued
         self.conv = (
-            short_convolution(channels, conv_size, conv_bias, dtype=dtype, key=conv_key) if use_short_conv else None
+            short_convolution(channels, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key)
+            if use_short_conv
+            else None
         )
         self.gk_down = projection(width, gate_low_rank_dim, dtype=dtype, key=keys[3])
         self.gk_up = projection(gate_low_rank_dim, keyed, use_bias=True, dtype=dtype, key=keys[4])
@@ -151,7 +153,8 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         )
         self.norm = ssmkit.RMSNorm(value_dim, eps=norm_eps)
         self.o_proj = projection(heads * value_dim, width, dtype=dtype, key=keys[6])
-        self.num_heads, self.feature_map = num_heads, feature_map
+        self.num_heads = num_heads
+        self.feature_map = None if feature_map is None else ssmkit.activation_of(feature_map, argument="feature_map")
 
     def init_cache(self) -> GLACache:
         """A zero state and an empty window, float32."""

@@ -1,5 +1,7 @@
 """HGRN2: gated linear RNNs with state expansion (arXiv 2404.07904)."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
     lower_bound: Float[Array, "heads key"] | None
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         state_shape: tuple[int, int, int],
@@ -96,16 +99,17 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
     norm: ssmkit.RMSNorm
     o_proj: ssmkit.Linear
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
         *,
-        expand_ratio: int = 128,
+        state_size: int = 128,
         num_heads: int | None = None,
         lower_bound: Float[ArrayLike, "..."] | None = None,
         use_short_conv: bool = False,
-        conv_size: int = 4,
-        conv_bias: bool = False,
+        conv_kernel: int = 4,
+        use_conv_bias: bool = False,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
         dtype: DTypeLike = jnp.float32,
@@ -116,11 +120,11 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
         **Arguments:**
 
         - `width`: of the residual stream.
-        - `expand_ratio`: key channels per head.
-        - `num_heads`: `width // expand_ratio` when `None`; each has `width // num_heads` value channels.
+        - `state_size`: key channels per head, flash-linear-attention's `expand_ratio`.
+        - `num_heads`: `width // state_size` when `None`; each has `width // num_heads` value channels.
         - `lower_bound`: as `HGRN2Recurrence`, where the parameter starts: at `l / L` in layer `l` of the paper's `L`.
-        - `use_short_conv`, `conv_size`, `conv_bias`: a causal convolution of so many taps after the three projections,
-            and whether it has a bias.
+        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: a causal convolution of so many taps after the three
+            projections, and whether it has a bias.
         - `norm_eps`: of the output norm.
         - `chunk_size`: of the recurrence.
         - `dtype`: of the projections and the convolution.
@@ -128,30 +132,28 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
 
         **Raises:** `ValueError` when the heads do not divide `width`, or an argument is out of range.
         """
-        if expand_ratio < 1:
-            raise ValueError(f"HGRN2Mixer: `expand_ratio` must be at least 1, got {expand_ratio}.")
         if num_heads is None:
-            if width % expand_ratio != 0:
+            if width % state_size != 0:
                 raise ValueError(
-                    f"HGRN2Mixer: `expand_ratio` must divide `width` = {width} unless `num_heads` is given, got "
-                    f"{expand_ratio}."
+                    f"HGRN2Mixer: `state_size` must divide `width` = {width} unless `num_heads` is given, got "
+                    f"{state_size}."
                 )
-            num_heads = width // expand_ratio
-        if num_heads < 1 or width % num_heads != 0:
+            num_heads = width // state_size
+        if width % num_heads != 0:
             raise ValueError(f"HGRN2Mixer: `num_heads` must divide `width` = {width}, got {num_heads}.")
         if isinstance(lower_bound, float | int) and not 0.0 <= lower_bound < 1.0:
             raise ValueError(f"HGRN2Mixer: `lower_bound` must lie in [0, 1), got {lower_bound}.")
-        keys, channels = jax.random.split(key, 4), num_heads * expand_ratio
+        keys, channels = jax.random.split(key, 4), num_heads * state_size
         self.q_proj = projection(width, channels, dtype=dtype, key=keys[0])
         self.f_proj = projection(width, channels, dtype=dtype, key=keys[1])
         self.i_proj = projection(width, width, dtype=dtype, key=keys[2])
         conv_key, convolved_channels = jax.random.fold_in(key, 1), 2 * channels + width
         self.conv = (
-            short_convolution(convolved_channels, conv_size, conv_bias, dtype=dtype, key=conv_key)
+            short_convolution(convolved_channels, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key)
             if use_short_conv
             else None
         )
-        shape = (num_heads, expand_ratio, width // num_heads)
+        shape = (num_heads, state_size, width // num_heads)
         self.recurrence = HGRN2Recurrence(shape, lower_bound, chunk_size=chunk_size)
         self.norm = ssmkit.RMSNorm(width, eps=norm_eps)
         self.o_proj = projection(width, width, dtype=dtype, key=keys[3])
@@ -172,8 +174,11 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
         return self.o_proj(self.norm(jnp.reshape(y, x.shape))), HGRN2Cache(state=state, window=window)
 
 
-def _per_channel(bound: Float[ArrayLike, "..."], shape: tuple[int, int]) -> Float[Array, "heads key"]:
-    array = jnp.asarray(bound, jnp.float32)
+def _per_channel(bound: Any, shape: tuple[int, int]) -> Float[Array, "heads key"]:
+    try:
+        array = jnp.asarray(bound, jnp.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`lower_bound` must be a number, or one for each channel, got {bound!r}.") from error
     if array.shape not in ((), (shape[0] * shape[1],), shape):
         raise ValueError(
             f"`lower_bound` must be a number, or one for each channel: of shape ({shape[0] * shape[1]},) or {shape}, "

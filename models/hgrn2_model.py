@@ -29,17 +29,18 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
     norm: ssmkit.RMSNorm
     head: ssmkit.Linear | None
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         vocab_size: int,
         hidden_size: int,
         num_hidden_layers: int,
         *,
-        expand_ratio: int = 128,
+        state_size: int = 128,
         num_heads: int | None = None,
         use_lower_bound: bool = True,
         use_short_conv: bool = False,
-        conv_size: int = 4,
+        conv_kernel: int = 4,
         hidden_ratio: int = 4,
         intermediate_size: int | None = None,
         norm_eps: float = 1e-6,
@@ -55,7 +56,7 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
         - `vocab_size`: ids that can be produced.
         - `hidden_size`: width of the residual stream.
         - `num_hidden_layers`: pairs of a mixer and an MLP.
-        - `expand_ratio`, `num_heads`, `use_short_conv`, `conv_size`, `chunk_size`: as `HGRN2Mixer`.
+        - `state_size`, `num_heads`, `use_short_conv`, `conv_kernel`, `chunk_size`: as `HGRN2Mixer`.
         - `use_lower_bound`: whether there are lower bounds.
         - `hidden_ratio`, `intermediate_size`: features between the projections of an MLP; when `None`, two thirds of
             `hidden_ratio * hidden_size`, rounded up to a multiple of 256.
@@ -66,9 +67,6 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
 
         **Raises:** `ValueError` when a size is out of range.
         """
-        for name, size in (("vocab_size", vocab_size), ("num_hidden_layers", num_hidden_layers)):
-            if size < 1:
-                raise ValueError(f"HGRN2: `{name}` must be at least 1, got {size}.")
         width = hidden_size
         hidden = -(-int(width * hidden_ratio * 2 / 3) // 256) * 256 if intermediate_size is None else intermediate_size
         embedding_key, head_key, *keys = jax.random.split(key, 2 + 2 * num_hidden_layers)
@@ -79,10 +77,10 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
         def mixer(key: PRNGKeyArray) -> HGRN2Mixer:
             return HGRN2Mixer(
                 width,
-                expand_ratio=expand_ratio,
+                state_size=state_size,
                 num_heads=num_heads,
                 use_short_conv=use_short_conv,
-                conv_size=conv_size,
+                conv_kernel=conv_kernel,
                 norm_eps=norm_eps,
                 chunk_size=chunk_size,
                 dtype=dtype,
@@ -90,7 +88,7 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
             )
 
         pairs = [
-            (block(mixer(first)), block(ssmkit.GatedMLP(width, hidden, dtype=dtype, key=second)))
+            (block(mixer(first)), block(ssmkit.GatedMLP(width, intermediate_size=hidden, dtype=dtype, key=second)))
             for first, second in zip(keys[::2], keys[1::2], strict=True)
         ]
         self.vocab_size = vocab_size

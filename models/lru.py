@@ -77,6 +77,7 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
     out: ssmkit.Linear
     gate: ssmkit.Linear
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
@@ -99,8 +100,6 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         - `dtype`: of `B`, `C` and the gated linear unit; the rest stays float32.
         - `key`: for the initialisation.
         """
-        if state_size < 1:
-            raise ValueError(f"`state_size` must be at least 1, got {state_size}.")
         if not 0.0 <= r_min < r_max <= 1.0:
             raise ValueError(f"`r_min` and `r_max` must be 0 <= r_min < r_max <= 1, got {r_min} and {r_max}.")
         if not max_phase > 0.0:

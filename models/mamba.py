@@ -1,6 +1,7 @@
 """Mamba (arXiv 2312.00752), and FalconMamba (arXiv 2410.05355)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -10,10 +11,11 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._mamba_family import AbstractMambaConfig, initial_dt_bias, is_number, language_model_parts
+from ._mamba_family import FOLLOWS, AbstractMambaConfig, language_model_parts
+from ._time_steps import initial_dt_bias
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MambaConfig(AbstractMambaConfig):
     """Geometry of a Mamba language model, under the key names of HF transformers' `MambaConfig`.
 
@@ -24,11 +26,11 @@ class MambaConfig(AbstractMambaConfig):
     - `vocab_size`: ids that can be produced. The embedding has `padded_vocab_size` rows.
     - `hidden_size`, `num_hidden_layers`: width and depth.
     - `state_size`: numbers that each channel remembers.
-    - `intermediate_size`: channels of a mixer; `expand * hidden_size`, rounded down, when `None`. It overrides
-        `expand`, as in HF.
+    - `intermediate_size`: channels of a mixer; `expand * hidden_size`, rounded down, where it is left out. It
+        overrides `expand`, as in HF.
     - `conv_kernel`: taps of the causal convolution.
-    - `time_step_rank`: of the map from a mixer's channels to their step sizes; `hidden_size / 16`, rounded up, when
-        `None`.
+    - `time_step_rank`: of the map from a mixer's channels to their step sizes; `hidden_size / 16`, rounded up, where
+        it is left out.
     - `chunk_size`: the most tokens per chunk of the scan, `None` to leave it to the backend; results do not depend on
         it.
     - `use_bias`, `use_conv_bias`: biases of the outer projections and of the convolution.
@@ -49,35 +51,24 @@ class MambaConfig(AbstractMambaConfig):
 
     state_size: int = 16
     tie_word_embeddings: bool = True
-    intermediate_size: int | None = None
-    time_step_rank: int | None = None
+    intermediate_size: int = FOLLOWS
+    time_step_rank: int = FOLLOWS
     chunk_size: int | None = None
     mixer_rms_eps: float | None = None
 
-    def __post_init__(self):
-        self.freeze_lists()
-        problems = self.problems()
-        for name in ("intermediate_size", "time_step_rank", "chunk_size"):
-            value = getattr(self, name)
-            if value is not None and not (type(value) is int and value >= 1):
-                problems.append(f"`{name}` must be an integer, at least 1, or None, got {value!r}")
-        if self.mixer_rms_eps is not None and not (is_number(self.mixer_rms_eps) and self.mixer_rms_eps > 0):
-            problems.append(f"`mixer_rms_eps` must be above 0, or None, got {self.mixer_rms_eps}")
-        if not problems and self.inner_size < 1:
-            problems.append(f"`expand` * `hidden_size` must be at least 1, got {self.expand} * {self.hidden_size}")
-        self.refuse(problems)
-        object.__setattr__(self, "intermediate_size", self.inner_size)
-        object.__setattr__(self, "time_step_rank", self.dt_rank)
+    def implied_sizes(self) -> dict[str, int]:
+        """As `MambaMixer` has them."""
+        return _implied_sizes(self.hidden_size, self.expand)
 
-    @property
-    def inner_size(self) -> int:
-        """Channels of a mixer: `intermediate_size`, known to be an integer."""
-        return int(self.expand * self.hidden_size) if self.intermediate_size is None else self.intermediate_size
+    def contradictions(self) -> list[str]:
+        """A mixer has a channel."""
+        if self.intermediate_size < 1:
+            return [f"`expand` * `hidden_size` must be at least 1, got {self.expand} * {self.hidden_size}"]
+        return []
 
-    @property
-    def dt_rank(self) -> int:
-        """`time_step_rank`, known to be an integer."""
-        return -(-self.hidden_size // 16) if self.time_step_rank is None else self.time_step_rank
+
+def _implied_sizes(width: int, expand: int | float) -> dict[str, int]:
+    return {"intermediate_size": int(expand * width), "time_step_rank": -(-width // 16)}
 
 
 class MambaInputs(eqx.Module):
@@ -101,14 +92,6 @@ class MambaRecurrence(ssmkit.DiagonalChunkedRecurrence[MambaInputs]):
     A_log: Float[Array, "channel key"]
     dt_bias: Float[Array, " channel"]
     state_shape: tuple[int, int, int] = eqx.field(static=True)
-
-    def __init__(self, config: MambaConfig, *, key: PRNGKeyArray):
-        """A is -1, -2, .. in every channel (S4D-Real); step sizes are log-uniform, as the paper's code."""
-        channels, size = config.inner_size, config.state_size
-        self.A_log = jnp.tile(jnp.log(jnp.arange(1, size + 1, dtype=jnp.float32)), (channels, 1))
-        self.dt_bias = initial_dt_bias(channels, *config.time_step_range, key=key)
-        self.state_shape = (channels, size, 1)
-        self.chunk_size = config.chunk_size
 
     def coefficients(self, inputs: MambaInputs) -> ssmkit.Coefficients:
         """The equations above."""
@@ -147,20 +130,61 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
     out_proj: ssmkit.Linear
     mixer_rms_eps: float | None = eqx.field(static=True)
 
-    def __init__(self, config: MambaConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
-        """Parameters of the recurrence and D stay float32 whatever `dtype` is."""
+    @ssmkit.checks_arguments
+    def __init__(
+        self,
+        width: int,
+        *,
+        state_size: int = 16,
+        expand: float = 2,
+        intermediate_size: int | None = None,
+        conv_kernel: int = 4,
+        time_step_rank: int | None = None,
+        chunk_size: int | None = None,
+        use_bias: bool = False,
+        use_conv_bias: bool = True,
+        mixer_rms_eps: float | None = None,
+        time_step_min: float = 0.001,
+        time_step_max: float = 0.1,
+        time_step_floor: float = 1e-4,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """A is -1, -2, .. in every channel (S4D-Real); step sizes are log-uniform, as the paper's code.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `state_size`, `conv_kernel`, `chunk_size`, `use_bias`, `use_conv_bias`, `mixer_rms_eps`, `time_step_min`,
+            `time_step_max`, `time_step_floor`: as `MambaConfig`.
+        - `intermediate_size`: channels; `expand * width`, rounded down, when `None`.
+        - `time_step_rank`: `width / 16`, rounded up, when `None`.
+        - `dtype`: of the projections and the convolution; the parameters of the recurrence and D stay float32.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` naming the argument that is out of range.
+        """
+        implied = _implied_sizes(width, expand)
+        inner = implied["intermediate_size"] if intermediate_size is None else intermediate_size
+        rank = implied["time_step_rank"] if time_step_rank is None else time_step_rank
+        if inner < 1:
+            raise ValueError(f"`expand` * `width` must be at least 1, got {expand} * {width}.")
+        if mixer_rms_eps is not None and mixer_rms_eps <= 0:
+            raise ValueError(f"`mixer_rms_eps` must be above 0, or None, got {mixer_rms_eps}.")
         keys = jax.random.split(key, 6)
-        inner, width, rank = config.inner_size, config.hidden_size, config.dt_rank
-        self.in_proj = ssmkit.Linear(width, 2 * inner, use_bias=config.use_bias, dtype=dtype, key=keys[0])
-        self.conv = ssmkit.CausalConv1d(
-            inner, config.conv_kernel, use_bias=config.use_conv_bias, dtype=dtype, key=keys[1]
-        )
-        self.x_proj = ssmkit.Linear(inner, rank + 2 * config.state_size, dtype=dtype, key=keys[2])
+        self.in_proj = ssmkit.Linear(width, 2 * inner, use_bias=use_bias, dtype=dtype, key=keys[0])
+        self.conv = ssmkit.CausalConv1d(inner, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=keys[1])
+        self.x_proj = ssmkit.Linear(inner, rank + 2 * state_size, dtype=dtype, key=keys[2])
         self.dt_proj = ssmkit.Linear(rank, inner, dtype=dtype, key=keys[3])
-        self.recurrence = MambaRecurrence(config, key=keys[4])
+        self.recurrence = MambaRecurrence(
+            A_log=jnp.tile(jnp.log(jnp.arange(1, state_size + 1, dtype=jnp.float32)), (inner, 1)),
+            dt_bias=initial_dt_bias(inner, time_step_min, time_step_max, time_step_floor, key=keys[4]),
+            state_shape=(inner, state_size, 1),
+            chunk_size=chunk_size,
+        )
         self.D = jnp.ones((inner,), jnp.float32)
-        self.out_proj = ssmkit.Linear(inner, width, use_bias=config.use_bias, dtype=dtype, key=keys[5])
-        self.mixer_rms_eps = config.mixer_rms_eps
+        self.out_proj = ssmkit.Linear(inner, width, use_bias=use_bias, dtype=dtype, key=keys[5])
+        self.mixer_rms_eps = mixer_rms_eps
 
     def init_cache(self) -> MambaCache:
         """An empty window and a zero state, float32."""
@@ -181,6 +205,13 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         y, state = advance(self.recurrence, inputs, cache.state)
         y = (y[..., 0] + jnp.broadcast_to(self.D, x.shape) * x) * ssmkit.silu(z)
         return self.out_proj(y), MambaCache(window=window, state=state)
+
+
+# The keys of a configuration that are keywords of its mixers.
+_MIXER_KEYS = """
+    state_size intermediate_size conv_kernel time_step_rank chunk_size use_bias use_conv_bias mixer_rms_eps
+    time_step_min time_step_max time_step_floor
+""".split()
 
 
 class Mamba(ssmkit.AbstractResidualLanguageModel[MambaCache]):
@@ -204,6 +235,8 @@ class Mamba(ssmkit.AbstractResidualLanguageModel[MambaCache]):
         """
         self.config = config
         self.vocab_size = config.vocab_size
+        keywords = {name: getattr(config, name) for name in _MIXER_KEYS}
+        mixer = functools.partial(MambaMixer, config.hidden_size, dtype=dtype, **keywords)
         self.embedding, self.blocks, self.norm, self.head = language_model_parts(
-            config, MambaMixer, key=key, dtype=dtype
+            config, mixer, tied=config.tie_word_embeddings, key=key, dtype=dtype
         )

@@ -1,7 +1,9 @@
 """Mamba-2 (arXiv 2405.21060)."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,10 +13,11 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._mamba_family import AbstractMambaConfig, initial_dt_bias, language_model_parts
+from ._mamba_family import FOLLOWS, AbstractMambaConfig, is_range, language_model_parts
+from ._time_steps import initial_dt_bias
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba2Config(AbstractMambaConfig):
     """Geometry of a Mamba-2 language model, under the key names of HF transformers' `Mamba2Config`.
 
@@ -26,8 +29,9 @@ class Mamba2Config(AbstractMambaConfig):
     - `hidden_size`, `num_hidden_layers`: width and depth.
     - `state_size`, `head_dim`: key and value width of each head's state.
     - `expand`: a mixer has `expand * hidden_size` channels, rounded down.
-    - `d_ssm`: how many of them the SSM acts on; the others are a gated MLP beside it, as in mamba_ssm. All when `None`.
-    - `num_heads`: `d_ssm / head_dim` when `None`; no other value is accepted.
+    - `d_ssm`: how many of them the SSM acts on; the others are a gated MLP beside it, as in mamba_ssm. All where it is
+        left out.
+    - `num_heads`: `d_ssm / head_dim`, which may be left out; no other value is accepted.
     - `n_groups`: heads share B and C within a group.
     - `conv_kernel`: taps of the causal convolution.
     - `chunk_size`: the most tokens per chunk of the scan; results do not depend on it.
@@ -53,59 +57,45 @@ class Mamba2Config(AbstractMambaConfig):
 
     state_size: int = 128
     head_dim: int = 64
-    num_heads: int | None = None
+    num_heads: int = FOLLOWS
     n_groups: int = 1
     chunk_size: int = 256
+    tie_word_embeddings: bool = False
     time_step_limit: tuple[float, float] = (0.0, math.inf)
     D_has_hdim: bool = False
-    d_ssm: int | None = None
+    d_ssm: int = FOLLOWS
     rmsnorm: bool = True
     norm_before_gate: bool = False
 
-    def __post_init__(self):
-        self.freeze_lists()
-        problems = self.problems()
-        for name in ("num_heads", "d_ssm"):
-            if getattr(self, name) is not None and type(getattr(self, name)) is not int:
-                problems.append(f"`{name}` must be an integer, or None, got {getattr(self, name)!r}")
-        if not problems:
-            if self.d_ssm == self.inner_size:
-                object.__setattr__(self, "d_ssm", None)
-            if self.num_heads is None:
-                object.__setattr__(self, "num_heads", self.heads)
-            if not 0 < self.ssm_size <= self.inner_size:
-                problems.append(
-                    f"`d_ssm` must be in [1, `expand` * `hidden_size` = {self.inner_size}], got {self.ssm_size}"
-                )
-            elif self.num_heads != self.heads or self.heads * self.head_dim != self.ssm_size:
-                what = "`expand` * `hidden_size`" if self.d_ssm is None else "`d_ssm`"
-                problems.append(
-                    f"`num_heads` * `head_dim` must be {what} = {self.ssm_size}, got {self.num_heads} * "
-                    f"{self.head_dim}: choose another `head_dim`"
-                )
-            elif self.heads % self.n_groups != 0:
-                problems.append(f"`n_groups` must divide the {self.heads} heads, got {self.n_groups}")
-        self.refuse(problems)
-
     @property
-    def inner_size(self) -> int:
+    def intermediate_size(self) -> int:
         """Channels of a mixer."""
         return int(self.expand * self.hidden_size)
 
-    @property
-    def ssm_size(self) -> int:
-        """Channels that the SSM acts on, heads times head_dim: `d_ssm`, known to be an integer."""
-        return self.inner_size if self.d_ssm is None else self.d_ssm
+    def implied_sizes(self) -> dict[str, int]:
+        """As `Mamba2Mixer` has them."""
+        return _implied_sizes(self.intermediate_size, self.d_ssm, self.head_dim)
 
-    @property
-    def heads(self) -> int:
-        """Heads of a mixer: `num_heads`, known to be an integer."""
-        return self.ssm_size // self.head_dim
+    def contradictions(self) -> list[str]:
+        """The heads make up the channels of the SSM, and the groups the heads."""
+        sizes = self.d_ssm, self.num_heads, self.head_dim, self.n_groups
+        return _contradictions("`expand` * `hidden_size`", self.intermediate_size, *sizes)
 
-    @property
-    def conv_size(self) -> int:
-        """Channels of the convolution: x, B and C."""
-        return self.ssm_size + 2 * self.n_groups * self.state_size
+
+def _implied_sizes(channels: int, d_ssm: int | None, head_dim: int) -> dict[str, int]:
+    d_ssm = channels if d_ssm is None else d_ssm
+    return {"d_ssm": d_ssm, "num_heads": d_ssm // head_dim}
+
+
+def _contradictions(what: str, channels: int, d_ssm: int, num_heads: int, head_dim: int, n_groups: int) -> list[str]:
+    if not 0 < d_ssm <= channels:
+        return [f"`d_ssm` must be in [1, {what} = {channels}], got {d_ssm}"]
+    if num_heads * head_dim != d_ssm:
+        what, got = what if d_ssm == channels else "`d_ssm`", f"{num_heads} * {head_dim}"
+        return [f"`num_heads` * `head_dim` must be {what} = {d_ssm}, got {got}: choose another `head_dim`"]
+    if num_heads % n_groups != 0:
+        return [f"`n_groups` must divide the {num_heads} heads, got {n_groups}"]
+    return []
 
 
 class Mamba2Inputs(eqx.Module):
@@ -127,16 +117,6 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
     dt_bias: Float[Array, " heads"]
     time_step_limit: tuple[float, float] = eqx.field(static=True)
     state_shape: tuple[int, int, int] = eqx.field(static=True)
-
-    def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray):
-        """A uniform in [1, 16], step sizes log-uniform in the configured range, as the paper's code."""
-        heads = config.heads
-        A_key, dt_key = jax.random.split(key)
-        self.A_log = jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0))
-        self.dt_bias = initial_dt_bias(heads, *config.time_step_range, key=dt_key)
-        self.time_step_limit = config.time_step_limit
-        self.state_shape = (heads, config.state_size, config.head_dim)
-        self.chunk_size = config.chunk_size
 
     def coefficients(self, inputs: Mamba2Inputs) -> ssmkit.Coefficients:
         """The equations above."""
@@ -173,21 +153,75 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     out_proj: ssmkit.Linear
     groups: int = eqx.field(static=True)
 
-    def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
-        """Parameters of the recurrence, D and the norm stay float32 whatever `dtype` is."""
-        keys = jax.random.split(key, 4)
-        inner, ssm, conv, heads = config.inner_size, config.ssm_size, config.conv_size, config.heads
-        linear = lambda rows, columns, key: ssmkit.Linear(columns, rows, use_bias=config.use_bias, dtype=dtype, key=key)
-        self.in_proj = linear(2 * inner - ssm + conv + heads, config.hidden_size, keys[0])
-        self.conv = ssmkit.CausalConv1d(
-            conv, config.conv_kernel, use_bias=config.use_conv_bias, dtype=dtype, key=keys[1]
+    @ssmkit.checks_arguments
+    def __init__(
+        self,
+        width: int,
+        *,
+        state_size: int = 128,
+        head_dim: int = 64,
+        num_heads: int | None = None,
+        n_groups: int = 1,
+        expand: float = 2,
+        d_ssm: int | None = None,
+        conv_kernel: int = 4,
+        chunk_size: int | None = 256,
+        use_bias: bool = False,
+        use_conv_bias: bool = True,
+        norm_eps: float = 1e-5,
+        rmsnorm: bool = True,
+        norm_before_gate: bool = False,
+        D_has_hdim: bool = False,
+        time_step_min: float = 0.001,
+        time_step_max: float = 0.1,
+        time_step_floor: float = 1e-4,
+        time_step_limit: Sequence[float] | None = None,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """A uniform in [1, 16], step sizes log-uniform in their range, as the paper's code.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `state_size`, `head_dim`, `n_groups`, `d_ssm`, `conv_kernel`, `chunk_size`, `use_bias`, `use_conv_bias`,
+            `rmsnorm`, `norm_before_gate`, `D_has_hdim`, `time_step_min`, `time_step_max`, `time_step_floor`: as
+            `Mamba2Config`.
+        - `num_heads`: `d_ssm / head_dim`, as it is when `None`; no other value is accepted.
+        - `expand`: the mixer has `expand * width` channels, rounded down.
+        - `norm_eps`: of the norm.
+        - `time_step_limit`: step sizes are clipped to this range; `None` leaves them as they are.
+        - `dtype`: of the projections and the convolution; the parameters of the recurrence, D and the norm stay
+            float32.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` naming the argument that is out of range or contradicts another.
+        """
+        inner = int(expand * width)
+        implied = _implied_sizes(inner, d_ssm, head_dim)
+        ssm, heads = implied["d_ssm"], implied["num_heads"] if num_heads is None else num_heads
+        for problem in _contradictions("`expand` * `width`", inner, ssm, heads, head_dim, n_groups):
+            raise ValueError(f"{problem}.")
+        limit = (0.0, math.inf) if time_step_limit is None else time_step_limit
+        if not is_range(limit):
+            raise ValueError(f"`time_step_limit` must be an increasing pair of numbers, or None, got {limit!r}.")
+        least, most = limit
+        keys, conv = jax.random.split(key, 4), ssm + 2 * n_groups * state_size
+        self.in_proj = ssmkit.Linear(width, 2 * inner - ssm + conv + heads, use_bias=use_bias, dtype=dtype, key=keys[0])
+        self.conv = ssmkit.CausalConv1d(conv, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=keys[1])
+        A_key, dt_key = jax.random.split(keys[2])
+        self.recurrence = Mamba2Recurrence(
+            A_log=jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0)),
+            dt_bias=initial_dt_bias(heads, time_step_min, time_step_max, time_step_floor, key=dt_key),
+            time_step_limit=(least, most),
+            state_shape=(heads, state_size, head_dim),
+            chunk_size=chunk_size,
         )
-        self.recurrence = Mamba2Recurrence(config, key=keys[2])
-        self.D = jnp.ones((heads, config.head_dim) if config.D_has_hdim else (heads,), jnp.float32)
-        norm = ssmkit.RMSNorm if config.norm_before_gate else ssmkit.GatedRMSNorm
-        self.norm = norm(ssm, groups=config.n_groups, eps=config.layer_norm_epsilon) if config.rmsnorm else None
-        self.out_proj = linear(config.hidden_size, inner, keys[3])
-        self.groups = config.n_groups
+        self.D = jnp.ones((heads, head_dim) if D_has_hdim else (heads,), jnp.float32)
+        norm = ssmkit.RMSNorm if norm_before_gate else ssmkit.GatedRMSNorm
+        self.norm = norm(ssm, groups=n_groups, eps=norm_eps) if rmsnorm else None
+        self.out_proj = ssmkit.Linear(inner, width, use_bias=use_bias, dtype=dtype, key=keys[3])
+        self.groups = n_groups
 
     def init_cache(self) -> Mamba2Cache:
         """An empty window and a zero state, float32."""
@@ -228,6 +262,13 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         return (y if self.norm is None else self.norm(y)) * ssmkit.silu(z)
 
 
+# The keys of a configuration that are keywords of its mixers.
+_MIXER_KEYS = """
+    state_size head_dim num_heads n_groups expand d_ssm conv_kernel chunk_size use_bias use_conv_bias rmsnorm
+    norm_before_gate D_has_hdim time_step_min time_step_max time_step_floor time_step_limit
+""".split()
+
+
 class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
     """A Mamba-2 language model."""
 
@@ -249,6 +290,10 @@ class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
         """
         self.config = config
         self.vocab_size = config.vocab_size
+        keywords = {name: getattr(config, name) for name in _MIXER_KEYS}
+        mixer = functools.partial(
+            Mamba2Mixer, config.hidden_size, norm_eps=config.layer_norm_epsilon, dtype=dtype, **keywords
+        )
         self.embedding, self.blocks, self.norm, self.head = language_model_parts(
-            config, Mamba2Mixer, key=key, dtype=dtype
+            config, mixer, tied=config.tie_word_embeddings, key=key, dtype=dtype
         )

@@ -95,7 +95,8 @@ def _read_hf(content: Mapping[str, Any]) -> Mamba2Config:
 
 def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
     """As `Dialect.write_config`. JSON has no infinity: unbounded step sizes, everybody's default, are left out."""
-    refuse_unless(config, "hf", D_has_hdim=False, d_ssm=None, rmsnorm=True, norm_before_gate=False, **HF_ONLY)
+    whole = config.intermediate_size
+    refuse_unless(config, "hf", D_has_hdim=False, d_ssm=whole, rmsnorm=True, norm_before_gate=False, **HF_ONLY)
     content = write_hf(config, _HF_KEYS, architecture="Mamba2ForCausalLM", model_type="mamba2", dtype=dtype)
     if config.time_step_limit == _UNBOUNDED:
         del content["time_step_limit"]
@@ -114,6 +115,8 @@ def _write_state_spaces(config: Mamba2Config, dtype: str) -> dict[str, Any]:
     refuse_unless(config, "state-spaces", layer_norm_epsilon=1e-5)
     content = write_state_spaces(config, _STATE_SPACES_KEYS)
     content["ssm_cfg"] = {"layer": "Mamba2"} | content["ssm_cfg"]
+    if config.d_ssm == config.intermediate_size:
+        del content["ssm_cfg"]["d_ssm"]
     return {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}} | content
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._mamba_family import initial_dt_bias
+from ._time_steps import initial_dt_bias
 
 
 class Mamba3Inputs(eqx.Module):
@@ -86,7 +86,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
 
     $[z, x, B, C, dt, A, \mathrm{trap}, \theta] = W_{in} u$; B and C are normalised, biased per head and turned by the
     angle $\sum_{s \le t} \pi \Delta_s \tanh \theta_s$ (section 3.2): pairs of neighbouring features with one input
-    and output per head, features half a `d_state` apart with `mimo_rank` of them. Then
+    and output per head, features half a `state_size` apart with `mimo_rank` of them. Then
 
     $$y = W_{out} \sum_r o_r \odot (S^\top C_r + D x_r) \odot \operatorname{silu}(z \odot z_r), \qquad
     x_r = x \odot w_r,$$
@@ -110,24 +110,26 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
     recurrence: Mamba3Recurrence
     norm: ssmkit.RMSNorm | None
     out_proj: ssmkit.Linear
-    ngroups: int = eqx.field(static=True)
+    n_groups: int = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
         *,
-        d_state: int = 128,
-        expand: int = 2,
-        headdim: int = 64,
-        ngroups: int = 1,
+        state_size: int = 128,
+        expand: float = 2,
+        head_dim: int = 64,
+        num_heads: int | None = None,
+        n_groups: int = 1,
         rope_fraction: float = 0.5,
         mimo_rank: int | None = None,
         A_activation: str = "heavy_tail",
         A_floor: float = 1e-4,
         is_outproj_norm: bool = False,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        dt_init_floor: float = 1e-4,
+        time_step_min: float = 0.001,
+        time_step_max: float = 0.1,
+        time_step_floor: float = 1e-4,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -136,55 +138,61 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         **Arguments:**
 
         - `width`: of the residual stream.
-        - `d_state`: key width of each head's state.
-        - `expand`: channels, as a multiple of `width`.
-        - `headdim`: value width of each head's state; divides the channels.
-        - `ngroups`: heads share B and C, up to their biases, within a group; divides the heads.
+        - `state_size`: key width of each head's state.
+        - `expand`: channels, as a multiple of `width`, rounded down.
+        - `head_dim`: value width of each head's state; divides the channels.
+        - `num_heads`: the channels over `head_dim`, as it is when `None`; no other value is accepted.
+        - `n_groups`: heads share B and C, up to their biases, within a group; divides the heads.
         - `rope_fraction`: the share of B's and C's features that is rotated, rounded down to pairs.
         - `mimo_rank`: inputs and outputs per head; `None` means one, without the vectors of MIMO.
         - `A_activation`: `"heavy_tail"` or `"softplus"`: no published configuration tells which one a model has.
         - `A_floor`: the least decay rate.
         - `is_outproj_norm`: normalise what each head gives, before the gate. All `mimo_rank` outputs share its weight.
-        - `dt_min`, `dt_max`, `dt_init_floor`: range of the initial step sizes.
+        - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
         - `dtype`: of the projections; the rest stays float32.
         - `key`: for the initialisation.
         """
-        channels, rank = expand * width, 1 if mimo_rank is None else mimo_rank
-        if headdim < 1 or channels % headdim != 0:
-            raise ValueError(f"`headdim` must divide the {channels} channels, `expand` * `width`, got {headdim}.")
-        heads = channels // headdim
-        if ngroups < 1 or heads % ngroups != 0:
-            raise ValueError(f"`ngroups` must divide the {heads} heads, got {ngroups}.")
-        if rank < 1:
-            raise ValueError(f"`mimo_rank` must be at least 1 or None, got {mimo_rank}.")
-        if d_state < 2 or d_state % 2 != 0:
-            raise ValueError(f"`d_state` must be even and at least 2, for pairs to rotate, got {d_state}.")
-        angles = int(d_state * rope_fraction) // 2
-        if not 1 <= angles <= d_state // 2:
-            raise ValueError(f"`rope_fraction` must rotate 2 to {d_state} features, got {rope_fraction}: {2 * angles}.")
+        channels, rank = int(expand * width), 1 if mimo_rank is None else mimo_rank
+        if channels < 1 or channels % head_dim != 0:
+            raise ValueError(f"`head_dim` must divide the {channels} channels, `expand` * `width`, got {head_dim}.")
+        heads = channels // head_dim
+        if num_heads not in (None, heads):
+            raise ValueError(
+                f"`num_heads` * `head_dim` must be the {channels} channels, `expand` * `width`, got {num_heads} * "
+                f"{head_dim}."
+            )
+        if heads % n_groups != 0:
+            raise ValueError(f"`n_groups` must divide the {heads} heads, got {n_groups}.")
+        if state_size < 2 or state_size % 2 != 0:
+            raise ValueError(f"`state_size` must be even and at least 2, for pairs to rotate, got {state_size}.")
+        angles = int(state_size * rope_fraction) // 2
+        if not 1 <= angles <= state_size // 2:
+            raise ValueError(
+                f"`rope_fraction` must rotate 2 to {state_size} features, got {rope_fraction}: {2 * angles}."
+            )
         if A_activation not in ("heavy_tail", "softplus"):
             raise ValueError(f"`A_activation` must be 'heavy_tail' or 'softplus', got {A_activation!r}.")
         in_key, dt_key, out_key = jax.random.split(key, 3)
-        rows = 2 * channels + 2 * rank * ngroups * d_state + 3 * heads + angles
+        rows = 2 * channels + 2 * rank * n_groups * state_size + 3 * heads + angles
         ones = lambda *shape: jnp.ones(shape, jnp.float32)
         self.in_proj = ssmkit.Linear(width, rows, dtype=dtype, key=in_key)
-        self.B_norm, self.C_norm = ssmkit.RMSNorm(d_state), ssmkit.RMSNorm(d_state)
-        self.B_bias, self.C_bias = ones(heads, rank, d_state), ones(heads, rank, d_state)
-        mimo = None if mimo_rank is None else ones(heads, rank, headdim)
+        self.B_norm, self.C_norm = ssmkit.RMSNorm(state_size), ssmkit.RMSNorm(state_size)
+        self.B_bias, self.C_bias = ones(heads, rank, state_size), ones(heads, rank, state_size)
+        mimo = None if mimo_rank is None else ones(heads, rank, head_dim)
         self.mimo_x = self.mimo_o = None if mimo is None else mimo / rank
         self.mimo_z = mimo
         self.D = ones(heads)
         self.phase = ssmkit.RunningPhase((heads, angles))
-        self.B_before, self.x_before = ssmkit.Shift((heads, rank, d_state)), ssmkit.Shift((heads, headdim))
+        self.B_before, self.x_before = ssmkit.Shift((heads, rank, state_size)), ssmkit.Shift((heads, head_dim))
         self.recurrence = Mamba3Recurrence(
-            dt_bias=initial_dt_bias(heads, dt_min, dt_max, dt_init_floor, key=dt_key),
+            dt_bias=initial_dt_bias(heads, time_step_min, time_step_max, time_step_floor, key=dt_key),
             A_activation=A_activation,
             A_floor=A_floor,
-            state_shape=(heads, d_state, headdim),
+            state_shape=(heads, state_size, head_dim),
         )
         self.norm = ssmkit.RMSNorm(channels, groups=heads) if is_outproj_norm else None
         self.out_proj = ssmkit.Linear(channels, width, dtype=dtype, key=out_key)
-        self.ngroups = ngroups
+        self.n_groups = n_groups
 
     def init_cache(self) -> Mamba3Cache:
         """No angle, nothing written before, a zero state; float32."""
@@ -197,7 +205,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         """The equations above, for many tokens or one."""
         heads, rank, key = self.B_bias.shape
         value, axes = self.recurrence.state_shape[2], x.shape[:-1]
-        sizes = 2 * [heads * value] + 2 * [rank * self.ngroups * key] + 3 * [heads] + [self.phase.shape[1]]
+        sizes = 2 * [heads * value] + 2 * [rank * self.n_groups * key] + 3 * [heads] + [self.phase.shape[1]]
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         z, u, B, C, dt, A, trap, angles = jnp.split(self.in_proj(x), ends, axis=-1)
         z, u = (jnp.reshape(array, (*axes, heads, value)) for array in (z, u))
@@ -231,8 +239,8 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
     ) -> Float[Array, "*time heads rank key"]:
         """B or C of every head: normalised, biased and then rotated."""
         heads, rank, key = bias.shape
-        shared = norm(jnp.reshape(projected, (*projected.shape[:-1], rank, self.ngroups, key)))
-        x = jnp.repeat(jnp.swapaxes(shared, -3, -2), heads // self.ngroups, axis=-3)
+        shared = norm(jnp.reshape(projected, (*projected.shape[:-1], rank, self.n_groups, key)))
+        x = jnp.repeat(jnp.swapaxes(shared, -3, -2), heads // self.n_groups, axis=-3)
         x = x + jnp.broadcast_to(bias, x.shape)
         # The two features of a pair side by side: (..., pairs, 2) for neighbours, (..., 2, pairs) for halves.
         shape, axis = ((key // 2, 2), -1) if self.mimo_x is None else ((2, key // 2), -2)

@@ -83,13 +83,14 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
     gate_soft_cap: float = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
         *,
         num_heads: int = 8,
-        qk_dim_factor: float = 0.5,
-        v_dim_factor: float = 1.0,
+        expand_k: float = 0.5,
+        expand_v: float = 1.0,
         gate_soft_cap: float = 15.0,
         norm_eps: float = 1e-6,
         eps: float = 1e-6,
@@ -103,18 +104,16 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
 
         - `width`: of the residual stream.
         - `num_heads`: a divisor of the keys' and values' widths.
-        - `qk_dim_factor`, `v_dim_factor`: these widths, as multiples of `width`.
+        - `expand_k`, `expand_v`: these widths, as multiples of `width`: the authors' `qk_dim_factor`, `v_dim_factor`.
         - `gate_soft_cap`: $c$.
         - `norm_eps`: of the norm of each head.
         - `eps`: $\epsilon$.
         - `dtype`: of the projections; the norm stays float32.
         - `key`: for the initialisation.
         """
-        if num_heads < 1:
-            raise ValueError(f"`num_heads` must be at least 1, got {num_heads}.")
         if not gate_soft_cap > 0.0:
             raise ValueError(f"`gate_soft_cap` must be above 0, got {gate_soft_cap}.")
-        sizes = {"qk_dim_factor": int(width * qk_dim_factor), "v_dim_factor": int(width * v_dim_factor)}
+        sizes = {"expand_k": int(width * expand_k), "expand_v": int(width * expand_v)}
         for name, size in sizes.items():
             if size < 1 or size % num_heads != 0:
                 raise ValueError(

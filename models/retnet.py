@@ -78,6 +78,7 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
     o_proj: ssmkit.Linear
     feature_map: Callable[[Array], Array] | None = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
@@ -86,10 +87,10 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
         num_kv_heads: int | None = None,
         expand_k: float = 1.0,
         expand_v: float = 2.0,
-        feature_map: Callable[[Array], Array] | None = None,
+        feature_map: str | Callable[[Array], Array] | None = None,
         use_short_conv: bool = False,
-        conv_size: int = 4,
-        conv_bias: bool = False,
+        conv_kernel: int = 4,
+        use_conv_bias: bool = False,
         use_output_gate: bool = True,
         norm_eps: float = 1e-6,
         chunk_size: int | None = None,
@@ -105,9 +106,9 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
             heads. Each head has an even number of key channels.
         - `num_kv_heads`: heads of keys and values, a divisor of `num_heads` and as many when `None`. Every head of
             queries has its own decay, hence its own state.
-        - `feature_map`: acts on queries and keys, after the convolution and before the rotation.
-        - `use_short_conv`, `conv_size`, `conv_bias`: a causal convolution of so many taps before queries, keys and
-            values, and whether it has a bias.
+        - `feature_map`: as `GLAMixer`, before the rotation.
+        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: a causal convolution of so many taps before queries, keys
+            and values, and whether it has a bias.
         - `use_output_gate`: whether the gate $W_g$ exists.
         - `norm_eps`: of the heads' norm.
         - `chunk_size`: of the recurrence.
@@ -129,14 +130,16 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
         self.v_proj = projection(width, valued, dtype=dtype, key=keys[2])
         conv_key, channels = jax.random.fold_in(key, 1), queries + keyed + valued
         self.conv = (
-            short_convolution(channels, conv_size, conv_bias, dtype=dtype, key=conv_key) if use_short_conv else None
+            short_convolution(channels, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key)
+            if use_short_conv
+            else None
         )
         self.g_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[3]) if use_output_gate else None
         self.phase = ssmkit.RunningPhase((key_dim // 2,))
         self.recurrence = RetNetRecurrence((heads, key_dim, value_dim), chunk_size=chunk_size)
         self.norm = ssmkit.RMSNorm(value_dim, eps=norm_eps)
         self.o_proj = projection(heads * value_dim, width, dtype=dtype, key=keys[4])
-        self.feature_map = feature_map
+        self.feature_map = None if feature_map is None else ssmkit.activation_of(feature_map, argument="feature_map")
 
     def init_cache(self) -> RetNetCache:
         """Position 0, a zero state and an empty window, float32."""

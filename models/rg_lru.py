@@ -88,13 +88,14 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
     seen: ssmkit.Shift | None
     linear_out: ssmkit.Linear
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
         *,
-        lru_width: int | None = None,
+        intermediate_size: int | None = None,
         num_attention_heads: int = 10,
-        conv1d_width: int = 4,
+        conv_kernel: int = 4,
         scale_first_token: bool = True,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
@@ -104,27 +105,26 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         **Arguments:**
 
         - `width`: of the residual stream.
-        - `lru_width`: channels of the recurrence; `None` means `width`.
-        - `num_attention_heads`: blocks of the gates' maps, a divisor of `lru_width`. The published configurations have
-            one key for this and for the heads of the attention layers.
-        - `conv1d_width`: taps of the causal convolution.
+        - `intermediate_size`: channels of the recurrence, the authors' `lru_width`; `None` means `width`.
+        - `num_attention_heads`: blocks of the gates' maps, a divisor of `intermediate_size`. The published
+            configurations have one key for this and for the heads of the attention layers.
+        - `conv_kernel`: taps of the causal convolution.
         - `scale_first_token`: whether $\sqrt{1 - a^2}$ scales the first token of a sequence too, as the paper has it;
             false in recurrentgemma's code, and so for its weights.
         - `dtype`: of the projections and the convolution; the rest stays float32.
         - `key`: for the initialisation.
         """
-        channels = width if lru_width is None else lru_width
-        if channels < 1:
-            raise ValueError(f"`lru_width` must be at least 1, got {channels}.")
-        if num_attention_heads < 1 or channels % num_attention_heads != 0:
+        channels = width if intermediate_size is None else intermediate_size
+        if channels % num_attention_heads != 0:
             raise ValueError(
-                f"`num_attention_heads` must divide the {channels} channels of `lru_width`, got {num_attention_heads}."
+                f"`num_attention_heads` must divide the {channels} channels of `intermediate_size`, got "
+                f"{num_attention_heads}."
             )
         x_key, y_key, conv_key, input_key, recurrence_key, lambda_key, out_key = jax.random.split(key, 7)
         self.linear_x = projection(width, channels, _FAN_IN, use_bias=True, dtype=dtype, key=x_key)
         self.linear_y = projection(width, channels, _FAN_IN, use_bias=True, dtype=dtype, key=y_key)
-        conv = ssmkit.CausalConv1d(channels, conv1d_width, dtype=dtype, key=conv_key)
-        taps = jax.random.normal(conv_key, conv.weight.shape, dtype) * math.sqrt(0.01 / conv1d_width)
+        conv = ssmkit.CausalConv1d(channels, conv_kernel, dtype=dtype, key=conv_key)
+        taps = jax.random.normal(conv_key, conv.weight.shape, dtype) * math.sqrt(0.01 / conv_kernel)
         self.conv = eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, jnp.zeros((channels,), dtype)))
         self.input_gate = _gate(channels, num_attention_heads, dtype, input_key)
         self.recurrence_gate = _gate(channels, num_attention_heads, dtype, recurrence_key)

@@ -71,12 +71,13 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
     norm: ssmkit.LayerNorm
     o_proj: ssmkit.Linear
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
         *,
         num_heads: int | None = None,
-        head_size: int | None = None,
+        head_dim: int | None = None,
         expand_k: float = 0.5,
         expand_v: float = 1.0,
         proj_low_rank_dim: int = 32,
@@ -95,7 +96,7 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         - `width`: of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
             heads, of which there are 4 when `None`. The authors' models have 1.0 for both.
-        - `head_size`: key channels of each head instead of their number: 64 in the authors' models.
+        - `head_dim`: key channels of each head instead of their number: 64 in the authors' models.
         - `proj_low_rank_dim`, `gate_low_rank_dim`: ranks of the five shares and of $D_1, D_2$.
         - `norm_eps`: of the heads' norm; in the authors' models 1e-5 times the square of their `head_size_divisor`,
             8: 64e-5.
@@ -106,11 +107,8 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
 
         **Raises:** `ValueError` when the heads do not divide the channels, or a size is out of range.
         """
-        count = _heads(int(expand_k * width), num_heads, head_size)
+        count = _heads(int(expand_k * width), num_heads, head_dim)
         heads, key_dim, value_dim = state_shape("RWKV6Mixer", width, count, expand_k, expand_v)
-        for name, rank in (("proj_low_rank_dim", proj_low_rank_dim), ("gate_low_rank_dim", gate_low_rank_dim)):
-            if rank < 1:
-                raise ValueError(f"RWKV6Mixer: `{name}` must be at least 1, got {rank}.")
         before, after = depth("RWKV6Mixer", layer_idx, num_hidden_layers)
         keys, orthogonal, zeros = jax.random.split(key, 8), jax.nn.initializers.orthogonal, jax.nn.initializers.zeros
         linear = lambda rows, columns, draw, key: projection(columns, rows, draw, dtype=dtype, key=key)
@@ -153,14 +151,13 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         return self.o_proj(self.norm(jnp.reshape(y, gate.shape)) * gate), RWKV6Cache(shift=shift, state=state)
 
 
-def _heads(key_channels: int, num_heads: int | None, head_size: int | None) -> int:
-    if head_size is None:
+def _heads(key_channels: int, num_heads: int | None, head_dim: int | None) -> int:
+    if head_dim is None:
         return 4 if num_heads is None else num_heads
     if num_heads is not None:
-        raise ValueError(f"RWKV6Mixer: give `num_heads` or `head_size`, not both, got {num_heads} and {head_size}.")
-    if head_size < 1 or key_channels % head_size != 0:
+        raise ValueError(f"RWKV6Mixer: give `num_heads` or `head_dim`, not both, got {num_heads} and {head_dim}.")
+    if key_channels % head_dim != 0:
         raise ValueError(
-            f"RWKV6Mixer: `head_size` must divide the {key_channels} key channels, `expand_k` * `width`, got "
-            f"{head_size}."
+            f"RWKV6Mixer: `head_dim` must divide the {key_channels} key channels, `expand_k` * `width`, got {head_dim}."
         )
-    return key_channels // head_size
+    return key_channels // head_dim

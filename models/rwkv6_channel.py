@@ -27,6 +27,7 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
     r_proj: ssmkit.Linear
     v_proj: ssmkit.Linear
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
@@ -51,8 +52,6 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
         **Raises:** `ValueError` when a size is out of range.
         """
         hidden = -(-7 * width // 64) * 32 if intermediate_size is None else intermediate_size
-        if hidden < 1:
-            raise ValueError(f"RWKV6ChannelMixer: `intermediate_size` must be at least 1, got {hidden}.")
         _, after = depth("RWKV6ChannelMixer", layer_idx, num_hidden_layers)
         zeros = jax.nn.initializers.zeros
         self.mu_k = lerp_weights(width, after)

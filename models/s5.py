@@ -1,7 +1,5 @@
 """S5 (arXiv 2208.04933): a diagonal complex system between a dense input and a dense output map."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import ssmkit
 
 from ._complex import between
 from ._projections import with_weight
+from ._time_steps import initial_log_steps
 
 
 class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):
@@ -34,23 +33,24 @@ class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"
     step_rescale: float = eqx.field(static=True)
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         eigenvalues: np.ndarray,
         *,
-        dt_min: float,
-        dt_max: float,
+        time_step_min: float,
+        time_step_max: float,
         discretization: str = "zoh",
         clip_eigs: bool = True,
         step_rescale: float = 1.0,
         key: PRNGKeyArray,
     ):
-        r"""Step sizes $\Delta$ log-uniform in [`dt_min`, `dt_max`].
+        r"""Step sizes $\Delta$ log-uniform in [`time_step_min`, `time_step_max`].
 
         **Arguments:**
 
         - `eigenvalues`: $\Lambda$, complex, shape `(heads,)`.
-        - `dt_min`, `dt_max`: range of the step sizes.
+        - `time_step_min`, `time_step_max`: range of the step sizes.
         - `discretization`: `"zoh"` or `"bilinear"`.
         - `clip_eigs`: keep the real part of $\Lambda$ at or below -1e-4.
         - `step_rescale`: a factor of all step sizes, for sequences sampled at another rate than in training.
@@ -65,7 +65,7 @@ class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"
         self.Lambda_re = jnp.asarray(np.real(eigenvalues), jnp.float32)
         self.Lambda_im = jnp.asarray(np.imag(eigenvalues), jnp.float32)
         shape = eigenvalues.shape
-        self.log_step = jax.random.uniform(key, shape, jnp.float32, math.log(dt_min), math.log(dt_max))
+        self.log_step = initial_log_steps(eigenvalues.size, time_step_min, time_step_max, key=key)
         self.discretization, self.clip_eigs, self.step_rescale = discretization, clip_eigs, step_rescale
         self.state_shape = (*shape, 1, 1)
         self.state_dtype = jnp.complex64
@@ -104,6 +104,7 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
     gate: ssmkit.Linear
     conj_sym: bool = eqx.field(static=True)
 
+    @ssmkit.checks_arguments
     def __init__(
         self,
         width: int,
@@ -114,8 +115,8 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         discretization: str = "zoh",
         clip_eigs: bool = True,
         step_rescale: float = 1.0,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
+        time_step_min: float = 0.001,
+        time_step_max: float = 0.1,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -128,14 +129,12 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         - `blocks`: copies of the HiPPO matrix on the diagonal.
         - `conj_sym`: hold one mode of every conjugate pair: half the state.
         - `discretization`, `clip_eigs`, `step_rescale`: as `S5Recurrence`. The authors' code does not clip by default.
-        - `dt_min`, `dt_max`: range of the initial step sizes.
+        - `time_step_min`, `time_step_max`: range of the initial step sizes.
         - `dtype`: of `B`, `C` and the gate; the rest stays float32.
         - `key`: for the initialisation.
         """
         pair = 2 if conj_sym else 1
-        if blocks < 1:
-            raise ValueError(f"`blocks` must be at least 1, got {blocks}.")
-        if state_size < 1 or state_size % (pair * blocks) != 0:
+        if state_size % (pair * blocks) != 0:
             raise ValueError(
                 f"`state_size` must be a positive multiple of {'2 * ' * conj_sym}`blocks` = {pair * blocks}, got "
                 f"{state_size}."
@@ -154,8 +153,8 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         self.C = with_weight(linear, jnp.concatenate([C.real, C.imag], axis=1))
         self.recurrence = S5Recurrence(
             eigenvalues,
-            dt_min=dt_min,
-            dt_max=dt_max,
+            time_step_min=time_step_min,
+            time_step_max=time_step_max,
             discretization=discretization,
             clip_eigs=clip_eigs,
             step_rescale=step_rescale,

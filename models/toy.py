@@ -27,6 +27,16 @@ class ToyMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
     recurrence: ToyRecurrence
     out_proj: ssmkit.Linear
 
+    @ssmkit.checks_arguments
+    def __init__(self, width: int, *, num_heads: int = 4, chunk_size: int | None = None, key: PRNGKeyArray):
+        """`width` must be a multiple of `num_heads`."""
+        if width % num_heads != 0:
+            raise ValueError(f"`width` must be a multiple of the {num_heads} heads, got {width}.")
+        dim, (in_key, out_key) = width // num_heads, jax.random.split(key)
+        self.in_proj = ssmkit.Linear(width, num_heads * (3 * dim + 1), key=in_key)
+        self.recurrence = ToyRecurrence(state_shape=(num_heads, dim, dim), chunk_size=chunk_size)
+        self.out_proj = ssmkit.Linear(width, width, key=out_key)
+
     def init_cache(self):
         """The recurrence's state is all there is to remember."""
         return self.recurrence.init_state()
@@ -50,21 +60,9 @@ class ToySSM(ssmkit.AbstractResidualLanguageModel[Float[Array, "heads key value"
 
     def __init__(self, vocab_size: int, width: int = 64, layers: int = 2, heads: int = 4, *, key: PRNGKeyArray):
         """`width` must be a multiple of `heads`; the head is tied."""
-        if width % heads != 0:
-            raise ValueError(f"`width` must be a multiple of the {heads} heads, got {width}.")
-        dim = width // heads
+        mixers = [ToyMixer(width, num_heads=heads, key=jax.random.fold_in(key, layer)) for layer in range(layers)]
         self.vocab_size = vocab_size
         self.embedding = ssmkit.Embedding(vocab_size, width, key=key)
-        self.blocks = tuple(
-            ssmkit.ResidualBlock(
-                ssmkit.RMSNorm(width),
-                ToyMixer(
-                    in_proj=ssmkit.Linear(width, heads * (3 * dim + 1), key=jax.random.fold_in(key, 2 * layer)),
-                    recurrence=ToyRecurrence(state_shape=(heads, dim, dim)),
-                    out_proj=ssmkit.Linear(width, width, key=jax.random.fold_in(key, 2 * layer + 1)),
-                ),
-            )
-            for layer in range(layers)
-        )
+        self.blocks = tuple(ssmkit.ResidualBlock(ssmkit.RMSNorm(width), mixer) for mixer in mixers)
         self.norm = ssmkit.RMSNorm(width)
         self.head = None

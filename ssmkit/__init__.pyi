@@ -8,6 +8,7 @@ from . import (
     testing as testing,
     training as training,
 )
+from ._construction import checks_arguments as checks_arguments
 from ._default_model import default_model_path as default_model_path
 from ._extent import Extent as Extent
 from ._language_model import AbstractLanguageModel as AbstractLanguageModel
@@ -34,6 +35,7 @@ from .generation._sampling import AbstractSampler as AbstractSampler, Greedy as 
 from .generation._state import Generation as Generation, Rows as Rows
 from .generation.rows import fork as fork
 from .kernels._coefficients import Coefficients as Coefficients
+from .layers._activations import activation_of as activation_of
 from .layers._dropout import Dropout as Dropout, with_dropout as with_dropout
 from .layers._linear import (
     BlockDiagonalLinear as BlockDiagonalLinear,

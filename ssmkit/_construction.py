@@ -1,13 +1,76 @@
 """What constructors of layers and models ask of sizes, shapes, numbers, dtypes, switches and keys."""
 
+import functools
+import inspect
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import DTypeLike
 
-from ._types import shown, whole
+from ._types import PRNGKeyArray, checks_itself, shown, whole
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def checks_arguments(init: Function) -> Function:
+    """Checks the arguments of a mixer's `__init__` by their annotations, before it runs.
+
+    An `int` is a size, at least 1 (or 0, where that is the default). A `float` is any finite number, and becomes one of
+    Python. A `bool` is a switch. `None` passes where the annotation allows it. A `DTypeLike` is a floating-point dtype,
+    a `PRNGKeyArray` one key. What kinds do not tell, such as what must divide what, the constructor checks itself.
+
+        class Decaying(ssmkit.AbstractRecurrentMixer[Array]):
+            @ssmkit.checks_arguments
+            def __init__(self, width: int, *, state_size: int = 16, key: PRNGKeyArray): ...
+
+    **Arguments:**
+
+    - `init`: the method, without string annotations.
+
+    **Returns:** the method, which raises `ValueError` naming the class and the first argument that is not of its kind.
+    """
+    signature, owner = inspect.signature(checks_itself(init)), init.__qualname__.split(".")[-2]
+
+    @functools.wraps(init)
+    def checked(*args: Any, **keywords: Any) -> None:
+        try:
+            given = signature.bind(*args, **keywords)
+        except TypeError:
+            return init(*args, **keywords)  # Python's own message
+        for name, value in given.arguments.items():
+            try:
+                given.arguments[name] = _of_its_kind(signature.parameters[name], value)
+            except ValueError as error:
+                raise ValueError(f"{owner}: {error}") from None
+        return init(*given.args, **given.kwargs)
+
+    return checked  # pyright: ignore[reportReturnType]
+
+
+def _of_its_kind(parameter: inspect.Parameter, value: Any) -> Any:
+    name, kind = parameter.name, parameter.annotation
+    if kind in (int | None, float | None):
+        if value is None:
+            return None
+        kind = int if kind == int | None else float
+    if kind is int:
+        check_sizes(0 if parameter.default == 0 else 1, **{name: value})
+        return int(value)
+    if kind is float:
+        check_numbers(**{name: value})
+        return float(value)
+    if kind is bool:
+        check_switches(**{name: value})
+    elif kind == DTypeLike:
+        check_dtype(value)
+    elif kind == PRNGKeyArray:
+        check_one_key(value)
+    return value
 
 
 def check_integers(**values: Any) -> None:
@@ -17,12 +80,12 @@ def check_integers(**values: Any) -> None:
             raise ValueError(f"`{name}` must be an integer, got {shown(value)}.")
 
 
-def check_sizes(**sizes: Any) -> None:
-    """**Raises:** `ValueError` naming the first that is no integer of at least 1."""
+def check_sizes(least: int = 1, /, **sizes: Any) -> None:
+    """**Raises:** `ValueError` naming the first that is no integer of at least `least`."""
     check_integers(**sizes)
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+        if size < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {size}.")
 
 
 def check_shape(**shapes: Any) -> None:
@@ -30,6 +93,13 @@ def check_shape(**shapes: Any) -> None:
     for name, shape in shapes.items():
         if not isinstance(shape, tuple) or any((whole(size) or 0) < 1 for size in shape):
             raise ValueError(f"`{name}` must be a tuple of integers, each at least 1, got {shown(shape)}.")
+
+
+def check_numbers(**values: Any) -> None:
+    """**Raises:** `ValueError` naming the first that is no finite number."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {shown(value)}.")
 
 
 def check_switches(**switches: Any) -> None:

@@ -162,7 +162,7 @@ def _step(block: AbstractMixer[Any], x: Array, cache: Any, valid: Valid | None) 
 class LanguageModel(AbstractResidualLanguageModel[Any]):
     """A language model out of any mixers, each in its pre-normalised residual branch, and of any blocks.
 
-        mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, 683, key=key_1)]
+        mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, intermediate_size=683, key=key_1)]
         model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
 
     Mixers may be of different kinds; each keeps its own cache.

@@ -53,15 +53,15 @@ def _gla_mixer(key: jax.Array, num_heads: int = 3, **options: Any) -> GLAMixer:
 
 def _hgrn2_mixer(key: jax.Array, **options: Any) -> HGRN2Mixer:
     bound = jnp.linspace(0.0, 0.95, 15)
-    return HGRN2Mixer(WIDTH, expand_ratio=5, num_heads=3, lower_bound=bound, chunk_size=4, key=key, **options)
+    return HGRN2Mixer(WIDTH, state_size=5, num_heads=3, lower_bound=bound, chunk_size=4, key=key, **options)
 
 
 def _hgrn2_model(key: jax.Array) -> HGRN2:
-    return HGRN2(helpers.VOCAB, 8, 2, expand_ratio=4, intermediate_size=5, chunk_size=4, key=key)
+    return HGRN2(helpers.VOCAB, 8, 2, state_size=4, intermediate_size=5, chunk_size=4, key=key)
 
 
 # What flash-linear-attention's configurations may say.
-OPTIONS: dict[str, Any] = dict(use_short_conv=True, conv_size=3, num_kv_heads=1, use_output_gate=False)
+OPTIONS: dict[str, Any] = dict(use_short_conv=True, conv_kernel=3, num_kv_heads=1, use_output_gate=False)
 
 
 def _rwkv6_mixer(key: jax.Array) -> RWKV6Mixer:
@@ -102,7 +102,7 @@ MIXERS = [
     Case("gla-mixer-options", lambda key: _gla_mixer(key, num_heads=2, **OPTIONS, clamp_min=-0.5), _features),
     Case("gla-mixer-bf16", lambda key: _gla_mixer(key, dtype=jnp.bfloat16), _features, helpers.BF16_BOUND),
     Case("hgrn2-mixer", _hgrn2_mixer, _features),
-    Case("hgrn2-mixer-conv", lambda key: _hgrn2_mixer(key, use_short_conv=True, conv_bias=True), _features),
+    Case("hgrn2-mixer-conv", lambda key: _hgrn2_mixer(key, use_short_conv=True, use_conv_bias=True), _features),
     Case("rwkv6-mixer", _rwkv6_mixer, _features),
     Case("rwkv6-channel-mixer", lambda key: RWKV6ChannelMixer(WIDTH, intermediate_size=7, key=key), _features),
 ]

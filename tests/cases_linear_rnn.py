@@ -74,12 +74,14 @@ def _mixer(name: str, make: Callable[..., Any], *, scale: float = 1.0, **options
 # Small inputs: random eigenvalues forget little, and gates of large outputs would be all saturated.
 _S5 = dict(state_size=12, blocks=2, scale=0.1)
 _BILINEAR = dict(discretization="bilinear", clip_eigs=False)
-_MAMBA3 = dict(d_state=6, headdim=4, ngroups=2, rope_fraction=0.7)
+_MAMBA3 = dict(state_size=6, head_dim=4, n_groups=2, rope_fraction=0.7)
 
 OPERATORS = [
     Case(
         "s5-recurrence",
-        lambda key: with_chunk_size(S5Recurrence(np.full(5, -0.5 + 1j), dt_min=0.01, dt_max=1.0, key=key), 4),
+        lambda key: with_chunk_size(
+            S5Recurrence(np.full(5, -0.5 + 1j), time_step_min=0.01, time_step_max=1.0, key=key), 4
+        ),
         _complex,
     ),
     Case(
@@ -96,8 +98,8 @@ MIXERS = [
     _mixer("s5-mixer", S5Mixer, **_S5),
     _mixer("s5-mixer-no-conj_sym-bilinear-unclipped", S5Mixer, **_S5, conj_sym=False, **_BILINEAR),
     _mixer("lru-mixer", LRUMixer, state_size=5),
-    _mixer("rg-lru-mixer", RGLRUMixer, lru_width=6, num_attention_heads=3),
-    _mixer("mlstm-mixer", MLSTMMixer, num_heads=2, qk_dim_factor=0.75),
+    _mixer("rg-lru-mixer", RGLRUMixer, intermediate_size=6, num_attention_heads=3),
+    _mixer("mlstm-mixer", MLSTMMixer, num_heads=2, expand_k=0.75),
     _mixer("mamba3-mixer", Mamba3Mixer, **_MAMBA3),
     _mixer(
         "mamba3-mixer-mimo-softplus-norm",
@@ -273,7 +275,7 @@ def _mlstm_spread(rng: np.random.Generator, time: int) -> jax.Array:
 
 
 def _mamba3(rank: int | None, A_activation: str, norm: bool = False) -> Callable[[], Mamba3Mixer]:
-    options = _MAMBA3 | dict(headdim=8, ngroups=3, mimo_rank=rank, A_activation=A_activation, is_outproj_norm=norm)
+    options = _MAMBA3 | dict(head_dim=8, n_groups=3, mimo_rank=rank, A_activation=A_activation, is_outproj_norm=norm)
 
     def make():
         module = _built(lambda key: Mamba3Mixer(GATED_WIDTH, **options, key=key))
@@ -288,7 +290,7 @@ def _mamba3(rank: int | None, A_activation: str, norm: bool = False) -> Callable
 def _mamba3_sizes(module: Mamba3Mixer) -> list[int]:
     heads, rank, key = module.B_bias.shape
     inner = module.out_proj.weight.shape[1]
-    return [inner, inner] + 2 * [rank * module.ngroups * key] + 3 * [heads] + [module.phase.shape[1]]
+    return [inner, inner] + 2 * [rank * module.n_groups * key] + 3 * [heads] + [module.phase.shape[1]]
 
 
 def _mamba3_oracle(module, x, cache):
@@ -299,9 +301,9 @@ def _mamba3_oracle(module, x, cache):
     z, u = (a.reshape(time, heads, -1) for a in (z, u))
 
     def prepared(a, norm, bias):
-        a = a.reshape(time, rank, module.ngroups, key)
+        a = a.reshape(time, rank, module.n_groups, key)
         a = a / jnp.sqrt((a**2).mean(-1, keepdims=True) + 1e-5) * norm.weight[None, None, None]
-        return a.repeat(heads // module.ngroups, axis=2).swapaxes(1, 2) + bias[None]
+        return a.repeat(heads // module.n_groups, axis=2).swapaxes(1, 2) + bias[None]
 
     B, C = prepared(B, module.B_norm, module.B_bias), prepared(C, module.C_norm, module.C_bias)
     before = cache.state, cache.B, cache.x, 2 * jnp.pi * cache.phase.sum(0)

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import BF16_BOUND, VOCAB, Case, normal, random_tokens
 
-from ssmkit.models import Mamba, MambaConfig, MambaMixer, MambaRecurrence
+from ssmkit.models import Mamba, MambaConfig, MambaMixer
 from ssmkit.models._mamba_family import MambaMLP
 from ssmkit.models.mamba import MambaInputs
 
@@ -26,6 +27,15 @@ def inputs(rng: np.random.Generator, time: int, *, channels: int = 2 * WIDTH, si
     return MambaInputs(x=draw(1.0, channels), dt=draw(3.0, channels), B=draw(1.0, size), C=draw(1.0, size))
 
 
+def mamba_mixer(key: jax.Array, **changes: Any) -> MambaMixer:
+    """As `mamba_config`."""
+    return MambaMixer(WIDTH, **dict(state_size=5, time_step_rank=3, chunk_size=4) | changes, key=key)
+
+
+def _mixer(name: str, **changes: Any) -> Case:
+    return Case(name, lambda key: mamba_mixer(key, **changes), normal(WIDTH))
+
+
 def _case(build: type, sample: Any, name: str, dtype: Any = jnp.float32, **changes: Any) -> Case:
     config = mamba_config(**changes)
     case = Case(name, lambda key: build(config, key=key, dtype=dtype), sample)
@@ -34,20 +44,13 @@ def _case(build: type, sample: Any, name: str, dtype: Any = jnp.float32, **chang
 
 FALCON = {"mixer_rms_eps": 1e-6, "expand": 16, "intermediate_size": 9, "tie_word_embeddings": False}
 
-OPERATORS = [Case("mamba-recurrence", lambda key: MambaRecurrence(mamba_config(), key=key), inputs)]
+OPERATORS = [Case("mamba-recurrence", lambda key: mamba_mixer(key).recurrence, inputs)]
 MIXERS = [
-    _case(MambaMixer, normal(WIDTH), "mamba-mixer-biases-kernel3", use_bias=True, conv_kernel=3, time_step_rank=None),
-    _case(
-        MambaMixer,
-        normal(WIDTH),
-        "mamba-mixer-one-state-no-conv-bias-kernel1",
-        state_size=1,
-        use_conv_bias=False,
-        conv_kernel=1,
-    ),
-    _case(MambaMixer, normal(WIDTH), "mamba-mixer-falcon", **FALCON),
-    Case("mamba-mlp", lambda key: Mamba(mamba_config(d_intermediate=7), key=key).blocks[1], normal(WIDTH)),
-    Case("mamba-mlp", lambda key: MambaMLP(WIDTH, 7, key=key), normal(WIDTH)),
+    _mixer("mamba-mixer-biases-kernel3", use_bias=True, conv_kernel=3, time_step_rank=None),
+    _mixer("mamba-mixer-one-state-no-conv-bias-kernel1", state_size=1, use_conv_bias=False, conv_kernel=1),
+    _mixer("mamba-mixer-falcon", mixer_rms_eps=1e-6, expand=16, intermediate_size=9),
+    Case("mamba-mlp-block", lambda key: Mamba(mamba_config(d_intermediate=7), key=key).blocks[1], normal(WIDTH)),
+    Case("mamba-mlp", lambda key: MambaMLP(WIDTH, intermediate_size=7, key=key), normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [
     _case(Mamba, random_tokens, "mamba", num_hidden_layers=2),

@@ -27,7 +27,10 @@ def _model() -> ssmkit.LanguageModel:
     import jax
 
     return ssmkit.LanguageModel(
-        vocab_size=5, width=4, mixers=[ssmkit.GatedMLP(4, 4, key=jax.random.key(0))], key=jax.random.key(1)
+        vocab_size=5,
+        width=4,
+        mixers=[ssmkit.GatedMLP(4, intermediate_size=4, key=jax.random.key(0))],
+        key=jax.random.key(1),
     )
 
 

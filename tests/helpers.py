@@ -1,5 +1,6 @@
 """What the tests share: comparisons, random coefficients, and modules with random parameters."""
 
+import dataclasses
 import functools
 import inspect
 import pkgutil
@@ -202,12 +203,12 @@ def package_modules() -> dict[str, Any]:
     return {name: __import__(name, fromlist=["_"]) for name in wanted}
 
 
-def module_classes() -> list[type[eqx.Module]]:
-    """Every `eqx.Module` class defined in the package."""
+def module_classes() -> list[type]:
+    """Every class with fields that the package defines: every `eqx.Module` and every other dataclass."""
     found = {}
     for name, module in package_modules().items():
         for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, eqx.Module) and cls.__module__ == name:
+            if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == name:
                 found[f"{name}.{cls.__qualname__}"] = cls
     return list(found.values())
 

@@ -22,7 +22,7 @@ from helpers import (
 )
 
 import ssmkit
-from ssmkit.models import Mamba2, Mamba2Mixer, Mamba2Recurrence, ToySSM
+from ssmkit.models import Mamba2, Mamba2Mixer, ToySSM
 from ssmkit.models.mamba2 import Mamba2Inputs
 from ssmkit.models.toy import ToyMixer, ToyRecurrence
 
@@ -43,10 +43,15 @@ def _mamba2_inputs(groups: int) -> Callable[[np.random.Generator, int], Mamba2In
     return sample
 
 
+def _mixer(key: jax.Array, **changes) -> Mamba2Mixer:
+    """Small and awkward, as `mamba2_config`."""
+    sizes = dict(state_size=STATE, head_dim=HEAD_DIM, chunk_size=4)
+    return Mamba2Mixer(WIDTH, **sizes | changes, key=key)
+
+
 def _mamba2_recurrence(groups: int, **changes) -> Case:
-    config = mamba2_config(n_groups=groups, **changes)
     name = "-".join(["mamba2-recurrence", f"groups{groups}", *changes])
-    return Case(name, lambda key: Mamba2Recurrence(config, key=key), _mamba2_inputs(groups))
+    return Case(name, lambda key: _mixer(key, n_groups=groups, **changes).recurrence, _mamba2_inputs(groups))
 
 
 def _gates(rng: np.random.Generator, time: int) -> ssmkit.Gates:
@@ -59,17 +64,11 @@ def _conv(kernel_size: int, **options) -> Case:
 
 
 def _mamba2_mixer(name: str, **changes) -> Case:
-    config = mamba2_config(**changes)
-    return Case(name, lambda key: Mamba2Mixer(config, key=key), normal(WIDTH))
+    return Case(name, lambda key: _mixer(key, **changes), normal(WIDTH))
 
 
 def _toy_mixer(key) -> ToyMixer:
-    dim = WIDTH // 2
-    return ToyMixer(
-        in_proj=ssmkit.Linear(WIDTH, 2 * (3 * dim + 1), key=key),
-        recurrence=ToyRecurrence(state_shape=(2, dim, dim), chunk_size=4),
-        out_proj=ssmkit.Linear(WIDTH, WIDTH, key=jax.random.fold_in(key, 1)),
-    )
+    return ToyMixer(WIDTH, num_heads=2, chunk_size=4, key=key)
 
 
 def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
@@ -79,7 +78,7 @@ def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"]
 
 def _language_model(key) -> ssmkit.LanguageModel:
     """Mixers of different kinds, the norm with a bias, an untied head, and every hook."""
-    mixers = [_toy_mixer(key), ssmkit.GatedMLP(WIDTH, 5, key=key), Mamba2Mixer(mamba2_config(), key=key)]
+    mixers = [_toy_mixer(key), ssmkit.GatedMLP(WIDTH, intermediate_size=5, key=key), _mixer(key)]
     return ssmkit.LanguageModel(
         VOCAB,
         WIDTH,
@@ -109,7 +108,7 @@ MIXERS = [  # more of them are inside the language models below
     _mamba2_mixer("mamba2-mixer-groups2-biases", n_groups=2, use_bias=True),
     _mamba2_mixer("mamba2-mixer-no-conv-bias-kernel1", use_conv_bias=False, conv_kernel=1),
     Case("toy-mixer", _toy_mixer, normal(WIDTH)),
-    Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, 5, use_bias=True, key=key), normal(WIDTH)),
+    Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, intermediate_size=5, use_bias=True, key=key), normal(WIDTH)),
     Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [

@@ -18,7 +18,7 @@ TOKENS = jnp.asarray([3, 1, 4, 1, 5], jnp.int32)
 
 
 def mlp(seed):
-    return ssmkit.GatedMLP(WIDTH, 6, key=jax.random.key(seed))
+    return ssmkit.GatedMLP(WIDTH, intermediate_size=6, key=jax.random.key(seed))
 
 
 class Parallel(ssmkit.AbstractBlock[tuple[Any, Any]]):

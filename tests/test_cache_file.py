@@ -81,7 +81,7 @@ class Assorted(ssmkit.AbstractMixer):
         lambda: build(VOCAB, 2),
         lambda: LRUMixer(8, state_size=4, key=jax.random.key(0)),
         Assorted,
-        lambda: ssmkit.GatedMLP(8, 12, key=jax.random.key(0)),
+        lambda: ssmkit.GatedMLP(8, intermediate_size=12, key=jax.random.key(0)),
     ],
     ids=["tuples", "complex", "every kind", "nothing"],
 )

@@ -319,7 +319,7 @@ def test_published_state_spaces_configuration():
     content |= {"fused_add_norm": True, "pad_vocab_size_multiple": 16, "tie_embeddings": True}
     assert state_spaces.matches(content)
     config = state_spaces.read_config(content)
-    assert (config.padded_vocab_size, config.num_heads, config.conv_size, config.n_groups) == (50288, 24, 1792, 1)
+    assert (config.padded_vocab_size, config.num_heads, config.n_groups) == (50288, 24, 1)
     assert config.tie_word_embeddings and config.time_step_limit == (0.0, math.inf)
     assert state_spaces.write_config is not None
     assert state_spaces.write_config(config, "float32") == content

@@ -59,7 +59,7 @@ def test_print_config(run, tmp_path):
     default = _train._configuration(None)
     assert _train._configuration(tmp_path / "default.toml") == default
     fields = {field.name for field in dataclasses.fields(Mamba2Config)}
-    unset = {"d_ssm", "bos_token_id", "eos_token_id", "pad_token_id"}  # TOML has no null
+    unset = {"bos_token_id", "eos_token_id", "pad_token_id"}  # TOML has no null
     assert fields - set(default.model) == {"vocab_size", *unset}
 
 

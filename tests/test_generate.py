@@ -628,7 +628,7 @@ def test_numbers_of_prompts_share_an_executable():
 
 
 def test_a_cache_without_arrays():
-    mlp = ssmkit.GatedMLP(8, 12, key=jax.random.key(0))
+    mlp = ssmkit.GatedMLP(8, intermediate_size=12, key=jax.random.key(0))
     model = ssmkit.LanguageModel(vocab_size=11, width=8, mixers=[mlp], key=jax.random.key(1))
     out = ssmkit.generate(model, [[1, 2], [3]], 4)
     again = ssmkit.generate(model, [[1], [2]], 4, cache=out.cache)

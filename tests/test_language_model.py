@@ -15,7 +15,9 @@ KEY = jax.random.key(0)
 
 
 def model(*mixers, **options) -> ssmkit.LanguageModel:
-    return ssmkit.LanguageModel(VOCAB, WIDTH, mixers or [ssmkit.GatedMLP(WIDTH, 5, key=KEY)], key=KEY, **options)
+    return ssmkit.LanguageModel(
+        VOCAB, WIDTH, mixers or [ssmkit.GatedMLP(WIDTH, intermediate_size=5, key=KEY)], key=KEY, **options
+    )
 
 
 # What stands around the mixers.
@@ -134,7 +136,10 @@ UNFIT = {
         lambda: GLAMixer(OTHER, num_heads=2, key=KEY),
         rf"\(GLAMixer\) is made for features of width {OTHER}, .*`width` = {WIDTH}",
     ),
-    "mlp": (lambda: ssmkit.GatedMLP(OTHER, 5, key=KEY), rf"\(GatedMLP\) is made for features of width {OTHER}, "),
+    "mlp": (
+        lambda: ssmkit.GatedMLP(OTHER, intermediate_size=5, key=KEY),
+        rf"\(GatedMLP\) is made for features of width {OTHER}, ",
+    ),
     "rg-lru": (lambda: RGLRUMixer(6, num_attention_heads=2, key=KEY), r"\(RGLRUMixer\) is made for .* of width 6, "),
     "features": (
         lambda: Returning(lambda x, c: (x[..., :3], c)),
@@ -165,7 +170,7 @@ UNFIT = {
 @pytest.mark.parametrize("make, message", UNFIT.values(), ids=list(UNFIT))
 def test_a_mixer_that_does_not_fit(make, message):
     with pytest.raises(ValueError, match=r"^`mixers\[1\]` .*" + message):
-        model(ssmkit.GatedMLP(WIDTH, 3, key=KEY), make())
+        model(ssmkit.GatedMLP(WIDTH, intermediate_size=3, key=KEY), make())
 
 
 def test_mixers_of_equal_structure_are_tried_once():
@@ -177,7 +182,7 @@ def test_mixers_of_equal_structure_are_tried_once():
 
 def test_trying_changes_nothing():
     """A model of abstract parameters can be made, and the mixers are those that were given."""
-    abstract = eqx.filter_eval_shape(lambda key: model(ssmkit.GatedMLP(WIDTH, 5, key=key)), KEY)
+    abstract = eqx.filter_eval_shape(lambda key: model(ssmkit.GatedMLP(WIDTH, intermediate_size=5, key=key)), KEY)
     concrete = model()
     assert jax.tree.structure(abstract) == jax.tree.structure(concrete)
-    assert trees_equal_bitwise(concrete.blocks[0].mixer, ssmkit.GatedMLP(WIDTH, 5, key=KEY))
+    assert trees_equal_bitwise(concrete.blocks[0].mixer, ssmkit.GatedMLP(WIDTH, intermediate_size=5, key=KEY))

@@ -172,7 +172,7 @@ def test_a_head_size_is_another_name_for_the_heads():
         lambda key: RWKV6Mixer(WIDTH, expand_k=1.0, **options, key=key), jax.random.key(0)
     )
     for size in (1, 2, 3, 6, 12):
-        mixer = make(head_size=size)
+        mixer = make(head_dim=size)
         assert mixer.recurrence.state_shape == (WIDTH // size, size, size)
         assert jax.tree.structure(mixer) == jax.tree.structure(make(num_heads=WIDTH // size))
 
@@ -198,7 +198,7 @@ def test_channel_mixing_equals_its_equations():
 
 def test_lower_bounds_are_learnt_together():
     """Those of flash-linear-attention's model: the cumulative softmax over layers, less that of the first."""
-    model = HGRN2(11, 8, 3, expand_ratio=4, intermediate_size=5, key=jax.random.key(0))
+    model = HGRN2(11, 8, 3, state_size=4, intermediate_size=5, key=jax.random.key(0))
     start = np.stack([block.mixer.recurrence.lower_bound for block in model.blocks[::2]])
     np.testing.assert_allclose(start, np.broadcast_to(np.arange(3)[:, None, None] / 3, (3, 2, 4)), atol=1e-7)
     logits = np.random.default_rng(0).normal(size=(3, 8))
@@ -218,7 +218,7 @@ def test_lower_bounds_are_learnt_together():
 
 def test_without_lower_bounds():
     """`use_lower_bound=False` has no such parameter, and is what bounds of zero are."""
-    model = HGRN2(11, 8, 2, expand_ratio=4, intermediate_size=5, use_lower_bound=False, key=jax.random.key(0))
+    model = HGRN2(11, 8, 2, state_size=4, intermediate_size=5, use_lower_bound=False, key=jax.random.key(0))
     assert model.lower_bounds is None and model.layers[0].mixer.recurrence.lower_bound is None
     zero = eqx.tree_at(
         lambda m: [m.layers[i].mixer.recurrence.lower_bound for i in (0, 2)],
@@ -235,11 +235,11 @@ def test_layers_with_different_bounds_are_one_trace():
 
     def mine(layers: int) -> ssmkit.LanguageModel:
         bound = lambda i: i / layers
-        mixers = [HGRN2Mixer(8, expand_ratio=4, lower_bound=bound(i), key=jax.random.key(i)) for i in range(layers)]
+        mixers = [HGRN2Mixer(8, state_size=4, lower_bound=bound(i), key=jax.random.key(i)) for i in range(layers)]
         return ssmkit.LanguageModel(11, 8, mixers, key=jax.random.key(0))
 
     def theirs(layers: int) -> HGRN2:
-        return HGRN2(11, 8, layers, expand_ratio=4, intermediate_size=5, key=jax.random.key(0))
+        return HGRN2(11, 8, layers, state_size=4, intermediate_size=5, key=jax.random.key(0))
 
     for make in (mine, theirs):
         lines = []
@@ -262,8 +262,12 @@ def test_layers_with_different_bounds_are_one_trace():
         (GLAMixer, {"num_heads": 5}, r"GLAMixer: int\(`expand_k` .* multiple of `num_heads` = 5, .* \* 12\) = 6\."),
         (GLAMixer, {"num_heads": 3, "expand_v": 0.0}, r"GLAMixer: int\(`expand_v` \* `width`\) must .* = 0\."),
         (GLAMixer, {"num_heads": 3, "num_kv_heads": 2}, "GLAMixer: `num_kv_heads` must divide `num_heads` = 3, got 2"),
-        (RetNetMixer, {"num_heads": 2, "num_kv_heads": 0}, "RetNetMixer: `num_kv_heads` must divide .* = 2, got 0"),
-        (GLAMixer, {"num_heads": 3, "use_short_conv": True, "conv_size": 0}, "`kernel_size` must be at least 1, got 0"),
+        (RetNetMixer, {"num_heads": 2, "num_kv_heads": 0}, "RetNetMixer: `num_kv_heads` must be at least 1, got 0"),
+        (
+            GLAMixer,
+            {"num_heads": 3, "use_short_conv": True, "conv_kernel": 0},
+            "GLAMixer: `conv_kernel` must be at least 1, got 0",
+        ),
         (
             HGRN2Mixer,
             {"num_heads": 3, "lower_bound": np.zeros(7)},
@@ -273,14 +277,14 @@ def test_layers_with_different_bounds_are_one_trace():
         (GLAMixer, {"num_heads": 3, "gate_logit_normalizer": -1.0}, "`gate_logit_normalizer` must be above 0, got -1"),
         (RetNetMixer, {"num_heads": 5}, r"RetNetMixer: int\(`expand_k` \* `width`\) must .* `num_heads` = 5"),
         (RetNetMixer, {"num_heads": 4}, "RetNetMixer: .* must be even, as features turn in pairs, got 3"),
-        (HGRN2Mixer, {"expand_ratio": 0}, "HGRN2Mixer: `expand_ratio` must be at least 1, got 0"),
-        (HGRN2Mixer, {"expand_ratio": 5}, "HGRN2Mixer: `expand_ratio` must divide `width` = 12 .* got 5"),
+        (HGRN2Mixer, {"state_size": 0}, "HGRN2Mixer: `state_size` must be at least 1, got 0"),
+        (HGRN2Mixer, {"state_size": 5}, "HGRN2Mixer: `state_size` must divide `width` = 12 .* got 5"),
         (HGRN2Mixer, {"num_heads": 5}, "HGRN2Mixer: `num_heads` must divide `width` = 12, got 5"),
         (HGRN2Mixer, {"num_heads": 3, "lower_bound": 1.0}, r"`lower_bound` must lie in \[0, 1\), got 1.0"),
         (RWKV6Mixer, {"num_heads": 4}, r"RWKV6Mixer: int\(`expand_k` .* multiple of `num_heads` = 4, got"),
-        (RWKV6Mixer, {"head_size": 4}, "RWKV6Mixer: `head_size` must divide the 6 key channels, .* got 4"),
-        (RWKV6Mixer, {"head_size": 0}, "RWKV6Mixer: `head_size` must divide the 6 key channels, .* got 0"),
-        (RWKV6Mixer, {"head_size": 3, "num_heads": 2}, "give `num_heads` or `head_size`, not both, got 2 and 3"),
+        (RWKV6Mixer, {"head_dim": 4}, "RWKV6Mixer: `head_dim` must divide the 6 key channels, .* got 4"),
+        (RWKV6Mixer, {"head_dim": 0}, "RWKV6Mixer: `head_dim` must be at least 1, got 0"),
+        (RWKV6Mixer, {"head_dim": 3, "num_heads": 2}, "give `num_heads` or `head_dim`, not both, got 2 and 3"),
         (RWKV6Mixer, {"num_heads": 3, "proj_low_rank_dim": 0}, "`proj_low_rank_dim` must be at least 1, got 0"),
         (RWKV6Mixer, {"num_heads": 3, "layer_idx": 1}, r"RWKV6Mixer: `layer_idx` must lie in \[0, 1\), got 1"),
         (RWKV6ChannelMixer, {"intermediate_size": 0}, "RWKV6ChannelMixer: `intermediate_size` must be .* 1, got 0"),

@@ -45,7 +45,7 @@ def test_decays_start_in_their_range():
     np.testing.assert_allclose(np.exp(lru.gamma_log), np.sqrt(1 - modulus**2), 1e-5)
     rg_lru = np.exp(-jax.nn.softplus(RGLRUMixer(100, key=KEY).recurrence.Lambda))
     assert 0.9 <= rg_lru.min() < 0.95 < 0.99 < rg_lru.max() <= 0.9991
-    step = np.asarray(jax.nn.softplus(Mamba3Mixer(100, headdim=2, key=KEY).recurrence.dt_bias))
+    step = np.asarray(jax.nn.softplus(Mamba3Mixer(100, head_dim=2, key=KEY).recurrence.dt_bias))
     assert 9e-4 < step.min() < 5e-3 and 0.05 < step.max() < 0.101
 
 
@@ -53,7 +53,7 @@ def test_decays_start_in_their_range():
 def test_s5_at_the_edges(rule):
     """Eigenvalues of zero, small, wiped out at once, and growing: in float64 to rounding, with finite gradients."""
     z = np.asarray([0.0, 1e-6, 1e-5j, -1e-3 + 3e-3j, -2.0, -1.9999, -0.5 + 2j, 0.1 + 1j, -30.0 + 1j])
-    r = S5Recurrence(z, dt_min=1.0, dt_max=1.0, discretization=rule, clip_eigs=False, key=KEY)
+    r = S5Recurrence(z, time_step_min=1.0, time_step_max=1.0, discretization=rule, clip_eigs=False, key=KEY)
     one = jnp.ones(z.shape, jnp.complex64)
 
     def numbers(r):
@@ -69,7 +69,7 @@ def test_s5_at_the_edges(rule):
         np.testing.assert_allclose(got, exact, rtol=2e-6, atol=1e-6)
     gradient = eqx.filter_grad(lambda r: sum(jnp.sum(jnp.abs(part) ** 2) for part in numbers(r)))(r)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    clipped = S5Recurrence(z, dt_min=1.0, dt_max=1.0, discretization=rule, key=KEY)
+    clipped = S5Recurrence(z, time_step_min=1.0, time_step_max=1.0, discretization=rule, key=KEY)
     assert (np.abs(numbers(clipped)[0]) < 1).all() and (np.abs(numbers(r)[0]) > 1).any()
 
 
@@ -161,7 +161,7 @@ def test_hf_recurrent_gemma_language_model(recurrent_gemma):
     mixers, scales = [], []
     for layer in theirs.model.layers:
         rg_lru = RGLRUMixer(8, num_attention_heads=2, scale_first_token=False, key=KEY)
-        channel = ssmkit.GatedMLP(8, 5, activation=jax.nn.gelu, use_bias=True, key=KEY)
+        channel = ssmkit.GatedMLP(8, intermediate_size=5, activation="gelu", use_bias=True, key=KEY)
         mixers += [_loaded(rg_lru, layer.temporal_block, names), _loaded(channel, layer.mlp_block, mlp)]
         scales += [layer.temporal_pre_norm, layer.channel_pre_norm]
     ours = ssmkit.LanguageModel(
@@ -247,19 +247,23 @@ REFUSED = {
     "lru state": (LRUMixer, dict(state_size=0), "`state_size` must be at least 1, got 0"),
     "lru ring": (LRUMixer, dict(r_min=0.9, r_max=0.5), "0 <= r_min < r_max <= 1, got 0.9 and 0.5"),
     "lru phase": (LRUMixer, dict(max_phase=0.0), "`max_phase` must be above 0, got 0.0"),
-    "rg-lru width": (RGLRUMixer, dict(lru_width=0), "`lru_width` must be at least 1, got 0"),
+    "rg-lru width": (RGLRUMixer, dict(intermediate_size=0), "`intermediate_size` must be at least 1, got 0"),
     "rg-lru blocks": (RGLRUMixer, dict(num_attention_heads=3), "`num_attention_heads` must divide the 8 .*, got 3"),
-    "rg-lru taps": (RGLRUMixer, dict(num_attention_heads=2, conv1d_width=0), "at least 1, got 0"),
+    "rg-lru taps": (RGLRUMixer, dict(num_attention_heads=2, conv_kernel=0), "at least 1, got 0"),
     "mlstm heads": (MLSTMMixer, dict(num_heads=0), "`num_heads` must be at least 1, got 0"),
     "mlstm cap": (MLSTMMixer, dict(num_heads=2, gate_soft_cap=0.0), "`gate_soft_cap` must be above 0, got 0.0"),
-    "mlstm keys": (MLSTMMixer, dict(num_heads=8), "`width` \\* `qk_dim_factor` must .* the 8 heads .*, got 4"),
-    "mlstm values": (MLSTMMixer, dict(num_heads=4, v_dim_factor=0.25), "`v_dim_factor` must .* the 4 heads .*, got 2"),
-    "mamba3 headdim": (Mamba3Mixer, dict(headdim=5), "`headdim` must divide the 16 channels, .*, got 5"),
-    "mamba3 groups": (Mamba3Mixer, dict(headdim=4, ngroups=3), "`ngroups` must divide the 4 heads, got 3"),
-    "mamba3 rank": (Mamba3Mixer, dict(headdim=4, mimo_rank=0), "`mimo_rank` must be at least 1 or None, got 0"),
-    "mamba3 state": (Mamba3Mixer, dict(headdim=4, d_state=7), "`d_state` must be even and at least 2, .*, got 7"),
-    "mamba3 angles": (Mamba3Mixer, dict(headdim=4, rope_fraction=1.5), "must rotate 2 to 128 features, got 1.5: 192"),
-    "mamba3 A": (Mamba3Mixer, dict(headdim=4, A_activation="relu"), "must be 'heavy_tail' or 'softplus', got 'relu'"),
+    "mlstm keys": (MLSTMMixer, dict(num_heads=8), "`width` \\* `expand_k` must .* the 8 heads .*, got 4"),
+    "mlstm values": (MLSTMMixer, dict(num_heads=4, expand_v=0.25), "`expand_v` must .* the 4 heads .*, got 2"),
+    "mamba3 head_dim": (Mamba3Mixer, dict(head_dim=5), "`head_dim` must divide the 16 channels, .*, got 5"),
+    "mamba3 groups": (Mamba3Mixer, dict(head_dim=4, n_groups=3), "`n_groups` must divide the 4 heads, got 3"),
+    "mamba3 rank": (Mamba3Mixer, dict(head_dim=4, mimo_rank=0), "`mimo_rank` must be at least 1, got 0"),
+    "mamba3 state": (
+        Mamba3Mixer,
+        dict(head_dim=4, state_size=7),
+        "`state_size` must be even and at least 2, .*, got 7",
+    ),
+    "mamba3 angles": (Mamba3Mixer, dict(head_dim=4, rope_fraction=1.5), "must rotate 2 to 128 features, got 1.5: 192"),
+    "mamba3 A": (Mamba3Mixer, dict(head_dim=4, A_activation="relu"), "must be 'heavy_tail' or 'softplus', got 'relu'"),
 }
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
-from cases_mamba import LANGUAGE_MODELS, mamba_config
+from cases_mamba import LANGUAGE_MODELS, mamba_config, mamba_mixer
 from helpers import build, forward, relative_error
 
-from ssmkit.models import Mamba, MambaConfig, MambaRecurrence
+from ssmkit.models import Mamba, MambaConfig
 from ssmkit.models.mamba import MambaInputs
 
 
@@ -24,7 +24,7 @@ def test_the_recurrence_is_the_selective_scan():
     """Values, final state and gradients, chunked and stepped, at decays from 1 - 1e-6 to 1e-30 in one sequence."""
     channels, size, time = 6, 5, against.TIME
     rng = np.random.default_rng(0)
-    recurrence = MambaRecurrence(mamba_config(intermediate_size=channels), key=jax.random.key(0))
+    recurrence = mamba_mixer(jax.random.key(0), intermediate_size=channels).recurrence
     dt_bias = rng.normal(size=channels)
     # Where dt is 1 for the first state, log(decay) = -dt exp(A_log) is what is drawn.
     log_decay = against.log_decays(rng, time, channels)
@@ -81,21 +81,21 @@ def _rms(x, eps):
 def numpy_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
     """Token by token, in float64, of the parameters of `model` under the names of its fields."""
     config = model.config
-    rank, size = config.dt_rank, config.state_size
+    rank, size = config.time_step_rank, config.state_size
     model = jax.tree.map(lambda array: np.asarray(array, np.float64), model)
     affine = lambda layer, x: x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
     x = model.embedding.weight[tokens]
     for block in model.blocks:
         mixer = block.mixer
         u, z = np.split(affine(mixer.in_proj, _rms(x, config.layer_norm_epsilon) * block.norm.weight), 2, axis=-1)
-        padded = np.concatenate([np.zeros((config.conv_kernel - 1, config.inner_size)), u])
+        padded = np.concatenate([np.zeros((config.conv_kernel - 1, config.intermediate_size)), u])
         taps = [mixer.conv.weight[:, j] * padded[j : j + len(u)] for j in range(config.conv_kernel)]
         u = _silu(sum(taps) + (0 if mixer.conv.bias is None else mixer.conv.bias))
         parts = np.split(affine(mixer.x_proj, u), [rank, rank + size], axis=-1)
         if config.mixer_rms_eps is not None:
             parts = [_rms(part, config.mixer_rms_eps) for part in parts]
         dt = np.logaddexp(0, affine(mixer.dt_proj, parts[0]) + mixer.recurrence.dt_bias)
-        h, y = np.zeros((config.inner_size, size)), []
+        h, y = np.zeros((config.intermediate_size, size)), []
         for u_t, dt_t, B, C in zip(u, dt, *parts[1:], strict=True):
             h = np.exp(-np.exp(mixer.recurrence.A_log) * dt_t[:, None]) * h + np.outer(dt_t * u_t, B)
             y.append(h @ C)
@@ -136,16 +136,17 @@ def test_sizes_follow_from_each_other():
     assert (config.intermediate_size, config.time_step_rank, config.padded_vocab_size) == (1520, 48, 50280)
     assert config == dataclasses.replace(config)
     wide = MambaConfig(vocab_size=65024, hidden_size=4096, num_hidden_layers=64, expand=16, intermediate_size=8192)
-    assert (wide.inner_size, wide.dt_rank) == (8192, 256)
+    assert (wide.intermediate_size, wide.time_step_rank) == (8192, 256)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"state_size": 0, "expand": -1}, "`state_size` must be an integer.* got 0; `expand` must be .* got -1"),
-        ({"time_step_rank": 0}, "`time_step_rank` must be an integer, at least 1, or None, got 0"),
-        ({"intermediate_size": -3}, "`intermediate_size` must be an integer, at least 1, or None, got -3"),
-        ({"mixer_rms_eps": 0.0}, "`mixer_rms_eps` must be above 0, or None, got 0.0"),
+        ({"state_size": 0, "expand": -1}, "`expand` must be .* got -1; `state_size` must be an integer.* got 0"),
+        ({"time_step_rank": 0}, "`time_step_rank` must be an integer, at least 1, got 0"),
+        ({"intermediate_size": -3}, "`intermediate_size` must be an integer, at least 1, got -3"),
+        ({"mixer_rms_eps": 0.0}, "`mixer_rms_eps` must be a number above 0, or None, got 0.0"),
+        ({"chunk_size": 0}, "`chunk_size` must be an integer, at least 1, or None, got 0"),
         ({"hidden_act": "relu"}, "MambaConfig: `hidden_act` must be 'silu', got 'relu'"),
         ({"time_step_min": -1.0}, "`time_step_min` must be above 0, got -1.0"),
     ],

@@ -81,7 +81,12 @@ def test_published_state_spaces_configuration(tmp_path):
         describe(tmp_path)
     dialect = dialect_of("state-spaces")
     config = dialect.read_config(content)
-    assert (config.padded_vocab_size, config.inner_size, config.dt_rank, config.state_size) == (50280, 1536, 48, 16)
+    assert (config.padded_vocab_size, config.intermediate_size, config.time_step_rank, config.state_size) == (
+        50280,
+        1536,
+        48,
+        16,
+    )
     assert config.tie_word_embeddings and config.mixer_rms_eps is None
     assert dialect.write_config is not None
     written = dialect.write_config(config, "float16")
@@ -98,11 +103,11 @@ def test_published_hf_configurations():
     content |= {"d_inner": 1536, "d_model": 768, "n_layer": 24, "fused_add_norm": True, "rms_norm": True}
     content |= {"pad_vocab_size_multiple": 8, "use_bias": False, "use_conv_bias": True, "initializer_range": 0.1}
     config = dialect.read_config(content)
-    assert (config.vocab_size, config.inner_size, config.dt_rank) == (50280, 1536, 48)
+    assert (config.vocab_size, config.intermediate_size, config.time_step_rank) == (50280, 1536, 48)
     content = {"model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64, "vocab_size": 65024}
     content |= {"expand": 16, "intermediate_size": 8192, "time_step_rank": 256, "tie_word_embeddings": False}
     config = dialect.read_config(content)
-    assert (config.inner_size, config.mixer_rms_eps, config.tie_word_embeddings) == (8192, 1e-6, False)
+    assert (config.intermediate_size, config.mixer_rms_eps, config.tie_word_embeddings) == (8192, 1e-6, False)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_published_hf_configurations():
     [
         ("hf", {"mixer_rms_eps": 1e-6}, r"`mixer_rms_eps` must be left out \(only the `model_type` falcon"),
         ("hf", {"time_step_rank": "small"}, "`time_step_rank` must be an integer of at least 1, or"),
-        ("hf", {"model_type": "falcon_mamba", "mixer_rms_eps": 0}, "`mixer_rms_eps` must be above 0"),
+        ("hf", {"model_type": "falcon_mamba", "mixer_rms_eps": 0}, "`mixer_rms_eps` must be a number above 0"),
         ("hf", {"rms_norm": False}, "`rms_norm` must be True"),
         ("hf", {"intermediate_size": 8}, r"`backbone.layers.0.mixer.D`: got shape \(16,\), expected \(8,\)"),
         (

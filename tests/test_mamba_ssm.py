@@ -166,7 +166,7 @@ SMALL: dict[str, Any] = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers"
     [
         (Mamba2Config, {"head_dim": 4, "d_ssm": 10}, r"`num_heads` \* `head_dim` must be `d_ssm` = 10"),
         (Mamba2Config, {"head_dim": 4, "d_ssm": 20}, r"`d_ssm` must be in \[1, .* = 16\], got 20"),
-        (Mamba2Config, {"head_dim": 4, "d_ssm": 0}, r"`d_ssm` must be in \[1, .* = 16\], got 0"),
+        (Mamba2Config, {"head_dim": 4, "d_ssm": 0}, "`d_ssm` must be an integer, at least 1, got 0"),
         (Mamba2Config, {"head_dim": 4, "num_heads": 3}, "`expand` . `hidden_size` = 16, got 3"),
         (Mamba2Config, {"head_dim": 4, "expand": 0.01}, r"`d_ssm` must be in \[1, .* = 0\]"),
         (MambaConfig, {"expand": 0.01}, "`expand` . `hidden_size` must be at least 1, got 0.01 . 8"),

@@ -39,7 +39,7 @@ class Echo(ssmkit.AbstractRecurrentMixer):
 conv = ssmkit.CausalConv1d(4, 3, key=KEY)
 shift, phase, scalar = ssmkit.Shift((3, 2)), ssmkit.RunningPhase((3, 2)), ssmkit.Shift(())
 stabiliser, echo = ssmkit.Stabiliser(3), Echo(conv)
-mlp = ssmkit.GatedMLP(4, 8, key=KEY)
+mlp = ssmkit.GatedMLP(4, intermediate_size=8, key=KEY)
 linear = ssmkit.Linear(4, 5, key=KEY)
 
 

@@ -66,7 +66,11 @@ def test_generation(case, quick_compilation):
     """A ragged batch is each prompt alone, and two parts are the whole."""
     key, mixer = jax.random.key(0), build(case)
     width = jax.tree.leaves(case.sample(np.random.default_rng(0), 1))[0].shape[-1]
-    mixers = [mixer, ssmkit.GatedMLP(width, 5, key=key), mixer]  # two of them: their caches are kept apart
+    mixers = [
+        mixer,
+        ssmkit.GatedMLP(width, intermediate_size=5, key=key),
+        mixer,
+    ]  # two of them: their caches are kept apart
     model = ssmkit.LanguageModel(VOCAB, width, mixers, key=key)
     model = eqx.tree_at(lambda m: m.head.weight, model, replace_fn=lambda weight: 10.0 * weight)
     whole = ssmkit.generate(model, PROMPTS, 12)

@@ -41,7 +41,7 @@ def equal(got, expected) -> None:
 
 def mixed() -> ssmkit.AbstractLanguageModel:
     keys = jax.random.split(jax.random.key(1), 3)
-    mixers = [GLAMixer(16, num_heads=2, key=keys[0]), ssmkit.GatedMLP(16, 24, key=keys[1])]
+    mixers = [GLAMixer(16, num_heads=2, key=keys[0]), ssmkit.GatedMLP(16, intermediate_size=24, key=keys[1])]
     return ssmkit.LanguageModel(29, 16, mixers, key=keys[2])
 
 

@@ -39,7 +39,7 @@ def test_stop_tokens_are_those_of_the_configuration(name, given, kept, stops):
 
 
 def test_other_models_have_none():
-    mixers = [ssmkit.GatedMLP(4, 4, key=jax.random.key(0))]
+    mixers = [ssmkit.GatedMLP(4, intermediate_size=4, key=jax.random.key(0))]
     assert ssmkit.LanguageModel(vocab_size=5, width=4, mixers=mixers, key=jax.random.key(0)).stop_tokens == ()
 
 

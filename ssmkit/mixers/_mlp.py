@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from .._construction import check_one_key, check_sizes
+from .._construction import checks_arguments
 from .._extent import Extent
-from .._types import PRNGKeyArray, Valid, checks_itself, shown
-from ..layers._linear import Linear, silu
+from .._types import PRNGKeyArray, Valid, checks_itself
+from ..layers._activations import activation_of
+from ..layers._linear import Linear
 from ._mixer import AbstractMixer, features_of
 
 
@@ -22,13 +23,13 @@ class GatedMLP(AbstractMixer[tuple[()]]):
     down: Linear
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
-    @checks_itself
+    @checks_arguments
     def __init__(
         self,
         width: int,
-        hidden: int,
         *,
-        activation: Callable[[Array], Array] = silu,
+        intermediate_size: int,
+        activation: str | Callable[[Array], Array] = "silu",
         use_bias: bool = False,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
@@ -38,22 +39,18 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         **Arguments:**
 
         - `width`: of the residual stream.
-        - `hidden`: of the layer between.
-        - `activation`: $\\phi$.
+        - `intermediate_size`: width of the layer between.
+        - `activation`: $\\phi$, as `ssmkit.activation_of`: a name, or a function of your own.
         - `use_bias`, `dtype`: of the three projections.
         - `key`: for the initialisation.
 
-        **Raises:** as `ssmkit.Linear`.
+        **Raises:** `ValueError` naming the argument that is out of range.
         """
-        check_sizes(width=width, hidden=hidden)
-        if not callable(activation):
-            raise ValueError(f"`activation` must be a function, got {shown(activation)}.")
-        check_one_key(key)
+        self.activation = activation_of(activation)
         gate_key, up_key, down_key = jax.random.split(key, 3)
-        self.gate = Linear(width, hidden, use_bias=use_bias, dtype=dtype, key=gate_key)
-        self.up = Linear(width, hidden, use_bias=use_bias, dtype=dtype, key=up_key)
-        self.down = Linear(hidden, width, use_bias=use_bias, dtype=dtype, key=down_key)
-        self.activation = activation
+        self.gate = Linear(width, intermediate_size, use_bias=use_bias, dtype=dtype, key=gate_key)
+        self.up = Linear(width, intermediate_size, use_bias=use_bias, dtype=dtype, key=up_key)
+        self.down = Linear(intermediate_size, width, use_bias=use_bias, dtype=dtype, key=down_key)
 
     def init_cache(self) -> tuple[()]:
         """Nothing to remember."""
