@@ -11,6 +11,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from ._construction import check_one_key, check_sizes, check_switches, positive
 from ._extent import CheckedExtent, Extent, extent_of
 from ._final import refuse_overrides
+from ._ids import read_sequence
 from ._language_model import AbstractLanguageModel
 from ._sharding import sharded_by_xla
 from ._types import (
@@ -72,7 +73,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         length: Length | None = None,
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.prefill`; `length=n` is short for `Extent(length=n)`."""
-        tokens = _ids("tokens", tokens, 1)
+        tokens = read_sequence(tokens, "time")
         extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
         x, cache = _through(self.blocks, self._embed(tokens), cache, extent)
         last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
@@ -84,7 +85,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         self, token: Token, cache: tuple[Cache, ...], valid: Valid | None = None
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.step`."""
-        token = _ids("token", token, 0)
+        token = read_sequence(token)
         x, caches = self._embed(token), []
         for block, block_cache in _pairs(self.blocks, cache):
             x, block_cache = _step(block, x, block_cache, valid)
@@ -106,7 +107,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
         With a `key`, every `ssmkit.Dropout` in the embedding and the blocks drops features.
         """
-        tokens = _ids("tokens", tokens, 1)
+        tokens = read_sequence(tokens, "time")
         extent = _one_extent(extent, length, tokens.shape[0])
         model = with_keys(self, key)
         x, cache = _through(model.blocks, model._embed(tokens), cache, extent)
@@ -251,14 +252,3 @@ def _one_extent(extent: Extent, length: Length | None, time: int) -> CheckedExte
     if any(part is not None for part in extent):
         raise ValueError("`length` and `extent` are given, which both say how many tokens count: leave one out.")
     return Extent(length).checked(time)
-
-
-def _ids(name: str, tokens: Any, ndim: int) -> Int[Array, "*axes"]:
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != ndim or 0 in tokens.shape:
-        expected = "one integer id, shape ()" if ndim == 0 else "integer ids of shape (time,) with time at least 1"
-        raise ValueError(
-            f"`{name}` must be {expected}, got {tokens.dtype} of shape {tokens.shape}. A model takes one sequence; "
-            "batch with `jax.vmap` or `ssmkit.generate`."
-        )
-    return tokens

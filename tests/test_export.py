@@ -164,7 +164,7 @@ def test_plain_jax_reads_it(model, artefact):
     weights = safetensors.numpy.load_file(artefact / "weights.safetensors")
     cache = programs["init"].call(weights)
     logits, cache = programs["step"].call(weights, np.int32(5), cache, np.True_)
-    assert close(logits, ssmkit.generate(model, [[5]], 0).logits[0])
+    assert close(logits, ssmkit.generate(model, [[5]], 0).rows.logits[0])
     assert {program.calling_convention_version for program in programs.values()} <= set(
         range(export.minimum_supported_calling_convention_version, 99)
     )

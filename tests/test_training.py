@@ -73,7 +73,10 @@ def test_divergence_is_reported_and_not_kept(model, tmp_path):  # noqa: F811
 
 
 def test_too_short_texts(model, tmp_path):  # noqa: F811
-    for train, valid, problem in [(TEXT[:20], TEXT, "training text has 20"), (TEXT, TEXT[:1], "validation text has 1")]:
+    for train, valid, problem in [
+        (TEXT[:20], TEXT, "training text has 20"),
+        (TEXT, TEXT[:1], "validation text must have at least 2 ids, got 1"),
+    ]:
         with pytest.raises(ValueError, match=problem):
             fit(model, CONFIG, train, valid, tmp_path, ignore)
 
@@ -82,9 +85,13 @@ def test_ids_outside_the_vocabulary(model, tmp_path):  # noqa: F811
     """They would be looked up as other rows, or end as a loss that is not finite."""
     out = tmp_path / "out"
     for train, valid, problem in [
-        (TEXT + 1, TEXT, r"the training text must hold ids in \[0, 12\), the model's vocabulary, got ids from 1 to 12"),
-        (TEXT, TEXT - 1, r"the validation text must hold ids in \[0, 12\), .* got ids from -1 to 10"),
-        (TEXT.astype(np.int64) + 2**32, TEXT, "the training text must hold ids .* from 4294967296 to"),
+        (
+            TEXT + 1,
+            TEXT,
+            r"the training text must have ids in \[0, 12\), got ids from 1 to 12\. Is this the model's tok",
+        ),
+        (TEXT, TEXT - 1, r"the validation text must have ids in \[0, 12\), got ids from -1 to 10"),
+        (TEXT.astype(np.int64) + 2**32, TEXT, "the training text must have ids .* from 4294967296 to"),
     ]:
         with pytest.raises(ValueError, match=problem):
             fit(model, CONFIG, train, valid, out, ignore)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from .._ids import read_ids
 from .._language_model import AbstractLanguageModel
 from .._sharding import sharded_by_xla
 from .._types import Tokens, checks_itself
@@ -65,16 +66,7 @@ def score(
     **Raises:** `ValueError` for fewer than two tokens, or ids outside the vocabulary; `FloatingPointError` when the
     model's logits are not numbers.
     """
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or ids.size < 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"`tokens` must be one sequence of at least 2 integer ids, got {ids.dtype} of shape {ids.shape}."
-        )
-    if ids.min() < 0 or ids.max() >= model.vocab_size:
-        raise ValueError(
-            f"`tokens` must lie in [0, {model.vocab_size}), got ids from {ids.min()} to {ids.max()}. Is this the "
-            "model's tokenizer?"
-        )
+    ids = np.asarray(read_ids("`tokens`", tokens, "time", least=2, vocab_size=model.vocab_size))
     inputs, targets = ids[:-1], ids[1:]
     cache, nats = model.init_cache(), 0.0
     for start in range(0, len(inputs), SEGMENT):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from .._batching import mappable
 from .._extent import Extent, extent_of
+from .._ids import read_sequence
 from .._language_model import AbstractLanguageModel
 from .._types import Logits, PRNGKeyArray, Token, Tokens, Valid, check_valid, checks_itself, shown
 from ._manifest import Manifest
@@ -99,7 +100,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
 
         **Raises:** `ValueError` for starts: the programs of an artefact know of one sequence only.
         """
-        tokens = self._checked(tokens, cache, 1)
+        tokens = self._checked(tokens, cache, "time")
         time = tokens.shape[0]
         length, starts = extent_of(extent, time)
         if starts is not None:
@@ -126,7 +127,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
     @checks_itself
     def step(self, token: Token, cache: Cache, valid: Valid | None = None) -> tuple[Logits, Cache]:
         """As `AbstractLanguageModel.step`."""
-        token = self._checked(token, cache, 0)
+        token = self._checked(token, cache)
         return self.programs["step"](self.weights, token, cache, check_valid(True if valid is None else valid))
 
     @checks_itself
@@ -144,7 +145,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         """
         if any(part is not None for part in extent):
             raise ValueError(f"`extent` must be left out for an exported model's `forward`, got {shown(extent)}.")
-        tokens, done, found = self._checked(tokens, cache, 1), 0, []
+        tokens, done, found = self._checked(tokens, cache, "time"), 0, []
 
         def scan(cache, pieces, program):
             cache, logits = jax.lax.scan(lambda cache, piece: program(piece, cache)[::-1], cache, pieces)
@@ -162,19 +163,16 @@ class ExportedModel(AbstractLanguageModel[Cache]):
             cache = scan(cache, tokens[done:], self.step)
         return jnp.concatenate(found), cache
 
-    def _checked(self, tokens: Any, cache: Any, ndim: int) -> Any:
+    def _checked(self, tokens: Any, cache: Any, *axes: str) -> Any:
         """The ids as int32.
 
         **Raises:** `ValueError` when they, or the cache, are not those of one sequence.
         """
-        tokens = jnp.asarray(tokens)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != ndim or 0 in tokens.shape:
-            what = "`token` must be one integer id" if ndim == 0 else "`tokens` must be integer ids of shape (time,)"
-            raise ValueError(f"{what}, got {tokens.dtype} of shape {tokens.shape}. Batch with `jax.vmap`.")
+        ids = read_sequence(tokens, *axes)
         expected = {name: (spec.dtype, spec.shape) for name, spec in self.config.cache.items()}
         got = (
             {n: (str(x.dtype), x.shape) for n, x in cache.items()} if isinstance(cache, dict) else type(cache).__name__
         )
         if got != expected:
             raise ValueError(f"`cache` must be as `init_cache()` gives it, {expected}, got {got}.")
-        return tokens.astype(jnp.int32)
+        return ids.astype(jnp.int32)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .._ids import as_array, read_ids
 from .._types import shown
 
 
@@ -54,20 +55,16 @@ def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, 
     if isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes):
         if lengths is not None:
             raise ValueError("`lengths` belongs to an array of prompts; a list of prompts has its own lengths.")
-        rows = [_ids(f"prompts[{i}]", row, 1) for i, row in enumerate(prompts)]
+        rows = [_ids(f"`prompts[{i}]`", row, "time") for i, row in enumerate(prompts)]
     else:
-        array = _ids("prompts", prompts, 2)
+        array = _ids("`prompts`", prompts, "batch", "time")
         rows = [row[:count] for row, count in zip(array, _counts(lengths, array), strict=True)]
     if not rows:
         raise ValueError("`prompts` must hold at least one prompt, got none.")
     for i, row in enumerate(rows):
         if row.size == 0:
             raise ValueError(f"prompt {i} is empty: give every prompt at least one token, such as the BOS id.")
-        if row.min() < 0 or row.max() >= vocab_size:
-            raise ValueError(
-                f"prompt {i} must have ids in [0, {vocab_size}), got ids from {row.min()} to {row.max()}. Is this "
-                "the model's tokenizer?"
-            )
+        read_ids(f"prompt {i}", row, "time", vocab_size=vocab_size)
     size = batch_bucket(len(rows))
     padded = np.zeros((size, bucket(max(row.size for row in rows))), np.int32)
     counts = np.zeros(size, np.int32)
@@ -83,7 +80,7 @@ def read_prompt(prompt: Any, vocab_size: int) -> Prompts:
     if count != 1:
         raise ValueError(f"`prompt` must be one sequence of ids, got {count}. Use `generate` for a batch.")
     row = prompt[0] if array is None or array.ndim == 2 else prompt
-    return read_prompts([_ids("prompt", row, 1)], None, vocab_size)[0]
+    return read_prompts([_ids("`prompt`", row, "time")], None, vocab_size)[0]
 
 
 def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
@@ -100,22 +97,6 @@ def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _ids(name: str, ids: Any, ndim: int) -> np.ndarray:
-    array = as_array(ids)
-    if array is not None and array.size == 0 and array.ndim == ndim:
-        return array.astype(np.int32)
-    if array is None or array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
-        shape = "a sequence of integer ids" if ndim == 1 else "an integer array of shape (batch, time)"
-        got = shown(ids) if array is None or array.dtype.kind in "OUS" else f"{array.dtype} of shape {array.shape}"
-        raise ValueError(
-            f"`{name}` must be {shape}, got {got}. One prompt is a list of one list: `[tokenizer.encode(text)]`."
-        )
-    return array
-
-
-def as_array(value: Any) -> np.ndarray | None:
-    """As NumPy understands it; `None` for what has no shape, such as rows of unequal length."""
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, OverflowError):
-        return None
+def _ids(what: str, given: Any, *axes: str) -> np.ndarray:
+    remedy = "One prompt is a list of one list: `[tokenizer.encode(text)]`."
+    return np.asarray(read_ids(what, given, *axes, least=0, remedy=remedy))

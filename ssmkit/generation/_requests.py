@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from .._ids import as_array
 from .._types import shown, whole
-from ._prompts import as_array, bucket
+from ._prompts import bucket
 from ._sampling import AbstractSampler, Greedy, Sampler, mixed
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
+from .._ids import read_ids
 from .._language_model import AbstractLanguageModel
 from .._types import checks_itself, real, shown
 from ..mixers._mixer import AbstractMixer
@@ -88,7 +89,7 @@ def check_mixer(
     """
     _check_bounds(tolerance, gradient)
     subject = _subject(mixer, AbstractMixer, x)
-    _check_array("x", x, "floating point of shape (time, width)", np.floating, 2)
+    _check_features(x)
     return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
@@ -110,7 +111,7 @@ def check_model(
     """
     _check_bounds(tolerance, gradient)
     subject = _subject(model, AbstractLanguageModel, tokens)
-    _check_array("tokens", tokens, "integer ids of shape (time,)", np.integer, 1)
+    read_ids("`tokens`", tokens, "time")
     return _concluded(subject, _findings(subject, tolerance, gradient))
 
 
@@ -120,10 +121,10 @@ def _check_bounds(tolerance: Any, gradient: Any) -> None:
             raise ValueError(f"`{name}` must be a number above 0, got {shown(bound)}.")
 
 
-def _check_array(name: str, value: Any, form: str, kind: type, ndim: int) -> None:
-    shape, dtype = jnp.shape(value), jnp.asarray(value).dtype
-    if len(shape) != ndim or not jnp.issubdtype(dtype, kind):
-        raise ValueError(f"`{name}` must be {form}, got {dtype} of shape {shape}.")
+def _check_features(x: Any) -> None:
+    shape, dtype = jnp.shape(x), jnp.asarray(x).dtype
+    if len(shape) != 2 or not jnp.issubdtype(dtype, np.floating):
+        raise ValueError(f"`x` must be floating point of shape (time, width), got {dtype} of shape {shape}.")
 
 
 def _subject(module: Any, kind: type, inputs: Any) -> Subject:

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .._config import checks_itself
+from .._ids import read_ids
 from ._config import TrainConfig
 
 
@@ -53,20 +54,8 @@ def check_texts(
 
     **Raises:** `ValueError` when either text is too short, or holds what is no id of the model.
     """
-    _check_ids("training", train, vocab_size)
-    _check_ids("validation", valid, vocab_size)
-    if np.size(valid) < 2:
-        raise ValueError(f"the validation text has {len(valid)} tokens: at least 2 are needed.")
+    train, valid = (
+        np.asarray(read_ids(f"the {name} text", text, "time", least=least, vocab_size=vocab_size))
+        for name, text, least in (("training", train, 0), ("validation", valid, 2))
+    )
     return Windows(train, batch_size=config.batch_size, context=config.context, seed=config.seed)
-
-
-@checks_itself
-def _check_ids(name: str, tokens: Int[np.ndarray, " time"], vocab_size: int) -> None:
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):
-        raise ValueError(f"the {name} text must be one row of integer ids, got {ids.dtype} of shape {ids.shape}.")
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(
-            f"the {name} text must hold ids in [0, {vocab_size}), the model's vocabulary, got ids from {ids.min()} to "
-            f"{ids.max()}. Is it encoded by the model's tokenizer?"
-        )
