@@ -5,7 +5,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
@@ -134,7 +134,7 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
     """
 
     fc1: ssmkit.Linear
-    fc2: ssmkit.Linear
+    fc2: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
     def __init__(self, width: int, *, intermediate_size: int, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):

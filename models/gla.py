@@ -1,6 +1,7 @@
 """Gated linear attention (arXiv 2312.06635)."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -82,7 +83,7 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     g_proj: ssmkit.Linear | None
     recurrence: GLARecurrence
     norm: ssmkit.RMSNorm
-    o_proj: ssmkit.Linear
+    o_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     num_heads: int = eqx.field(static=True)
     feature_map: Callable[[Array], Array] | None = eqx.field(static=True)
 

@@ -1,6 +1,6 @@
 """HGRN2: gated linear RNNs with state expansion (arXiv 2404.07904)."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -97,7 +97,7 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
     conv: ssmkit.CausalConv1d | None
     recurrence: HGRN2Recurrence
     norm: ssmkit.RMSNorm
-    o_proj: ssmkit.Linear
+    o_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
     def __init__(

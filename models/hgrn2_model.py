@@ -1,6 +1,6 @@
 """The language model of HGRN2 (arXiv 2404.07904), whose layers learn their lower bounds together."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -27,7 +27,7 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
     lower_bounds: Float[Array, "layers channels"] | None
     layers: tuple[ssmkit.ResidualBlock[Any], ...]
     norm: ssmkit.RMSNorm
-    head: ssmkit.Linear | None
+    head: Annotated[ssmkit.Linear, ssmkit.ArrayKind.HEAD] | None
 
     @ssmkit.checks_arguments
     def __init__(

@@ -1,6 +1,7 @@
 """The LRU (arXiv 2303.06349)."""
 
 import math
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -72,7 +73,7 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
 
     B: ssmkit.Linear
     recurrence: LRURecurrence
-    C: ssmkit.Linear
+    C: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     D: Float[Array, " width"]
     out: ssmkit.Linear
     gate: ssmkit.Linear

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -123,11 +123,11 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
 
     in_proj: ssmkit.Linear
     conv: ssmkit.CausalConv1d
-    x_proj: ssmkit.Linear
+    x_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     dt_proj: ssmkit.Linear
     recurrence: MambaRecurrence
     D: Float[Array, " channel"]
-    out_proj: ssmkit.Linear
+    out_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     mixer_rms_eps: float | None = eqx.field(static=True)
 
     @ssmkit.checks_arguments
@@ -222,7 +222,7 @@ class Mamba(ssmkit.AbstractResidualLanguageModel[MambaCache]):
     embedding: ssmkit.Embedding
     blocks: tuple[ssmkit.ResidualBlock[Any], ...]
     norm: ssmkit.RMSNorm | ssmkit.LayerNorm
-    head: ssmkit.Linear | None
+    head: Annotated[ssmkit.Linear, ssmkit.ArrayKind.HEAD] | None
 
     def __init__(self, config: MambaConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
         """Random initialisation as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -150,7 +150,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     recurrence: Mamba2Recurrence
     D: Float[Array, " heads"] | Float[Array, "heads value"]
     norm: ssmkit.GatedRMSNorm | ssmkit.RMSNorm | None
-    out_proj: ssmkit.Linear
+    out_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     groups: int = eqx.field(static=True)
 
     @ssmkit.checks_arguments
@@ -277,7 +277,7 @@ class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
     embedding: ssmkit.Embedding
     blocks: tuple[ssmkit.ResidualBlock[Any], ...]
     norm: ssmkit.RMSNorm | ssmkit.LayerNorm
-    head: ssmkit.Linear | None
+    head: Annotated[ssmkit.Linear, ssmkit.ArrayKind.HEAD] | None
 
     def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
         """Random initialisation as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.

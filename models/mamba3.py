@@ -1,6 +1,7 @@
 """Mamba-3 (arXiv 2603.15569), with one input and output per head or with several."""
 
 import math
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -109,7 +110,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
     x_before: ssmkit.Shift
     recurrence: Mamba3Recurrence
     norm: ssmkit.RMSNorm | None
-    out_proj: ssmkit.Linear
+    out_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     n_groups: int = eqx.field(static=True)
 
     @ssmkit.checks_arguments

@@ -1,5 +1,7 @@
 """The mLSTM of xLSTM (arXiv 2405.04517), in the layout of xLSTM-7B (arXiv 2503.13427)."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,7 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
     stabiliser: ssmkit.Stabiliser
     recurrence: MLSTMRecurrence
     multihead_norm: ssmkit.LayerNorm
-    out_proj: ssmkit.Linear
+    out_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     gate_soft_cap: float = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 

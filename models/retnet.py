@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -75,7 +76,7 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
     phase: ssmkit.RunningPhase
     recurrence: RetNetRecurrence
     norm: ssmkit.RMSNorm
-    o_proj: ssmkit.Linear
+    o_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     feature_map: Callable[[Array], Array] | None = eqx.field(static=True)
 
     @ssmkit.checks_arguments

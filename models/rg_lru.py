@@ -1,6 +1,7 @@
 """Griffin's recurrent block and its RG-LRU (arXiv 2402.19427)."""
 
 import math
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -86,7 +87,7 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
     recurrence_gate: ssmkit.BlockDiagonalLinear
     recurrence: RGLRURecurrence
     seen: ssmkit.Shift | None
-    linear_out: ssmkit.Linear
+    linear_out: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
     def __init__(

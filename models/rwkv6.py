@@ -1,5 +1,7 @@
 """RWKV-6 "Finch" (arXiv 2404.05892)."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -69,7 +71,7 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
     shift: ssmkit.Shift
     recurrence: RWKV6Recurrence
     norm: ssmkit.LayerNorm
-    o_proj: ssmkit.Linear
+    o_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
     def __init__(

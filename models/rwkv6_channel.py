@@ -1,5 +1,7 @@
 """The channel mixing of RWKV-6 "Finch" (arXiv 2404.05892)."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
@@ -25,7 +27,7 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
     shift: ssmkit.Shift
     k_proj: ssmkit.Linear
     r_proj: ssmkit.Linear
-    v_proj: ssmkit.Linear
+    v_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
     def __init__(

@@ -1,5 +1,7 @@
 """S5 (arXiv 2208.04933): a diagonal complex system between a dense input and a dense output map."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -99,7 +101,7 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
 
     B: ssmkit.Linear
     recurrence: S5Recurrence
-    C: ssmkit.Linear
+    C: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     D: Float[Array, " width"]
     gate: ssmkit.Linear
     conj_sym: bool = eqx.field(static=True)

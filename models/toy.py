@@ -1,5 +1,7 @@
 """A toy SSM: the least one writes to have a language model with a constant-size cache."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ class ToyMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
 
     in_proj: ssmkit.Linear
     recurrence: ToyRecurrence
-    out_proj: ssmkit.Linear
+    out_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
     def __init__(self, width: int, *, num_heads: int = 4, chunk_size: int | None = None, key: PRNGKeyArray):

@@ -36,12 +36,16 @@ from .generation._state import Generation as Generation, Rows as Rows
 from .generation.rows import fork as fork
 from .kernels._coefficients import Coefficients as Coefficients
 from .layers._activations import activation_of as activation_of
+from .layers._array_kinds import (
+    ArrayKind as ArrayKind,
+    array_kinds as array_kinds,
+    matrix_mask as matrix_mask,
+)
 from .layers._dropout import Dropout as Dropout, with_dropout as with_dropout
 from .layers._linear import (
     BlockDiagonalLinear as BlockDiagonalLinear,
     Embedding as Embedding,
     Linear as Linear,
-    matrix_mask as matrix_mask,
     silu as silu,
 )
 from .layers._matrix import Int8Matrix as Int8Matrix

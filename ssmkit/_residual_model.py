@@ -1,7 +1,7 @@
 """Language models that are a stack of residual blocks, of one kind or of any mixers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -25,6 +25,7 @@ from ._types import (
     checks_itself,
     shown,
 )
+from .layers._array_kinds import ArrayKind
 from .layers._dropout import with_keys
 from .layers._linear import Embedding, Linear
 from .layers._matrix import project
@@ -173,7 +174,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
     embedding: Embedding
     blocks: tuple[AbstractBlock[Any], ...]
     norm: RMSNorm | LayerNorm
-    head: Linear | None
+    head: Annotated[Linear, ArrayKind.HEAD] | None
 
     @checks_itself
     def __init__(

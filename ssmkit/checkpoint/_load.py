@@ -12,7 +12,7 @@ from jaxtyping import DTypeLike
 
 from .._config import checks_itself
 from .._shown import shown
-from ..layers._linear import matrix_mask
+from ..layers._array_kinds import matrix_mask
 from ..layers._quantize import NARROW
 from ._describe import Checkpoint, detect
 from ._errors import CheckpointError

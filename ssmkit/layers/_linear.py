@@ -7,7 +7,7 @@ narrow its weight is stored (`_matrix.py`). Normalisation is float32 throughout.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int, PyTree
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from .._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
 from .._sharding import sharded_by_xla
@@ -153,22 +153,3 @@ class Embedding(eqx.Module):
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
         """Rows in the weight's dtype, some features dropped as `dropout` says: with them starts the residual stream."""
         return self.dropout(look_up(self.weight, tokens))
-
-
-_WITH_MATRIX = Linear | BlockDiagonalLinear | Embedding
-
-
-def matrix_mask(model: PyTree) -> PyTree[bool]:
-    """True for the weights of `Linear`, `BlockDiagonalLinear` and `Embedding`, false for everything else.
-
-    It tells the matrices of any model from decay rates, step sizes, skips, norms, biases and convolutions without
-    naming them: weight decay (`mask=` of optax) and quantisation act on the former only.
-    """
-
-    def mask(node: PyTree) -> PyTree:
-        nothing = jax.tree.map(lambda _: False, node)
-        if isinstance(node, _WITH_MATRIX):
-            return eqx.tree_at(lambda layer: layer.weight, nothing, True)
-        return nothing
-
-    return jax.tree.map(mask, model, is_leaf=lambda node: isinstance(node, _WITH_MATRIX))

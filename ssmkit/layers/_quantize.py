@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._types import checks_itself, shown
-from ._linear import matrix_mask
+from ._array_kinds import matrix_mask
 from ._matrix import Int8Matrix
 
 
@@ -42,16 +42,18 @@ def quantize(model: Model, kind: str) -> Model:
     if not any(isinstance(node, eqx.Module) for node in jax.tree.leaves(model, is_leaf=_is_module)):
         raise TypeError(f"`model` must be an `equinox.Module`, such as a model of ssmkit, got {shown(model)}.")
 
-    def narrow(is_matrix: bool, leaf):
-        if is_matrix and isinstance(leaf, Int8Matrix):
-            raise TypeError("`model` is quantised already. Quantise the model that it was made of.")
-        return NARROW[kind](leaf) if is_matrix else leaf
-
-    return jax.tree.map(narrow, matrix_mask(model), model)
+    if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):
+        raise TypeError("`model` is quantised already. Quantise the model that it was made of.")
+    narrow = NARROW[kind]
+    return jax.tree.map(lambda is_matrix, leaf: narrow(leaf) if is_matrix else leaf, matrix_mask(model), model)
 
 
 def _is_module(node: Any) -> bool:
     return isinstance(node, eqx.Module)
+
+
+def _is_int8(node: Any) -> bool:
+    return isinstance(node, Int8Matrix)
 
 
 def _int8(matrix: ArrayLike) -> Int8Matrix:

@@ -1,6 +1,7 @@
 """The channel mixing that many published models put between their sequence mixers."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ from .._construction import checks_arguments
 from .._extent import Extent
 from .._types import PRNGKeyArray, Valid, checks_itself
 from ..layers._activations import activation_of
+from ..layers._array_kinds import ArrayKind
 from ..layers._linear import Linear
 from ._mixer import AbstractMixer, features_of
 
@@ -20,7 +22,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
 
     gate: Linear
     up: Linear
-    down: Linear
+    down: Annotated[Linear, ArrayKind.PROJECTION_OUT]
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
     @checks_arguments

@@ -4,7 +4,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from ..layers._linear import matrix_mask
+from ..layers._array_kinds import matrix_mask
 from ._config import TrainConfig
 
 
