@@ -46,7 +46,7 @@ def test_one_message_form(given, axes, message):
 
 
 def test_every_place_asks_it(model):
-    floats = np.ones(3, np.float32)
+    floats = np.arange(3, dtype=np.float32)
     form = r"must be integer ids of shape \(time,\), got float32 of shape \(3,\)"
     cache = model.init_cache()
     for call in (
