@@ -3,9 +3,8 @@
 import abc
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, TypeGuard, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -13,30 +12,65 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
+from ssmkit.checkpoint import (
+    Kind,
+    Problems,
+    boolean,
+    checked,
+    either,
+    factor,
+    integer,
+    items,
+    only,
+    optional,
+    pair,
+    real,
+    whole,
+)
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a finite real number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+_SIZE = integer(1, 2**31 - 1)
+_ABOVE_0 = real(lambda value: 0 < value < math.inf, "a finite number above 0")
 
 
-def is_range(value: object) -> bool:
-    """Whether a value is an increasing pair of numbers, the last of which may be infinite."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    least, most = value
-    return is_number(least) and (is_number(most) or most == math.inf) and 0 <= least <= most
+def _or_none(kind: Kind) -> Kind:
+    """As `optional`, for a value of Python."""
+
+    def parse_or_none(value: Any) -> Any:
+        """As `_or_none`."""
+        try:
+            return optional(kind)(value)
+        except ValueError as expected:
+            raise ValueError(f"{expected}, or None") from None
+
+    return parse_or_none
 
 
-# By the type of a field: what it accepts, and how that reads.
-_ACCEPTED: dict[object, tuple[Callable[[object], bool], str]] = {
-    int: (lambda value: type(value) is int and value >= 1, "an integer, at least 1"),
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    float: (is_number, "a finite number"),
-    int | float: (lambda value: is_number(value) and value > 0, "a number above 0"),
-    int | None: (lambda value: type(value) is int and value >= 1, "an integer, at least 1, or None"),
-    float | None: (lambda value: is_number(value) and value > 0, "a number above 0, or None"),
-    tuple[float, float]: (is_range, "an increasing pair"),
+def _ids(value: Any) -> int | tuple[int, ...] | None:
+    """The kind of ids of special tokens."""
+    try:
+        return optional(either(whole, items(whole)))(value)
+    except ValueError:
+        raise ValueError("an id, a tuple of ids, or None") from None
+
+
+# What a field may hold: those of the most fields follow from their types.
+_BY_NAME = {
+    "hidden_act": only("silu", "swish"),
+    "d_intermediate": integer(0, 2**31 - 1),
+    "layer_norm_epsilon": _ABOVE_0,
+    "time_step_min": _ABOVE_0,
+    "time_step_max": _ABOVE_0,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _ids),
+}
+_BY_TYPE: dict[Any, Kind] = {
+    int: _SIZE,
+    bool: boolean,
+    float: real(lambda value: abs(value) < math.inf, "a finite number"),
+    int | float: factor,
+    int | None: _or_none(_SIZE),
+    float | None: _or_none(factor),
+    tuple[float, float]: pair,
 }
 
 
@@ -50,7 +84,7 @@ FOLLOWS: Any = None  # the default of a size that follows from others where it i
 class AbstractMambaConfig(abc.ABC):
     """The keys that `MambaConfig` and `Mamba2Config` share; their docstrings describe them."""
 
-    __no_type_check__ = True  # `_problems` looks at the types too, and lists all that is wrong
+    __no_type_check__ = True  # kinds look at the types too, and all that is wrong is listed
 
     vocab_size: int
     hidden_size: int
@@ -73,17 +107,20 @@ class AbstractMambaConfig(abc.ABC):
     pad_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # a configuration must be hashable
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        problems = self._problems()
-        if not problems:
-            for name, size in self.implied_sizes().items():
-                if getattr(self, name) is None:
-                    object.__setattr__(self, name, size)
-            problems = self.contradictions()
-        if problems:
-            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+        kinds = {field.name: _BY_NAME.get(field.name, _BY_TYPE.get(field.type)) for field in dataclasses.fields(self)}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own = {field.name for field in dataclasses.fields(self) if given[field.name] is field.default is None}
+        try:
+            values = checked((f".{name}", value, kinds[name]) for name, value in given.items() if name not in own)
+        except Problems as problems:
+            raise ValueError(f"{type(self).__name__}: {problems}.") from None
+        for name, value in zip((name for name in given if name not in own), values, strict=True):
+            object.__setattr__(self, name, value)
+        for name, size in self.implied_sizes().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size)
+        if contradictions := self.contradictions():
+            raise ValueError(f"{type(self).__name__}: {'; '.join(contradictions)}.")
 
     @abc.abstractmethod
     def implied_sizes(self) -> dict[str, int]:
@@ -97,29 +134,6 @@ class AbstractMambaConfig(abc.ABC):
     def padded_vocab_size(self) -> int:
         """Rows of the embedding."""
         return padded(self.vocab_size, self.pad_vocab_size_multiple)
-
-    def _problems(self) -> list[str]:
-        """What is wrong with single keys, one line each."""
-        found = []
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            ids = value if isinstance(value, tuple) else () if value is None else (value,)
-            if not all(type(token) is int and token >= 0 for token in ids):
-                found.append(f"`{name}` must be an id, a tuple of ids, or None, got {value!r}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is field.default:
-                continue
-            if field.type in _ACCEPTED and not _ACCEPTED[field.type][0](value):
-                found.append(f"`{field.name}` must be {_ACCEPTED[field.type][1]}, got {value!r}")
-            elif type(value) is int and value >= 2**31:
-                found.append(f"`{field.name}` must be below 2**31, got {value}")
-        for name in ("layer_norm_epsilon", "time_step_min", "time_step_max"):
-            if is_number(getattr(self, name)) and getattr(self, name) <= 0:
-                found.append(f"`{name}` must be above 0, got {getattr(self, name)}")
-        if self.hidden_act not in ("silu", "swish"):
-            found.append(f"`hidden_act` must be 'silu', got {self.hidden_act!r}")
-        return found
 
 
 def padded(vocab_size: int, pad_vocab_size_multiple: int) -> int:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
+from ssmkit.checkpoint import checked, pair
 
-from ._mamba_family import FOLLOWS, AbstractMambaConfig, is_range, language_model_parts
+from ._mamba_family import FOLLOWS, AbstractMambaConfig, language_model_parts
 from ._time_steps import initial_dt_bias
 
 
@@ -203,9 +204,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         for problem in _contradictions("`expand` * `width`", inner, ssm, heads, head_dim, n_groups):
             raise ValueError(f"{problem}.")
         limit = (0.0, math.inf) if time_step_limit is None else time_step_limit
-        if not is_range(limit):
-            raise ValueError(f"`time_step_limit` must be an increasing pair of numbers, or None, got {limit!r}.")
-        least, most = limit
+        ((least, most),) = checked([(".time_step_limit", limit, pair)])
         keys, conv = jax.random.split(key, 4), ssm + 2 * n_groups * state_size
         self.in_proj = ssmkit.Linear(width, 2 * inner - ssm + conv + heads, use_bias=use_bias, dtype=dtype, key=keys[0])
         self.conv = ssmkit.CausalConv1d(conv, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=keys[1])

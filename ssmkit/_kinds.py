@@ -74,21 +74,23 @@ def text(value: Any) -> str:
     return value
 
 
-def integer(least: int, most: int | None = None) -> Kind:
-    """A kind: an integer of 64 bits in a range.
+def integer(least: int | None = None, most: int = 2**63 - 1) -> Kind:
+    """A kind: an integer of at most 64 bits.
 
     **Arguments:**
 
-    - `least`, `most`: the ends of the range, both in it; no end where there is no `most`.
+    - `least`, `most`: the ends of the range, both in it.
 
     **Returns:** the kind.
     """
-    expected = f"an integer of at least {least}" if most is None else f"an integer in [{least}, {most}]"
+    expected = "an integer" if least is None else f"an integer, at least {least}"
 
     def parse_integer(value: Any) -> int:
         """As `integer`."""
-        if type(value) is not int or not least <= value <= (2**63 - 1 if most is None else most):
+        if type(value) is not int or value < (-(2**63) if least is None else least):
             raise ValueError(expected)
+        if value > most:
+            raise ValueError(f"an integer, at most {most}")
         return value
 
     return parse_integer
@@ -111,11 +113,18 @@ def real(holds: Callable[[float], bool], expected: str) -> Kind:
 
     def parse_real(value: Any) -> float:
         """As `real`."""
-        if type(value) not in (int, float) or sys.float_info.max < abs(value) < math.inf or not holds(value):
+        if not _is_number(value) or not holds(value):
             raise ValueError(expected)
         return float(value)
 
     return parse_real
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold, or infinite, or not a number; true and false are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return not sys.float_info.max < abs(value) < math.inf
 
 
 number = real(lambda value: value >= 0, "a number of at least 0")
@@ -123,19 +132,19 @@ number = real(lambda value: value >= 0, "a number of at least 0")
 
 def factor(value: Any) -> int | float:
     """A kind: a finite number above 0; an integer where it is one."""
-    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError("a number above 0")
     return int(value) if value == int(value) else value
 
 
 def pair(value: Any) -> tuple[float, float]:
-    """A kind: two numbers, the first not larger."""
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("two numbers")
-    low, high = (number(item) for item in value)
-    if low > high:
-        raise ValueError("two numbers, the first not larger")
-    return low, high
+    """A kind: two numbers of at least 0, the first not larger and finite."""
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) != 2 or not all(map(_is_number, numbers)) or not 0 <= numbers[0] <= numbers[1]:
+        raise ValueError("an increasing pair of numbers, at least 0")
+    if numbers[0] == math.inf:
+        raise ValueError("an increasing pair of numbers, the first finite")
+    return float(numbers[0]), float(numbers[1])
 
 
 def token_ids(value: Any) -> int | tuple[int, ...] | None:
@@ -155,6 +164,22 @@ def optional(kind: Kind) -> Kind:
         return None if value is None else kind(value)
 
     return parse_optional
+
+
+def either(*kinds: Kind) -> Kind:
+    """A kind: what the first gives of the kinds that accept the value."""
+
+    def parse_either(value: Any) -> Any:
+        """As `either`."""
+        expected = []
+        for kind in kinds:
+            try:
+                return kind(value)
+            except ValueError as error:
+                expected.append(f"a list ({error})" if isinstance(error, Problems) else str(error))
+        raise ValueError(" or ".join(expected))
+
+    return parse_either
 
 
 def only(*accepted: Any) -> Kind:
@@ -232,7 +257,7 @@ def mapping(kind: Kind) -> Kind:
 _PLAIN: dict[Any, Kind] = {
     bool: boolean,
     str: text,
-    int: integer(-(2**63)),
+    int: integer(),
     float: real(lambda value: value == value, "a number"),
 }
 
@@ -251,23 +276,9 @@ def annotated(annotation: Any) -> Kind:
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         kinds = [annotated(member) for member in members if member is not types.NoneType]
-        kind = kinds[0] if len(kinds) == 1 else _either(kinds)
+        kind = kinds[0] if len(kinds) == 1 else either(*kinds)
         return optional(kind) if types.NoneType in members else kind
     if origin in (Sequence, list, tuple):
         counted = origin is tuple and Ellipsis not in members
         return items(annotated(members[0]), len(members) if counted else None)
     return anything
-
-
-def _either(kinds: Sequence[Kind]) -> Kind:
-    def parse_either(value: Any) -> Any:
-        """What the first gives of the kinds that accept the value."""
-        expected = []
-        for kind in kinds:
-            try:
-                return kind(value)
-            except ValueError as error:
-                expected.append(f"a list ({error})" if isinstance(error, Problems) else str(error))
-        raise ValueError(" or ".join(expected))
-
-    return parse_either

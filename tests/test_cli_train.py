@@ -47,7 +47,7 @@ def test_train(run, train_words, tmp_path):
     assert_one_line(
         *run(*words, "--steps", "5", "--batch-size", "1"), "`steps`: 4 then, 5 now; `batch_size`: 2 then, 1 now"
     )
-    assert_one_line(*run(*words, "--context", "0"), "`context` must be an integer in [1, 2147483647], got 0")
+    assert_one_line(*run(*words, "--context", "0"), "`context` must be an integer, at least 1, got 0")
     assert (out / "train.toml").read_text() == configured
 
 
@@ -111,7 +111,7 @@ def test_training_without_its_extra(run, train_words, monkeypatch, package):
             "[model]\nhidden_size = 8\nnum_hidden_layers = 0\nhead_dim = 4",
             "`num_hidden_layers` must be an integer, at least 1",
         ),
-        ("[training]\nsteps = 0", "`training.steps` must be an integer in [1, "),
+        ("[training]\nsteps = 0", "`training.steps` must be an integer, at least 1"),
         ("nonsense", "is not valid TOML"),
         (
             "[model]\nhidden_size = 8\nnum_hidden_layers = 1\ntime_step_limit = [1]\nuse_bias = 3",
@@ -119,14 +119,17 @@ def test_training_without_its_extra(run, train_words, monkeypatch, package):
         ),
         (
             "[model]\nhidden_size = 8\nnum_hidden_layers = 1\ntie_word_embeddings = 'x'\n[training]\nseed = -1",
-            "4294967295], got -1; [model] (Mamba2Config): `tie_word_embeddings` must be true or false, got 'x'",
+            "at least 0, got -1; [model] (Mamba2Config): `tie_word_embeddings` must be true or false, got 'x'",
         ),
-        (f"[model]\nhidden_size = {2**62}\nnum_hidden_layers = {2**40}", "`hidden_size` must be below 2**31, got"),
+        (
+            f"[model]\nhidden_size = {2**62}\nnum_hidden_layers = {2**40}",
+            "`hidden_size` must be an integer, at most 2147483647, got",
+        ),
         ("[model]\nhidden_size = 1048576\nnum_hidden_layers = 1", "GiB of memory"),
         ("[model]\nhidden_size = 64\nnum_hidden_layers = 1000000000", "GiB of memory"),
         (
             f"[model]\nhidden_size = 64\nnum_hidden_layers = 1\n[training]\nvocab_size = {2**70}",
-            "an integer in [256, 1048576]",
+            "must be an integer, at most 1048576, got",
         ),
     ],
 )

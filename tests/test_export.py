@@ -285,7 +285,7 @@ def relaid(manifest, name, steps):
         (lambda m: m.update(format="other"), "describes no exported model"),
         (lambda m: m.update(version=1), "has version 1 of the format"),
         (lambda m: m.pop("vocab_size"), "`vocab_size` is missing"),
-        (lambda m: m.update(vocab_size=0), "`vocab_size` must be an integer of at least 1, got 0"),
+        (lambda m: m.update(vocab_size=0), "`vocab_size` must be an integer, at least 1, got 0"),
         (lambda m: m.update(segments=[16, 2]), "`segments` must be increasing lengths, got"),
         (lambda m: m.update(weights=[]), r"`weights` must be a table of keys and values, got \[\]"),
         (
@@ -294,7 +294,7 @@ def relaid(manifest, name, steps):
         ),
         (
             lambda m: m["cache"].update(x={"dtype": "bool", "shape": [-1]}),
-            r"`cache.x.shape\[0\]` must be an integer of at least 0, got -1",
+            r"`cache.x.shape\[0\]` must be an integer, at least 0, got -1",
         ),
         (lambda m: m["programs"]["cpu"]["init"].update(path="../init.bin"), "a file of this folder"),
         (lambda m: m["programs"]["cpu"]["init"].update(path="/etc/passwd"), "a file of this folder"),
@@ -311,7 +311,7 @@ def relaid(manifest, name, steps):
         ),
         (lambda m: relaid(m, "x", [["rotate", 1]]), "a step, one of reshape, transpose, slice, stack, got .*'rotate'"),
         (lambda m: relaid(m, "x", [["slice", 0, 9]]), "a slice of start, size, axis, got"),
-        (lambda m: relaid(m, "x", [["slice", -1, 9, 0]]), "an integer of at least 0, got -1"),
+        (lambda m: relaid(m, "x", [["slice", -1, 9, 0]]), "an integer, at least 0, got -1"),
         (lambda m: relaid(m, "x.{}", [["stack", 10**9]]), "must stack between 1 and 65536 tensors"),
         (lambda m: relaid(m, "x.{0.__class__}", [["stack", 2]]), "must hold one {} for each of 1 stacks"),
     ],

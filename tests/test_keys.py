@@ -41,7 +41,7 @@ def test_every_problem_is_told_with_its_place():
         "`layers[0].name` must be a string, got 3",
         "`layers[1].wdth` is unknown (known: name, width)",
         "`layers[1].name` is missing",
-        "`layers[1].width` must be an integer of at least 1, got 0",
+        "`layers[1].width` must be an integer, at least 1, got 0",
         "`layers[2]` must be a table of keys and values, got 'x'",
         "`rate` must be a number in (0, 1), got 1",
         r"`names.b\n` must be a string, got None",
@@ -51,7 +51,8 @@ def test_every_problem_is_told_with_its_place():
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, 2**63, 0])
 def test_integers(value):
-    with pytest.raises(ValueError, match="an integer of at least 1"):
+    expected = "an integer, at most 9223372036854775807" if value == 2**63 else "an integer, at least 1"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
         positive(value)
 
 
@@ -65,12 +66,12 @@ def test_numbers(value):
 @pytest.mark.parametrize(
     "annotation, good, given, bad, expected",
     [
-        (int, -3, -3, 1.0, "an integer of at least -9223372036854775808"),
+        (int, -3, -3, 1.0, "^an integer$"),
         (bool, True, True, 1, "true or false"),
         (str | None, None, None, 3, "a string"),
         (tuple[float, float], [1, 2], (1.0, 2.0), [1], "a list of 2 values"),
         (Sequence[int], [1, 2], (1, 2), 1, "a list"),
-        (int | Sequence[int] | None, [1], (1,), "x", "an integer of at least .* or a list"),
+        (int | Sequence[int] | None, [1], (1,), "x", "^an integer or a list$"),
     ],
 )
 def test_annotations(annotation, good, given, bad, expected):
@@ -81,7 +82,7 @@ def test_annotations(annotation, good, given, bad, expected):
 
 
 def test_an_entry_of_a_list_that_may_be_one_value():
-    with pytest.raises(ValueError, match=r"an integer .* or a list \(`\[1\]` must be an integer .*\)$"):
+    with pytest.raises(ValueError, match=r"^an integer or a list \(`\[1\]` must be an integer, got 'x'\)$"):
         annotated(int | Sequence[int])([1, "x"])
 
 

@@ -147,8 +147,8 @@ def test_sizes_follow_from_each_other():
         ({"intermediate_size": -3}, "`intermediate_size` must be an integer, at least 1, got -3"),
         ({"mixer_rms_eps": 0.0}, "`mixer_rms_eps` must be a number above 0, or None, got 0.0"),
         ({"chunk_size": 0}, "`chunk_size` must be an integer, at least 1, or None, got 0"),
-        ({"hidden_act": "relu"}, "MambaConfig: `hidden_act` must be 'silu', got 'relu'"),
-        ({"time_step_min": -1.0}, "`time_step_min` must be above 0, got -1.0"),
+        ({"hidden_act": "relu"}, "MambaConfig: `hidden_act` must be 'silu' or 'swish' .*, got 'relu'"),
+        ({"time_step_min": -1.0}, "`time_step_min` must be a finite number above 0, got -1.0"),
     ],
 )
 def test_inconsistent_configurations_are_refused(changes, message):

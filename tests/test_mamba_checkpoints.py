@@ -114,7 +114,7 @@ def test_published_hf_configurations():
     ("format", "changes", "message"),
     [
         ("hf", {"mixer_rms_eps": 1e-6}, r"`mixer_rms_eps` must be left out \(only the `model_type` falcon"),
-        ("hf", {"time_step_rank": "small"}, "`time_step_rank` must be an integer of at least 1, or"),
+        ("hf", {"time_step_rank": "small"}, "`time_step_rank` must be an integer, at least 1, or"),
         ("hf", {"model_type": "falcon_mamba", "mixer_rms_eps": 0}, "`mixer_rms_eps` must be a number above 0"),
         ("hf", {"rms_norm": False}, "`rms_norm` must be True"),
         ("hf", {"intermediate_size": 8}, r"`backbone.layers.0.mixer.D`: got shape \(16,\), expected \(8,\)"),

@@ -125,7 +125,7 @@ MESSAGES = [
     "ValueError: `config` must be a `TrainConfig`, got None. Read one with `TrainConfig.from_toml`.",
     "ValueError: `train` must be a path, got 3.",
     "ValueError: `out` must be a path, got None.",
-    "ValueError: training configuration: `steps` must be an integer in [1, 2147483647], got '3'.",
+    "ValueError: training configuration: `steps` must be an integer, at least 1, got '3'.",
     "ValueError: `path` must be a path, got 3.",
     "ValueError: Mamba2Config: `hidden_size` must be an integer, at least 1, got 'x'.",
     "ValueError: MambaConfig: `hidden_size` must be an integer, at least 1, got 2.5.",

@@ -32,7 +32,7 @@ def test_toml(tmp_path):
         ("steps = 3", r"`steps` is unknown \(known: model, training\)"),
         ("[training]\nstep = 3", r"`training.step` is unknown \(known: vocab_size, steps, "),
         ("model = 3", "`model` must be a table of keys and values, got 3"),
-        ("[training]\nsteps = '3'", r"`training.steps` must be an integer in \[1, 2147483647\], got '3'"),
+        ("[training]\nsteps = '3'", "`training.steps` must be an integer, at least 1, got '3'"),
         ("[training]\nsteps = true", "`training.steps` must be an integer"),
         ("[training]\nsteps = 3.0", "`training.steps` must be an integer"),
         ("[training]\ndropout = []", r"`training.dropout` must be a number in \[0, 1\), got \[\]"),
@@ -45,11 +45,14 @@ def test_toml(tmp_path):
             "[training]\nbeta1 = -0.1\nbeta2 = nan",
             r"beta1` must be a number in \[0, 1\), got -0.1; `training.beta2` must be",
         ),
-        (f"[training]\nseed = {2**70}", r"seed` must be an integer in \[0, 4294967295\]"),
-        (f"[training]\nseed = {2**32}", r"seed` must be an integer in \[0, 4294967295\]"),  # JAX would take it for 0
-        (f"[training]\nvocab_size = {2**70}", r"`training.vocab_size` must be an integer in \[256, 1048576\]"),
-        ("[training]\nvocab_size = 1000000000", r"`training.vocab_size` must be an integer in \[256, 1048576\]"),
-        (f"[training]\nsteps = {2**31}", r"`training.steps` must be an integer in \[1, 2147483647\]"),
+        (f"[training]\nseed = {2**70}", "`training.seed` must be an integer, at most 4294967295, got"),
+        (
+            f"[training]\nseed = {2**32}",
+            "`training.seed` must be an integer, at most 4294967295, got",
+        ),  # JAX would take it for 0
+        (f"[training]\nvocab_size = {2**70}", "`training.vocab_size` must be an integer, at most 1048576, got"),
+        ("[training]\nvocab_size = 1000000000", "`training.vocab_size` must be an integer, at most 1048576, got"),
+        (f"[training]\nsteps = {2**31}", "`training.steps` must be an integer, at most 2147483647, got"),
         ("[training]\nsteps = '3'\ncontext = 0", "`training.steps` must be .*, got '3'; `training.context` must be"),
         ("[training]\nsteps = " + "9" * 5000, "is not valid TOML"),
         ("x = " + "[" * 100_000, "is not valid TOML"),

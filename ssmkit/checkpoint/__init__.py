@@ -13,6 +13,8 @@ from .._kinds import (
     annotated as annotated,
     anything as anything,
     boolean as boolean,
+    checked as checked,
+    either as either,
     factor as factor,
     integer as integer,
     items as items,
