@@ -1,4 +1,4 @@
-"""ssmkit: state-space models, written once, run anywhere XLA does."""
+"""ssmkit: state-space models that are written once and run wherever XLA runs."""
 
 import ast
 import importlib
@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 if _config.typecheck_requested():
     _config.install_typechecker()
 
-# Names are imported on first use (PEP 562), so that what needs no JAX does not wait for it. They are written once, as
-# imports in `__init__.pyi`, where type checkers and editors find them (https://scientific-python.org/specs/spec-0001).
+# Names are imported on first use (PEP 562), so that code without JAX does not wait for it. The names are written once,
+# as imports in `__init__.pyi`, where type checkers and editors find them
+# (https://scientific-python.org/specs/spec-0001).
 _homes = {
     alias.name: node.module
     for node in ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text("utf-8")).body

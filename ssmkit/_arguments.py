@@ -1,4 +1,4 @@
-"""What several public functions ask of arguments that they take alike."""
+"""Checks of arguments that several public functions share."""
 
 import os
 import pathlib
@@ -9,7 +9,10 @@ from ._types import shown
 
 
 def check_model(model: Any) -> None:
-    """**Raises:** `ValueError` when it is no language model."""
+    """Check that `model` is a language model.
+
+    **Raises:** `ValueError` when it is not.
+    """
     if not isinstance(model, AbstractLanguageModel):
         is_class = isinstance(model, type)
         got = f"the class `{model.__name__}` itself: build one with it" if is_class else type(model).__name__
@@ -17,15 +20,15 @@ def check_model(model: Any) -> None:
 
 
 def path_of(name: str, given: Any, error: type[ValueError] = ValueError) -> pathlib.Path:
-    """A path that a user gave.
+    """Convert an argument to a path.
 
     **Arguments:**
 
-    - `name`: of the argument.
-    - `given`: what stands there.
-    - `error`: what the function documents for bad arguments.
+    - `name`: the name of the argument, for the message.
+    - `given`: the argument.
+    - `error`: the exception class that the calling function documents.
 
-    **Raises:** `error` when it is no path.
+    **Raises:** `error` when `given` is not a path.
     """
     if not isinstance(given, str | os.PathLike):
         raise error(f"`{name}` must be a path, got {shown(given)}.")
@@ -33,13 +36,19 @@ def path_of(name: str, given: Any, error: type[ValueError] = ValueError) -> path
 
 
 def check_is(name: str, given: Any, kind: type, remedy: str, error: type[ValueError] = ValueError) -> None:
-    """**Raises:** `error`, saying what to give instead, when an argument is not of a class."""
+    """Check that an argument is an instance of `kind`.
+
+    **Raises:** `error`, with the remedy, when it is not.
+    """
     if not isinstance(given, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise error(f"`{name}` must be {article} `{kind.__name__}`, got {shown(given)}. {remedy}")
 
 
 def check_callable(name: str, given: Any) -> None:
-    """**Raises:** `ValueError` when an argument cannot be called."""
+    """Check that an argument can be called.
+
+    **Raises:** `ValueError` when it cannot.
+    """
     if not callable(given):
         raise ValueError(f"`{name}` must be a function, got {shown(given)}.")

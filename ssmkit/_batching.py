@@ -1,4 +1,4 @@
-"""Functions that say themselves what `jax.vmap` makes of them."""
+"""Functions that define their own behaviour under `jax.vmap`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 def mappable(
     single: Callable[..., Any], many: Callable[..., Any], *, over_shared: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """`single`, which `jax.vmap` turns into `many`. Mapped twice or more often, rows of rows are rows.
+    """The function `single`, with `jax.vmap` of it replaced by `many`. Nested maps flatten their axes into one of rows.
 
-    Reverse-mode differentiation needs a `jax.custom_jvp` around it.
+    Reverse-mode differentiation needs a `jax.custom_jvp` around the result.
 
     **Arguments:**
 
-    - `single`: takes what all rows share, weights for example, and then what a row has of its own.
-    - `many`: the same for rows along the first axis of all but the shared argument, and of the results.
-    - `over_shared`: is called in their place, with `in_axes` and the arguments, where the shared argument is mapped
-        too; by default `single` is mapped as any function is.
+    - `single`: its first argument is shared by all rows, for example weights; the others belong to one row.
+    - `many`: the same function for rows, along the first axis of every unshared argument and of the results.
+    - `over_shared`: called instead, with `in_axes` and the arguments, if the shared argument is mapped too. By default
+        `single` is then mapped like any function.
     """
     one, rows = jax.custom_batching.custom_vmap(single), jax.custom_batching.custom_vmap(many)
 
@@ -32,7 +32,7 @@ def mappable(
         return jax.vmap(function, in_axes(is_mapped))(*arguments)
 
     def along_first(size: Any, is_mapped: Any, arguments: Any) -> Any:
-        # `size` is an integer, or stands for one in a program exported for any number of rows.
+        # `size` is an integer, or a symbolic size in a program that is exported for any number of rows.
         def spread(x: Any, mapped: bool) -> Any:
             if not hasattr(x, "dtype"):  # a constant, which comes as a Python number: a truth value or a length
                 x = jnp.asarray(x, bool if isinstance(x, bool) else jnp.int32)

@@ -12,12 +12,12 @@ _SWITCH = "SSMKIT_TYPECHECK"
 
 
 def typecheck_requested() -> bool:
-    """Whether `SSMKIT_TYPECHECK` is 1, which asks for run-time shape and type checks in the whole package."""
+    """Whether `SSMKIT_TYPECHECK` is 1, which turns on run-time shape and type checks in the whole package."""
     return os.environ.get(_SWITCH) == "1"
 
 
 def check_environment() -> None:
-    """Called when anything that computes is imported; `import ssmkit` alone raises nothing, nor does the command line.
+    """Check the environment. Modules that compute call it on import; `import ssmkit` alone and the command line do not.
 
     **Raises:** `ValueError` when `SSMKIT_TYPECHECK` is neither `0` nor `1`.
     """
@@ -36,9 +36,9 @@ def install_typechecker() -> None:
 
 
 def checks_itself(function: Function) -> Function:
-    """Marks a public function, or a dataclass, whose own checks, and their messages, cover its arguments.
+    """Mark a public function, or a dataclass, that checks its arguments itself.
 
-    `SSMKIT_TYPECHECK=1` leaves them alone: one mistake has one message, with the switch and without.
+    `SSMKIT_TYPECHECK=1` does not check it again: one mistake has one message, with the switch and without.
     """
     function.__no_type_check__ = True  # pyright: ignore[reportFunctionMemberAccess]
     return function

@@ -1,4 +1,4 @@
-"""What constructors of layers and models ask of sizes, shapes, numbers, dtypes, switches and keys."""
+"""Checks of the sizes, shapes, numbers, dtypes, switches and keys that constructors of layers and models take."""
 
 import functools
 import inspect
@@ -18,11 +18,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def checks_arguments(init: Function) -> Function:
-    """Checks the arguments of a mixer's `__init__` by their annotations, before it runs.
+    """Check the arguments of a mixer's `__init__` against its annotations, before it runs.
 
-    An `int` is a size, at least 1 (or 0, where that is the default). A `float` is any finite number, and becomes one of
-    Python. A `bool` is a switch. `None` passes where the annotation allows it. A `DTypeLike` is a floating-point dtype,
-    a `PRNGKeyArray` one key. What kinds do not tell, such as what must divide what, the constructor checks itself.
+    An `int` is a size of at least 1 (at least 0, if 0 is the default). A `float` is any finite number, and becomes a
+    Python float. A `bool` is a switch. `None` passes if the annotation allows it. A `DTypeLike` is a floating-point
+    dtype, and a `PRNGKeyArray` is one key. The constructor itself checks all other conditions, such as divisibility.
 
         class Decaying(ssmkit.AbstractRecurrentMixer[Array]):
             @ssmkit.checks_arguments
@@ -32,7 +32,7 @@ def checks_arguments(init: Function) -> Function:
 
     - `init`: the method, without string annotations.
 
-    **Returns:** the method, which raises `ValueError` naming the class and the first argument that is not of its kind.
+    **Returns:** the method. It raises `ValueError` naming the class and the first argument of a wrong kind.
     """
     signature, owner = inspect.signature(checks_itself(init)), init.__qualname__.split(".")[-2]
 
@@ -74,14 +74,20 @@ def _of_its_kind(parameter: inspect.Parameter, value: Any) -> Any:
 
 
 def check_integers(**values: Any) -> None:
-    """**Raises:** `ValueError` naming the first that is no integer."""
+    """Check integers by name.
+
+    **Raises:** `ValueError` naming the first value that is not an integer.
+    """
     for name, value in values.items():
         if whole(value) is None:
             raise ValueError(f"`{name}` must be an integer, got {shown(value)}.")
 
 
 def check_sizes(least: int = 1, /, **sizes: Any) -> None:
-    """**Raises:** `ValueError` naming the first that is no integer of at least `least`."""
+    """Check sizes by name.
+
+    **Raises:** `ValueError` naming the first size that is not an integer of at least `least`.
+    """
     check_integers(**sizes)
     for name, size in sizes.items():
         if size < least:
@@ -89,28 +95,40 @@ def check_sizes(least: int = 1, /, **sizes: Any) -> None:
 
 
 def check_shape(**shapes: Any) -> None:
-    """**Raises:** `ValueError` naming the first that is no tuple of integers of at least 1."""
+    """Check shapes by name.
+
+    **Raises:** `ValueError` naming the first shape that is not a tuple of integers of at least 1.
+    """
     for name, shape in shapes.items():
         if not isinstance(shape, tuple) or any((whole(size) or 0) < 1 for size in shape):
             raise ValueError(f"`{name}` must be a tuple of integers, each at least 1, got {shown(shape)}.")
 
 
 def check_numbers(**values: Any) -> None:
-    """**Raises:** `ValueError` naming the first that is no finite number."""
+    """Check numbers by name.
+
+    **Raises:** `ValueError` naming the first value that is not a finite number.
+    """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {shown(value)}.")
 
 
 def check_switches(**switches: Any) -> None:
-    """**Raises:** `ValueError` naming the first that is neither true nor false."""
+    """Check switches by name.
+
+    **Raises:** `ValueError` naming the first value that is neither true nor false.
+    """
     for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise ValueError(f"`{name}` must be True or False, got {shown(switch)}.")
 
 
 def check_dtype(dtype: Any) -> None:
-    """**Raises:** `ValueError` when parameters cannot be of this dtype."""
+    """Check the dtype of parameters.
+
+    **Raises:** `ValueError` when `dtype` is not a floating-point dtype.
+    """
     try:
         floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
@@ -120,7 +138,10 @@ def check_dtype(dtype: Any) -> None:
 
 
 def check_one_key(key: Any) -> None:
-    """**Raises:** `ValueError` for anything but one key."""
+    """Check a random key.
+
+    **Raises:** `ValueError` for anything but one key.
+    """
     shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if shape is None or not (shape == () if typed else dtype == jnp.uint32 and len(shape) == 1):
@@ -128,7 +149,7 @@ def check_one_key(key: Any) -> None:
 
 
 def positive(name: str, value: Any) -> float:
-    """A number above 0 as a float.
+    """The float of a number above 0.
 
     **Raises:** `ValueError` for anything else.
     """

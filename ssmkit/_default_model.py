@@ -1,13 +1,13 @@
-"""Where the model that comes with the package lies."""
+"""The path of the model that comes with the package."""
 
 import importlib.resources
 from pathlib import Path
 
 
 def default_model_path() -> Path:
-    """The folder of the embedded model, which answers where no other model is named.
+    """The folder of the embedded model, which commands use if no other model is named.
 
-    **Raises:** `FileNotFoundError` when this installation has none.
+    **Raises:** `FileNotFoundError` when this installation does not contain it.
     """
     folder = Path(str(importlib.resources.files("ssmkit.models") / "shakespeare"))
     if not (folder / "config.json").is_file():

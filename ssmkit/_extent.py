@@ -1,4 +1,4 @@
-"""Which tokens of a sequence count, and where sequences start: one value, from a model down to its kernels."""
+"""`Extent`: which tokens of a sequence count, and where sequences start. Models pass it down to their kernels."""
 
 from typing import Any, NamedTuple
 
@@ -9,25 +9,25 @@ from ._types import Length, check_length, shown
 
 
 class Extent(NamedTuple):
-    """Which of many tokens count, and where a new sequence starts among them. `Extent()` says: all of them, one.
+    """Which of many tokens count, and where new sequences start. `Extent()`: all tokens count, as one sequence.
 
         positions = jnp.array([0, 1, 2, 0, 1])  # two documents in one row
         model.forward(tokens, cache, ssmkit.Extent(starts=positions == 0))
 
-    The logits of the second document are then those that it has alone.
+    The logits of the second document then equal those of the document alone.
     """
 
     length: Length | None = None
-    """Tokens at or past it do not count; `None` means that all do."""
+    """Tokens at or past this index do not count; `None` means that all count."""
     starts: Bool[Array, " time"] | None = None
-    """Before these tokens the state is empty again, as in the cache before the first token; `None` means nowhere."""
+    """True for tokens before which the state is reset to that of an empty cache; `None` means no such token."""
 
     def checked(self, time: int) -> "CheckedExtent":
-        """The same for `time` tokens, as arrays that need no further look.
+        """The extent of `time` tokens, checked, as arrays.
 
-        A start that does not count is none.
+        A start at a token that does not count is removed.
 
-        **Raises:** `ValueError` naming what does not fit.
+        **Raises:** `ValueError` naming the field that does not fit.
         """
         length = None if self.length is None else check_length(self.length, time)
         starts = self.starts
@@ -47,18 +47,18 @@ class Extent(NamedTuple):
 
 
 class CheckedExtent(Extent):
-    """An `Extent` that has been checked, which is done once: by whatever a user calls."""
+    """An `Extent` that has been checked. The function that a user calls checks it, once."""
 
     __slots__ = ()
 
     length: Int[Array, ""] | None
 
     def checked(self, time: int) -> "CheckedExtent":
-        """The extent itself."""
+        """This extent, which is checked already."""
         return self
 
     def stop(self, time: int) -> Length:
-        """How many tokens count."""
+        """The number of tokens that count."""
         return time if self.length is None else self.length
 
     def valid(self, time: int) -> Bool[Array, " time"] | None:
@@ -66,15 +66,15 @@ class CheckedExtent(Extent):
         return None if self.length is None else jnp.arange(time, dtype=jnp.int32) < self.length
 
     def sequences(self, time: int) -> Int[Array, " time"]:
-        """The number of every token's sequence: 0 for the one that goes on, and one more at each start."""
+        """The index of every token's sequence: 0 for the sequence that continues, and one more at each start."""
         starts = jnp.zeros(time, bool) if self.starts is None else self.starts
         return jnp.cumsum(starts, dtype=jnp.int32)
 
 
 def extent_of(extent: Any, time: int) -> CheckedExtent:
-    """The checked extent that a user gave for `time` tokens.
+    """Check the extent that a user gave for `time` tokens.
 
-    **Raises:** `ValueError` when it is none, or does not fit.
+    **Raises:** `ValueError` when it is not an `Extent`, or does not fit the tokens.
     """
     if not isinstance(extent, Extent):
         raise ValueError(f"`extent` must be an `ssmkit.Extent(length, starts)`, got {shown(extent)}.")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, however writing ends, and failures to write that name the file and the reason."""
+"""Writing of files: a file is complete or absent, and a failure to write names the file and the reason."""
 
 import contextlib
 import errno
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place when the block ends without an error.
+    """A temporary path beside `path`. The file written there replaces `path` when the block ends without an error.
 
-    **Raises:** `OSError`, as `writing`; whatever `path` held before is still there then.
+    **Raises:** `OSError`, as `writing`; the previous file at `path` is then still there.
     """
     temporary = path.with_name(path.name + ".partial")
     with writing(path):
@@ -28,10 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a system's refusal to write, such as a full disk, into one `OSError` that names `path`.
+    """Turn a system error on writing, such as a full disk, into one `OSError` that names `path`.
 
-    The libraries that write raise exceptions of their own for it: equinox and NumPy in Python, safetensors and
-    tokenizers in Rust, which puts `(os error 28)` into the text. Every other exception passes.
+    The libraries that write raise their own exceptions for such an error: equinox and NumPy do so in Python,
+    safetensors and tokenizers in Rust, with `(os error 28)` in the text. Every other exception passes unchanged.
     """
     try:
         yield
@@ -43,10 +43,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> tuple[int | None, str]:
-    """The number and the words of the system's error that an exception stands for; `None` if it stands for none."""
+    """The number and text of the system error behind an exception; `None` if there is none."""
     while error is not None:
         if isinstance(error, OSError):
-            # NumPy's has no number: "100000 requested and 2484 written".
+            # NumPy's exception has no number: "100000 requested and 2484 written".
             return error.errno or errno.EIO, error.strerror or f"cannot be written in full ({error})"
         from_rust = re.search(r"\(os error (\d+)\)", str(error))
         if from_rust:

@@ -1,4 +1,4 @@
-"""What an abstract class has written once, and its subclasses do not write again."""
+"""Final methods: an abstract class writes them once, and its subclasses must not override them."""
 
 import types
 
@@ -9,13 +9,15 @@ from ._types import checks_itself
 
 @checks_itself
 def refuse_overrides(cls: type, owner: type, reason: str) -> None:
-    """For `__init_subclass__` of an abstract class all of whose methods are final, but for the abstract ones.
+    """Refuse a subclass that overrides a final method. All methods of `owner` except the abstract ones are final.
+
+    Call it in `__init_subclass__` of the abstract class.
 
     **Arguments:**
 
-    - `cls`: the subclass that is being made.
-    - `owner`: the abstract class. What its own bases have written is final too.
-    - `reason`: why that is so, and what to write instead; the message ends with it.
+    - `cls`: the subclass that is being created.
+    - `owner`: the abstract class. The methods of its own bases are final too.
+    - `reason`: why the methods are final, and what to write instead; the message ends with it.
 
     **Raises:** `TypeError` naming the subclass, the method and the class that it belongs to.
     """
@@ -28,7 +30,7 @@ def refuse_overrides(cls: type, owner: type, reason: str) -> None:
 
 
 def is_final(cls: type, name: str) -> bool:
-    """Whether a class has written this method, and not for Python's own use, as `__init__` is."""
+    """Whether a class defines this method or property, and it is not abstract. Only `__call__` counts among dunders."""
     method = vars(cls).get(name)
     if not isinstance(method, types.FunctionType | property) or (name.startswith("__") and name != "__call__"):
         return False

@@ -1,4 +1,4 @@
-"""The one check of token ids: of what a user passes to a model, to `generate`, to `score` and to training."""
+"""The one check of token ids. It serves models, `generate`, `score` and training."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ._types import shown
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """A value as NumPy understands it; `None` for what has no shape, such as rows of unequal length."""
+    """A value as a NumPy array; `None` for a value without a shape, such as rows of unequal length."""
     try:
         return np.asarray(value)
     except (ValueError, TypeError, OverflowError):
@@ -21,20 +21,20 @@ def as_array(value: Any) -> np.ndarray | None:
 def read_ids(
     what: str, given: Any, *axes: str, least: int = 1, vocab_size: int | None = None, remedy: str = ""
 ) -> Integer[Array, "..."] | Integer[np.ndarray, "..."]:
-    """Ids as an array of integers.
+    """Convert ids to an array of integers.
 
     **Arguments:**
 
-    - `what`: the argument, as messages name it.
-    - `given`: what stands there, traced or not.
+    - `what`: the name of the argument in messages.
+    - `given`: the argument, traced or not.
     - `axes`: the names of its axes; none for one id.
-    - `least`: of the last axis.
-    - `vocab_size`: ids lie below it, where they are looked at: those of a model may be traced, and are not.
-    - `remedy`: a sentence for what has another form.
+    - `least`: the least size of the last axis.
+    - `vocab_size`: ids must be below it; `None` skips this check, because the ids of a model may be traced.
+    - `remedy`: a sentence that the message adds for an argument of another form.
 
-    **Returns:** JAX's array as it is, and anything else as NumPy's.
+    **Returns:** a JAX array unchanged, and anything else as a NumPy array.
 
-    **Raises:** `ValueError` saying what was got and what was expected.
+    **Raises:** `ValueError` with the actual and the expected value.
     """
     array = given if isinstance(given, jax.Array) else as_array(given)
     if array is not None and array.size == 0 and not isinstance(array, jax.Array):
@@ -54,7 +54,7 @@ def read_ids(
 
 
 def read_sequence(given: Any, *axes: str) -> Integer[Array, "..."]:
-    """The ids that a model consumes: `("time",)` many, or one.
+    """Convert the ids that a model consumes: many with the axis `time`, or one.
 
     **Raises:** `ValueError`, as `read_ids`.
     """

@@ -35,12 +35,12 @@ class Key:
 
 
 def unknown_keys(content: Mapping[str, Any], table: Mapping[str, Key], dead: Collection[str] = ()) -> dict[str, Any]:
-    """The keys of a configuration file that nobody here has heard of.
+    """The unknown keys of a configuration file.
 
     **Arguments:**
 
     - `content`, `table`: as for `read_keys`.
-    - `dead`: keys that are known to change nothing in the model, whatever their value.
+    - `dead`: keys that never change the model, whatever their value.
 
     **Returns:** their values by name, sorted.
     """
@@ -53,11 +53,11 @@ def fields_of(content: Mapping[str, Any], table: Mapping[str, Key]) -> dict[str,
     **Arguments:**
 
     - `content`: the table.
-    - `table`: every key that is understood; the others are those of `unknown_keys`.
+    - `table`: every known key; `unknown_keys` returns the other keys.
 
     **Returns:** values by field name, defaults filled in.
 
-    **Raises:** `Problems` with every key that is missing or has a value that cannot be honoured.
+    **Raises:** `Problems` with every key that is missing or has an unsupported value.
     """
     absent = table.keys() - content.keys()
     missing = [(f".{name}", "is missing") for name in table if name in absent and table[name].default is REQUIRED]
@@ -79,7 +79,7 @@ def record(table: Mapping[str, Key], build: Callable[..., Any] = dict) -> Kind:
     **Arguments:**
 
     - `table`: what each key may hold.
-    - `build`: makes something of the fields, given by name.
+    - `build`: a function of the fields, given by name.
 
     **Returns:** the kind.
     """
@@ -102,14 +102,14 @@ def record(table: Mapping[str, Key], build: Callable[..., Any] = dict) -> Kind:
 
 
 def keys_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> dict[str, Key]:
-    """The table of what a class or function is given: one key for each of its parameters.
+    """The table of a class or function: one key for each of its parameters.
 
     **Arguments:**
 
     - `build`: a dataclass, or anything with annotations that `annotated` reads.
-    - `without`: parameters that are no keys.
+    - `without`: parameters that are not keys.
 
-    **Returns:** the table. Defaults and ranges are left to `build`.
+    **Returns:** the table. `build` itself supplies defaults and checks ranges.
     """
     return {
         name: Key(annotated(each.annotation), name, REQUIRED if each.default is each.empty else OWN)
@@ -119,7 +119,7 @@ def keys_of(build: Callable[..., Any], *, without: Collection[str] = ()) -> dict
 
 
 def write_keys(config: Any, table: Mapping[str, Key]) -> dict[str, Any]:
-    """The configuration file that `read_keys` turns back into the fields of `config`.
+    """Write the configuration file that `read_keys` turns back into the fields of `config`.
 
     **Arguments:**
 

@@ -1,7 +1,7 @@
 """Kinds of values that a key of a configuration file may have.
 
-A kind is a function of the value: it gives the value that is meant, or raises `ValueError` saying what was expected.
-Kinds are made of kinds: lists, objects, what may be left out.
+A kind is a function of the value. It returns the parsed value, or raises `ValueError` with the expected value. Lists,
+objects and optional values are kinds that are composed of kinds.
 """
 
 import math
@@ -18,29 +18,29 @@ Kind: TypeAlias = Callable[[Any], Any]
 
 
 class Problems(ValueError):
-    """Parts of a value that are wrong. A kind that is made of others raises it, so that all are told at once."""
+    """The wrong parts of a value. A composed kind raises it, so that one message lists all of them."""
 
     def __init__(self, parts: Iterable[tuple[str, str]]):
-        """**Arguments:** `parts`: the place of each in the value, such as `.layers[2].width`, and what is wrong."""
+        """**Arguments:** `parts`: for each wrong part its place, such as `.layers[2].width`, and a description."""
         self.parts = tuple(parts)
         super().__init__("; ".join(self.lines))
 
     @property
     def lines(self) -> list[str]:
-        """One line for every part."""
+        """One line for every wrong part."""
         return [f"`{one_line(place.removeprefix('.'))}` {said}" for place, said in self.parts]
 
 
 def checked(values: Iterable[tuple[str, Any, Kind]]) -> list[Any]:
-    """Values, each checked by its kind.
+    """Check each value by its kind.
 
     **Arguments:**
 
-    - `values`: the place of each in the whole, as in `Problems`, the value, and the kind.
+    - `values`: triples of a value's place, as in `Problems`, the value, and its kind.
 
-    **Returns:** what the kinds give.
+    **Returns:** the results of the kinds.
 
-    **Raises:** `Problems` with all that is wrong.
+    **Raises:** `Problems` with all wrong parts.
     """
     found, wrong = [], []
     for place, value, kind in values:
@@ -56,7 +56,7 @@ def checked(values: Iterable[tuple[str, Any, Kind]]) -> list[Any]:
 
 
 def anything(value: Any) -> Any:
-    """A kind: whatever stands there."""
+    """A kind: any value."""
     return value
 
 
@@ -79,7 +79,7 @@ def integer(least: int | None = None, most: int = 2**63 - 1) -> Kind:
 
     **Arguments:**
 
-    - `least`, `most`: the ends of the range, both in it.
+    - `least`, `most`: the ends of the range, both included.
 
     **Returns:** the kind.
     """
@@ -105,8 +105,8 @@ def real(holds: Callable[[float], bool], expected: str) -> Kind:
 
     **Arguments:**
 
-    - `holds`: what must be true of it; of NaN it must be false.
-    - `expected`: the same in words, such as `"a number above 0"`.
+    - `holds`: the condition on the number; it must be false for NaN.
+    - `expected`: the same condition in words, such as `"a number above 0"`.
 
     **Returns:** the kind, which gives a float.
     """
@@ -131,14 +131,14 @@ number = real(lambda value: value >= 0, "a number of at least 0")
 
 
 def factor(value: Any) -> int | float:
-    """A kind: a finite number above 0; an integer where it is one."""
+    """A kind: a finite number above 0. Whole numbers become integers."""
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError("a number above 0")
     return int(value) if value == int(value) else value
 
 
 def pair(value: Any) -> tuple[float, float]:
-    """A kind: two numbers of at least 0, the first not larger and finite."""
+    """A kind: two numbers of at least 0. The first is finite and at most as large as the second."""
     numbers = list(value) if isinstance(value, list | tuple) else []
     if len(numbers) != 2 or not all(map(_is_number, numbers)) or not 0 <= numbers[0] <= numbers[1]:
         raise ValueError("an increasing pair of numbers, at least 0")
@@ -148,7 +148,7 @@ def pair(value: Any) -> tuple[float, float]:
 
 
 def token_ids(value: Any) -> int | tuple[int, ...] | None:
-    """A kind: the id of a token, a list of ids, or none, which is written as null or as a negative number."""
+    """A kind: the id of a token, a list of ids, or no id (null or a negative number)."""
     items = value if isinstance(value, list) else [value]
     if not all(item is None or type(item) is int and item < 2**63 for item in items):
         raise ValueError("the id of a token, a list of ids, or null")
@@ -195,12 +195,12 @@ def only(*accepted: Any) -> Kind:
 
 
 def without(reason: str, *neutral: Any) -> Kind:
-    """The kind of a key that changes results and that the model cannot honour: nothing may be asked for.
+    """A kind: only values without effect, for a key that changes results and is not supported.
 
     **Arguments:**
 
-    - `reason`: why not, for the message.
-    - `neutral`: values that ask for nothing, besides null, false and what is empty.
+    - `reason`: why the key is not supported, for the message.
+    - `neutral`: values without effect, besides null, false and empty values.
 
     **Returns:** the kind.
     """
@@ -220,8 +220,8 @@ def items(kind: Kind, count: int | None = None) -> Kind:
 
     **Arguments:**
 
-    - `kind`: of every entry.
-    - `count`: how many there must be; `None` for any number.
+    - `kind`: the kind of every entry.
+    - `count`: the number of entries; `None` for any number.
 
     **Returns:** the kind, which gives a tuple.
     """
@@ -240,7 +240,7 @@ def mapping(kind: Kind) -> Kind:
 
     **Arguments:**
 
-    - `kind`: of every value.
+    - `kind`: the kind of every value.
 
     **Returns:** the kind, which gives a dictionary.
     """
@@ -263,13 +263,13 @@ _PLAIN: dict[Any, Kind] = {
 
 
 def annotated(annotation: Any) -> Kind:
-    """The kind that a parameter's annotation stands for.
+    """The kind that corresponds to a parameter's annotation.
 
     **Arguments:**
 
-    - `annotation`: made of `int`, `float`, `bool`, `str`, tuples, sequences, and unions with `|`.
+    - `annotation`: composed of `int`, `float`, `bool`, `str`, tuples, sequences, and unions with `|`.
 
-    **Returns:** the kind, which accepts anything where the annotation is another.
+    **Returns:** the kind; it accepts anything for other annotations.
     """
     if annotation in _PLAIN:
         return _PLAIN[annotation]

@@ -18,19 +18,19 @@ from .mixers._mixer import Cache
 
 
 class AbstractLanguageModel(eqx.Module, Generic[Cache]):
-    """What the generation engine, training and scoring need of a model. One sequence; batch with `jax.vmap`.
+    """The interface of models for the generation engine, training and scoring: one sequence; batch with `jax.vmap`.
 
     The laws are those of `ssmkit.AbstractMixer`, with logits as outputs: `prefill` returns the logits after the last
-    valid token, `__call__` those after every token.
+    valid token, and `__call__` returns those after every token.
     """
 
     vocab_size: eqx.AbstractVar[int]
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """The ids that end a text: what the model's `config`, where it has one, calls `eos_token_id`.
+        """The ids that end a text: the `eos_token_id` of the model's `config`, if it has one.
 
-        Either one id or several may stand there. Ids outside `[0, vocab_size)` are left out: no model can produce them.
+        It may be one id or several. Ids outside `[0, vocab_size)` are left out, because the model cannot produce them.
         """
         end = getattr(getattr(self, "config", None), "eos_token_id", None)
         ids = () if end is None else end if isinstance(end, tuple) else (end,)
@@ -46,23 +46,24 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
         **Arguments:**
 
-        - `tokens`: ids of `time` tokens, in `[0, vocab_size)`: not checked, as it would be in `ssmkit.generate`.
+        - `tokens`: ids of `time` tokens, in `[0, vocab_size)`. The range is not checked here, unlike in
+            `ssmkit.generate`.
         - `cache`: the cache before the first of them.
-        - `extent`: how many of them count, at least 1 for the logits to mean anything, and where new sequences start;
-            by default all, and nowhere.
+        - `extent`: how many tokens count, and where new sequences start. By default all tokens count, as one sequence.
+            At least one token must count, or the logits mean nothing.
 
         **Returns:** the logits after the last token that counts (no `time x vocab` matrix), and the cache after it.
         """
 
     @abc.abstractmethod
     def step(self, token: Token, cache: Cache, valid: Valid | None = None) -> tuple[Logits, Cache]:
-        """Consume one token, at a cost independent of how many came before.
+        """Consume one token, at a cost that does not depend on the number of tokens before it.
 
         **Arguments:**
 
         - `token`: one id.
         - `cache`: the cache before it.
-        - `valid`: a scalar boolean; where false, the cache is returned as it was. `None` means true.
+        - `valid`: a scalar boolean; if false, the cache is returned unchanged. `None` means true.
 
         **Returns:** the logits after the token, and the new cache.
         """
@@ -76,14 +77,14 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time vocab"], Cache]:
-        """Logits after every token, also onto a cache that is not empty: for training and scoring.
+        """Compute logits after every token, for training and scoring. The cache need not be empty.
 
         **Arguments:**
 
         - `tokens`: ids of `time` tokens.
         - `cache`: the cache before the first of them.
         - `extent`: as for `prefill`; logits after tokens that do not count are unspecified.
-        - `key`: for training, where features are dropped at the rates that `ssmkit.with_dropout` has set; without a
+        - `key`: for training; features are then dropped at the rates that `ssmkit.with_dropout` has set. Without a
             key, nothing is dropped.
 
         **Returns:** logits, and the cache after the last token that counts.

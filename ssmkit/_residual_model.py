@@ -1,4 +1,4 @@
-"""Language models that are a stack of residual blocks, of one kind or of any mixers."""
+"""Language models that are a stack of residual blocks, with mixers of one kind or of several."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -35,16 +35,14 @@ from .mixers._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
 
 
 class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
-    r"""Embedding, residual blocks, final norm and (tied) head; generic over the blocks' cache.
+    r"""A language model of embedding, residual blocks, final norm and (tied) head, generic over the blocks' cache.
 
     A model names its fields and builds them in `__init__`; everything else is final. The cache is the blocks' caches.
 
-    Blocks are mixers of any kind that take the residual stream to itself, sums included, as `ssmkit.ResidualBlock`
-    does.
+    Blocks are mixers that map the residual stream to itself, residual sum included, as `ssmkit.ResidualBlock` does.
 
-    Three facts have a default that leaves things as they are, and any model may set them: `embedding_multiplier` scales
-    the embedding, `embedding_norm` normalises it, and with `final_logit_softcapping` $c$ the logits are
-    $c \tanh(z / c)$.
+    Any model may set three options, which do nothing by default. `embedding_multiplier` scales the embedding.
+    `embedding_norm` normalises the embedding. With `final_logit_softcapping` $c$ the logits are $c \tanh(z / c)$.
     """
 
     embedding: eqx.AbstractVar[Embedding]
@@ -162,7 +160,7 @@ def _step(block: AbstractMixer[Any], x: Array, cache: Any, valid: Valid | None) 
 
 
 class LanguageModel(AbstractResidualLanguageModel[Any]):
-    """A language model out of any mixers, each in its pre-normalised residual branch, and of any blocks.
+    """A language model built from any mixers, each in a pre-normalised residual branch, and from any blocks.
 
         mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, intermediate_size=683, key=key_1)]
         model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
@@ -191,25 +189,25 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        r"""Random initialisation of everything but the mixers.
+        r"""Initialise everything except the mixers at random.
 
         **Arguments:**
 
-        - `vocab_size`: ids that can be produced.
-        - `width`: of the residual stream; every mixer maps it to itself.
-        - `mixers`: the layers, first to last. An `ssmkit.AbstractBlock` is a layer as it is; around any other mixer
-            there is an `ssmkit.ResidualBlock`.
+        - `vocab_size`: the number of ids that can be produced.
+        - `width`: the width of the residual stream; every mixer maps this width to itself.
+        - `mixers`: the layers, first to last. An `ssmkit.AbstractBlock` is used unchanged; any other mixer is put into
+            an `ssmkit.ResidualBlock`.
         - `norm`: makes a norm of a given width, before every mixer and before the head.
-        - `tie_word_embeddings`: the head is the embedding.
+        - `tie_word_embeddings`: whether the head is the embedding.
         - `embedding_multiplier`: scales the embedding; the square root of `width` in Gemma and RecurrentGemma.
         - `embedding_norm`: makes a norm between the embedding and the first mixer: the `ln0` of RWKV.
-        - `final_logit_softcapping`: $c$, where logits $z$ become $c \tanh(z / c)$; 30 in Gemma and RecurrentGemma,
+        - `final_logit_softcapping`: $c$; logits $z$ become $c \tanh(z / c)$. It is 30 in Gemma and RecurrentGemma,
             which calls it `logits_soft_cap`.
-        - `dtype`: of the embedding and the head.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of the embedding and the head.
+        - `key`: the key for the initialisation.
 
-        **Raises:** `ValueError` or `TypeError` naming the argument that does not fit, a mixer among them: each is
-        traced with one token, which computes nothing.
+        **Raises:** `ValueError` or `TypeError` naming the argument that does not fit, which may be a mixer. Each mixer
+        is traced with one token, which computes nothing.
         """
         check_sizes(vocab_size=vocab_size, width=width)
         check_switches(tie_word_embeddings=tie_word_embeddings)
@@ -244,9 +242,9 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
 
 
 def _one_extent(extent: Extent, length: Length | None, time: int) -> CheckedExtent:
-    """The extent that `extent`, or `length` in its place, says.
+    """The checked extent from either `extent` or `length`.
 
-    **Raises:** `ValueError` when both are given, or do not fit.
+    **Raises:** `ValueError` when both are given, or when the value does not fit.
     """
     if length is None:
         return extent_of(extent, time)

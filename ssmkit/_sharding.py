@@ -13,10 +13,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def sharded_by_xla(function: Function) -> Function:
-    """Inside, explicit axes of a mesh are automatic ones: XLA decides how intermediate values are laid out.
+    """Make the explicit axes of a mesh automatic inside a function: XLA then lays out intermediate values.
 
-    JAX would have its user say so at every gather and reshape. What comes out is replicated, but for the axes that a
-    `jax.vmap` around it maps over: a batch stays sharded as it was. Without explicit axes nothing changes.
+    Otherwise JAX requires a sharding at every gather and reshape. Results are replicated, except along the axes that an
+    outer `jax.vmap` maps over: a batch keeps its sharding. Without explicit axes nothing changes.
     """
 
     @functools.wraps(function)

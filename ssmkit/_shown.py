@@ -1,4 +1,4 @@
-"""How values and texts that somebody else wrote stand in a message: on one line, and never at their full length."""
+"""Values and texts from outside as messages show them: on one line, and shortened."""
 
 import re
 import reprlib
@@ -11,20 +11,20 @@ _UNUSUAL = re.compile(r"[^ -~\n]")
 
 
 def readable(text: str, most: int = _VALUE) -> str:
-    """A text of a file as it stands in a message.
+    """Shorten a text of a file for a message.
 
     **Arguments:**
 
-    - `text`: anything.
-    - `most`: characters.
+    - `text`: any text.
+    - `most`: the largest number of characters.
 
-    **Returns:** at most so many characters, the middle left out, and none that a terminal would act on.
+    **Returns:** at most `most` characters, with the middle left out. No character controls the terminal.
     """
     return _cut(_UNUSUAL.sub(_escaped, _cut(text, most)), most)
 
 
 def one_line(text: str, most: int = _VALUE) -> str:
-    """As `readable`, with the ends of lines escaped too."""
+    """As `readable`, with line breaks escaped too."""
     return _cut(readable(text, most).replace("\n", r"\n"), most)
 
 
@@ -37,16 +37,16 @@ def _cut(text: str, most: int) -> str:
 
 
 class _Shown(reprlib.Repr):
-    """Looks at no more of a value than it shows."""
+    """A `repr` that reads no more of a value than it shows."""
 
     def __init__(self):
-        """Limits that ordinary values of a configuration stay below."""
+        """Set limits that ordinary values of a configuration do not reach."""
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 3, _VALUE, _VALUE
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8
 
     def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write integers of more than 4300 digits, and takes its time with long ones."""
+        """Shorten long integers: Python refuses to write more than 4300 digits, and is slow for long integers."""
         return repr(x) if x.bit_length() < 200 else f"an integer of {x.bit_length()} bits"
 
 
@@ -54,7 +54,7 @@ _SHOWN = _Shown()
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message: as `repr`, with the rest of what is long or deep left out.
+    """Write a value for a message: its `repr`, shortened if it is long or deep.
 
     **Arguments:**
 

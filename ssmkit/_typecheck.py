@@ -1,4 +1,4 @@
-"""The run-time checker of annotations, imported only where `SSMKIT_TYPECHECK=1` asks for it."""
+"""The run-time checker of annotations. It is imported only if `SSMKIT_TYPECHECK=1`."""
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -7,8 +7,8 @@ from beartype import BeartypeConf, beartype
 class TypeCheckError(jaxtyping.TypeCheckError, jaxtyping.AnnotationError):
     """An argument or a result is not what its annotation says.
 
-    jaxtyping hands on an `AnnotationError` as it is. To any other it adds every argument of the call, printed: the
-    message of one wrong number would hold a whole model.
+    jaxtyping re-raises an `AnnotationError` unchanged. To any other exception it adds all printed arguments of the
+    call, so that the message for one wrong number would contain a whole model.
     """
 
 

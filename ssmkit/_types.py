@@ -45,10 +45,9 @@ StateLike: TypeAlias = Inexact[ArrayLike, "heads key value"]
 
 @checks_itself
 def check_length(length: Length, time: int) -> Int[Array, ""]:
-    """`length` as an int32 scalar in `[0, time]`.
+    """Convert `length` to an int32 scalar in `[0, time]`. A traced value outside this range is clipped.
 
-    **Raises:** `ValueError` when it is not an integer, or is known (not traced) and outside `[0, time]`. A traced one
-    that is outside is clipped.
+    **Raises:** `ValueError` when `length` is not an integer, or is known (not traced) and outside `[0, time]`.
     """
     array = _array("length", length, "one integer")
     if array.ndim != 0 or not jnp.issubdtype(array.dtype, jnp.integer):
@@ -62,7 +61,7 @@ def check_length(length: Length, time: int) -> Int[Array, ""]:
 
 @checks_itself
 def check_valid(valid: Valid) -> Bool[Array, ""]:
-    """`valid` as a boolean scalar.
+    """Convert `valid` to a boolean scalar.
 
     **Raises:** `ValueError` when it is not one boolean.
     """
@@ -80,7 +79,10 @@ def _array(name: str, value: Any, expected: str) -> Array:
 
 
 def check_features(x: Any, size: int) -> None:
-    """**Raises:** `ValueError` when the last axis of `x` is not of the size that a layer was made for."""
+    """Check the width of features.
+
+    **Raises:** `ValueError` when the last axis of `x` does not have the size that the layer was built for.
+    """
     if not isinstance(x, Array | np.ndarray):
         raise ValueError(f"`x` must be an array whose last axis holds {size} features, got {shown(x)}.")
     if x.shape[-1:] != (size,):
@@ -91,12 +93,12 @@ def check_features(x: Any, size: int) -> None:
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """The precision of everything that is not a projection's operand: float32, or `dtype` if that is wider."""
+    """The dtype of all values except a projection's operands: float32, or `dtype` if that is wider."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def whole(value: Any) -> int | None:
-    """`value` as a Python integer, if it is one integer of Python, NumPy or JAX; a boolean is none."""
+    """The Python integer of one integer of Python, NumPy or JAX; `None` for anything else, booleans included."""
     if isinstance(value, bool):
         return None
     try:
@@ -106,7 +108,7 @@ def whole(value: Any) -> int | None:
 
 
 def real(value: Any) -> float | None:
-    """`value` as a Python number, if it is one real number of Python, NumPy or JAX; a boolean is none."""
+    """The Python number of one real number of Python, NumPy or JAX; `None` for anything else, booleans included."""
     try:
         array = np.asarray(value)
         is_real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)

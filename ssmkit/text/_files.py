@@ -1,4 +1,4 @@
-"""The files that tokenizers come in, and where they lie."""
+"""The files of tokenizers, and how they are found."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ _LARGEST_SETTINGS = 16 << 20
 
 @checks_itself
 def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> "RawTokenizer | SentencePiece":
-    """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` says."""
+    """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` does."""
     path = _find(source, revision)
     content = read_regular(path, _LARGEST)
     if ".model" not in path.name:
@@ -50,7 +50,7 @@ def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> "Raw
 
 
 def contents(raw: "RawTokenizer | SentencePiece") -> dict[str, bytes]:
-    """The names and contents of the files that `read_tokenizer` reads as `raw`, the tokenizer itself first."""
+    """The names and contents of the files from which `read_tokenizer` reads `raw`; the tokenizer itself is first."""
     if isinstance(raw, SentencePiece):
         settings = {"add_bos_token": raw.adds_begin, "add_eos_token": raw.adds_end}
         return {_MODEL: raw.content, _SETTINGS: json.dumps(settings, indent=2).encode()}
@@ -62,9 +62,9 @@ def contents(raw: "RawTokenizer | SentencePiece") -> dict[str, bytes]:
 
 @checks_itself
 def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
-    """The file to read, fetched if need be.
+    """The file to read, fetched from the hub if necessary.
 
-    **Raises:** `FileNotFoundError` when there is none, `CheckpointError` when the hub cannot be asked.
+    **Raises:** `FileNotFoundError` when there is no such file, `CheckpointError` when the hub cannot be reached.
     """
     if revision is None and isinstance(source, str | os.PathLike) and os.path.exists(source):
         place = Path(os.fsdecode(source))
@@ -83,7 +83,7 @@ def _find(source: str | os.PathLike[str], revision: str | None) -> Path:
 def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
     """The folder of a model on the hub.
 
-    **Raises:** `FileNotFoundError` for what can only be a path, `CheckpointError` when the hub cannot be asked.
+    **Raises:** `FileNotFoundError` when the source can only be a path, `CheckpointError` when the hub is unreachable.
     """
     from ..checkpoint import CheckpointError, locate
 
@@ -101,10 +101,10 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
 
 
 def _added_ends(path: Path) -> tuple[bool, bool]:
-    """Whether a SentencePiece model's beginning and end of a text are added: the model itself does not say.
+    """Whether encoding adds tokens for the beginning and the end of a text, which a SentencePiece model does not say.
 
-    The settings beside it do, as in HF transformers: neither, unless they ask for it. Mistral's models with a version
-    in their name have the beginning (`mistral_common` encodes prompts so).
+    The settings beside the model decide, as in HF transformers; without settings, neither token is added. For Mistral's
+    models with a version in their name the beginning is added (`mistral_common` encodes prompts so).
 
     **Raises:** `ValueError` when the settings cannot be understood.
     """

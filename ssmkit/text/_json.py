@@ -1,4 +1,4 @@
-"""`tokenizer.json`: read with the `tokenizers` library, whose every failure becomes one error."""
+"""Reading of `tokenizer.json` with the `tokenizers` library. Every failure of the library becomes one error."""
 
 import base64
 import contextlib
@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
 
-# The steps between a text and its ids, and back, may make a text longer, each by a factor. What tokenizers have is far
-# below this; sixty replacements of `a` by `aa`, a few kilobytes, would fill any memory.
+# Each step between a text and its ids, and back, may lengthen a text by a factor. Published tokenizers are far below
+# this bound; sixty replacements of `a` by `aa`, in a file of a few kilobytes, would fill any memory.
 _LARGEST_GROWTH = 10_000.0
 _PROBE = "To be, or not to be: 1 + 2\n\té\N{PILE OF POO}"
 
 
 @contextlib.contextmanager
 def library_errors(failure: str) -> Iterator[None]:
-    """Turn whatever a tokenizer's library raises into one `ValueError`.
+    """Turn any exception of a tokenizer's library into one `ValueError`.
 
-    The library raises bare `Exception`. Where its Rust code panics, it raises a class that is no `Exception`, which
-    Python cannot import, and which has written lines of its own on standard error by then.
+    The library raises bare `Exception`. If its Rust code panics, it raises a class that is not an `Exception` and that
+    Python cannot import; the panic has then already written its own lines to standard error.
 
     **Arguments:**
 
-    - `failure`: what could not be done.
+    - `failure`: a description of the action that failed.
     """
     try:
         yield
@@ -38,14 +38,15 @@ def library_errors(failure: str) -> Iterator[None]:
 
 
 def parse(content: bytes, name: str) -> "RawTokenizer":
-    """Read a `tokenizer.json`. Truncation and padding that it asks for are left out.
+    """Read a `tokenizer.json`, without its truncation and padding.
 
     **Arguments:**
 
-    - `content`: of the file.
-    - `name`: of the file, for messages.
+    - `content`: the content of the file.
+    - `name`: the name of the file, for messages.
 
-    **Raises:** `ValueError` when it cannot be understood, breaks on any text, or makes texts longer without bound.
+    **Raises:** `ValueError` when the file cannot be understood, makes the library panic, or lengthens texts without
+    bound.
     """
     from tokenizers import Tokenizer as RawTokenizer
 
@@ -59,19 +60,19 @@ def parse(content: bytes, name: str) -> "RawTokenizer":
         raise ValueError(
             f"{name} can make a text {growth:.3g} times as long: no tokenizer needs that, so it is refused"
         )
-    # A panic is an error of the file. That a text cannot be encoded may be meant so, by a vocabulary of few words.
+    # A panic is an error of the file. A text that cannot be encoded may be intended, with a vocabulary of few words.
     with library_errors(f"{name} breaks on an ordinary text"), contextlib.suppress(Exception):
         raw.decode(raw.encode(_PROBE).ids)
     return raw
 
 
 def _description(step: Any) -> dict[str, Any]:
-    """What the file says about one step."""
+    """The file's description of one step."""
     return {} if step is None else json.loads(step.__getstate__())
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """How many times longer a step can make a text, at most and roughly."""
+    """A rough upper bound on the factor by which a step can lengthen a text."""
     match step:
         case {"normalizers": parts} | {"pretokenizers": parts} | {"decoders": parts} | {"processors": parts}:
             return math.prod(map(_growth, parts))
@@ -93,9 +94,9 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def _longest_replacement(charsmap: bytes) -> int:
-    """The longest text, in bytes, that a normalisation of sentencepiece puts in place of a character.
+    """The length in bytes of the longest text with which a normalisation of sentencepiece replaces a character.
 
-    It holds the size of a trie in four bytes, the trie, and the texts, each ended by a zero byte
+    The normalisation holds the size of a trie in four bytes, the trie, and the texts, each ended by a zero byte
     (`src/normalizer.cc` of google/sentencepiece).
     """
     start = 4 + int.from_bytes(charsmap[:4], "little")

@@ -5,25 +5,27 @@ from typing import NamedTuple
 
 
 class Encoding(NamedTuple):
-    """What encoding gives."""
+    """The result of encoding a text."""
 
     ids: list[int]
 
 
 class SentencePiece:
-    """A SentencePiece model with those methods of `tokenizers.Tokenizer` that `ssmkit.Tokenizer` asks for.
+    """A SentencePiece model with the methods of `tokenizers.Tokenizer` that `ssmkit.Tokenizer` uses.
 
-    Its own library runs it: conversions to `tokenizers` give other ids where texts have several spaces, unknown
-    characters or symbols that users defined. Control symbols such as `<s>` are never read out of a text.
+    The `sentencepiece` library runs it. Conversions to `tokenizers` give other ids for texts with several spaces,
+    unknown characters or user-defined symbols. Control symbols such as `<s>` in a text are never read as control
+    symbols.
     """
 
     def __init__(self, content: bytes, *, begin: bool, end: bool):
         """**Arguments:**
 
-        - `content`: of the model's file.
-        - `begin`, `end`: whether encoding adds the symbols of the beginning and the end of a text, where it has them.
+        - `content`: the content of the model's file.
+        - `begin`, `end`: whether encoding adds the symbols of the beginning and the end of a text, if the model has
+            them.
 
-        **Raises:** whatever the library raises for a damaged model, and when it is not there.
+        **Raises:** any exception of the library for a damaged model, or `ImportError` when the library is missing.
         """
         import sentencepiece
 
@@ -45,7 +47,7 @@ class SentencePiece:
         return Encoding([*self._begin, *ids, *self._end] if add_special_tokens else ids)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of ids. Control symbols have none, and ids that the model does not have are left out."""
+        """The text of ids. Control symbols have no text, and ids that the model does not have are left out."""
         del skip_special_tokens
         return self._model.DecodeIds([id for id in ids if id < self._size and not self._model.IsControl(id)])
 

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from ._sentencepiece import SentencePiece
 
-# What decoders write in place of bytes that are not, or not yet, a character.
+# Decoders write this in place of bytes that are not, or not yet, a character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST_VOCABULARY = 1_000_000
 
 
 class Tokenizer:
-    """A `tokenizer.json` of the `tokenizers` library, or a SentencePiece model. It follows the file's own rules.
+    """A `tokenizer.json` of the `tokenizers` library, or a SentencePiece model. It follows the rules of its file.
 
-    Every mistake is a `ValueError`: a file that cannot be understood, a text that it cannot encode, ids that are none.
-    Where the library behind it panics, that writes lines of its own on standard error before the error is raised.
+    Every mistake raises `ValueError`: a file that cannot be understood, a text that cannot be encoded, or invalid ids.
+    If the underlying library panics, it writes its own lines to standard error before the error is raised.
     """
 
     def __init__(self, raw: "RawTokenizer | SentencePiece"):
@@ -40,7 +40,7 @@ class Tokenizer:
     @classmethod
     @checks_itself
     def from_file(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> "Tokenizer":
-        """Read a `tokenizer.json`. Truncation and padding that it asks for are left out.
+        """Read a `tokenizer.json`, without its truncation and padding.
 
         SentencePiece models (`tokenizer.model`, also Mistral's `tokenizer.model.v3` and the like) are read too, with
         the `sentencepiece` library: `pip install 'ssmkit[sentencepiece]'`.
@@ -50,24 +50,24 @@ class Tokenizer:
         - `source`: the file, its folder, or the id of a model on the Hugging Face hub. A `tokenizer.json` is preferred.
         - `revision`: a branch, tag or commit of a model on the hub; `None` for its main branch.
 
-        **Raises:** `OSError` when there is none, or it is no regular file or larger than 256 MiB; `ValueError` when it
-        cannot be fetched or understood.
+        **Raises:** `OSError` when the file does not exist, is not a regular file or is larger than 256 MiB;
+        `ValueError` when it cannot be fetched or understood.
         """
         return cls(read_tokenizer(source, revision))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """A byte-level BPE tokenizer: every text can be encoded, and decoding gives it back exactly.
+        """Train a byte-level BPE tokenizer: it can encode every text, and decoding returns the text exactly.
 
-        No token has more than 256 bytes, so that a text without spaces is trained on as quickly as any other.
+        No token has more than 256 bytes, so that training on a text without spaces is as quick as on any other.
 
         **Arguments:**
 
         - `texts`: the training text.
-        - `vocab_size`: at least 256, the bytes themselves, and at most 1,000,000; fewer ids are made when the text has
-            too few pairs.
+        - `vocab_size`: at least 256, for the bytes themselves, and at most 1,000,000. The tokenizer has fewer ids if
+            the text has too few pairs.
 
-        **Raises:** `ValueError` for another size, and for what is not text.
+        **Raises:** `ValueError` for another size, and for arguments that are not text.
         """
         from tokenizers import Regex, Tokenizer as RawTokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -77,7 +77,7 @@ class Tokenizer:
                 f"{str(vocab_size)[:50]}."
             )
         raw, words = RawTokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
-        # A pair costs as much as the word that it stands in is long.
+        # The cost of a pair is proportional to the length of its word.
         short = pre_tokenizers.Split(Regex(".{1,256}"), "isolated")
         raw.pre_tokenizer = pre_tokenizers.Sequence([words, short])
         trainer = trainers.BpeTrainer(
@@ -90,7 +90,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """The number of ids."""
         return self._raw.get_vocab_size()
 
     @checks_itself
@@ -100,10 +100,10 @@ class Tokenizer:
         **Arguments:**
 
         - `text`: any text.
-        - `special`: whether the special tokens that the tokenizer puts around a text, such as a beginning of text, are
-            there too. Those that the text itself spells out always are.
+        - `special`: whether to add the special tokens that the tokenizer puts around a text, such as a beginning of
+            text. Special tokens that are written in the text itself are always encoded.
 
-        **Raises:** `ValueError` when it cannot be encoded.
+        **Raises:** `ValueError` when the text cannot be encoded.
         """
         if not isinstance(text, str):
             raise ValueError(f"`text` must be a string, got {type(text).__name__}.")
@@ -114,9 +114,9 @@ class Tokenizer:
 
     @checks_itself
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of ids, special tokens left out, and ids that the tokenizer does not have.
+        """The text of ids. Special tokens, and ids that the tokenizer does not have, are left out.
 
-        **Raises:** `ValueError` for what are no ids.
+        **Raises:** `ValueError` for invalid ids.
         """
         return self._decode(_checked(tokens))
 
@@ -126,11 +126,11 @@ class Tokenizer:
 
     @checks_itself
     def decode_stream(self, tokens: Iterable[SupportsIndex], *, after: Iterable[SupportsIndex] = ()) -> Iterator[str]:
-        """The text of ids as they come, in pieces that never split a character.
+        """Decode a stream of ids to pieces of text that never split a character.
 
-        Law: `decode(after) + "".join(decode_stream(tokens, after=after)) == decode(after + tokens)`, where `after` ends
-        with a whole character, and for every tokenizer whose decoder never takes back what it wrote (as all byte-level
-        ones).
+        Law: `decode(after) + "".join(decode_stream(tokens, after=after)) == decode(after + tokens)`, if `after` ends
+        with a whole character. It holds for every tokenizer whose decoder never changes text that it has written, such
+        as all byte-level tokenizers.
 
         **Arguments:**
 
@@ -144,11 +144,11 @@ class Tokenizer:
         for token in tokens:
             window += _checked([token])
             text = self._decode(window)
-            # A replacement at the end may be the first bytes of a character whose last are still to come.
+            # A replacement at the end may be the first bytes of a character whose last bytes are still to come.
             if len(text) > len(shown) and not text.endswith(_REPLACEMENT):
                 piece = text[len(shown) :]
                 yield piece
-                # Its tokens are enough to go on from, unless they are spaces that vanish where they begin a text.
+                # Its tokens suffice as context, unless they are spaces that vanish at the beginning of a text.
                 alone = self._decode(window[begin:])
                 if alone == piece or alone.strip():
                     window, shown = window[begin:], alone
@@ -161,11 +161,11 @@ class Tokenizer:
 
     @checks_itself
     def byte_length(self, token: int) -> int:
-        """Bytes of UTF-8 that one id stands for, also where these are only a part of a character.
+        """The number of UTF-8 bytes of one id, even if they are only a part of a character.
 
-        It is the length that the id has within a text. Where a tokenizer writes spaces into its words (`▁the`), the
-        space counts, although the first word of a text may stand for none; the lengths of all ids of a text add up to
-        its own, and this one.
+        This is the length of the id inside a text. If a tokenizer writes spaces into its words (`▁the`), the space
+        counts, although the first word of a text may have no space. The lengths of all ids of a text then add up to the
+        length of the text plus this space.
         """
         (id,) = _checked([token])
         piece = self._raw.id_to_token(id) or ""
@@ -180,7 +180,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _before(self) -> list[int]:
-        """Ids of a text, after which decoders write others as they do within a text; none if it cannot be encoded."""
+        """Ids of a text after which decoders write further ids as inside a text; no ids if it cannot be encoded."""
         try:
             return self.encode("a", special=False)
         except ValueError:
@@ -192,13 +192,13 @@ class Tokenizer:
             return self._raw.token_to_id(token)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what `from_file` reads: a `tokenizer.json`, or a SentencePiece model as it was.
+        """Write a file that `from_file` reads: a `tokenizer.json`, or the unchanged SentencePiece model.
 
         **Arguments:**
 
         - `path`: a file, replaced when it is written in full, or a folder that exists.
 
-        **Raises:** `OSError` when it cannot be written, `ValueError` when a SentencePiece model is to be a `.json`.
+        **Raises:** `OSError` when the file cannot be written, `ValueError` for a SentencePiece model and `.json`.
         """
         with library_errors("the tokenizer cannot be written"):
             files = contents(self._raw)
@@ -216,9 +216,9 @@ class Tokenizer:
 
 
 def _checked(tokens: Any) -> list[int]:
-    """Ids as Python's integers.
+    """Convert ids to Python integers.
 
-    **Raises:** `ValueError` for what are no ids.
+    **Raises:** `ValueError` for invalid ids.
     """
     try:
         ids = [operator.index(token) for token in tokens]
@@ -230,16 +230,16 @@ def _checked(tokens: Any) -> list[int]:
 
 
 def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:
-    """The pieces of a text up to where the first of some texts begins. No part of that text is given.
+    """The pieces of a text before the first occurrence of any stop text. No part of the stop text is yielded.
 
-    What may be its beginning is held back until the next piece decides. Nothing is asked for after it.
+    A possible beginning of a stop text is held back until the next piece decides. No piece is requested after the stop.
 
     Law: `"".join(until(pieces, stops))` is `text[: min(text.find(stop) for those stops that occur)]` for
     `text = "".join(pieces)`, however the text is cut in pieces.
 
     **Arguments:**
 
-    - `pieces`: as from `Tokenizer.decode_stream`.
+    - `pieces`: pieces of text, for example from `Tokenizer.decode_stream`.
     - `stops`: texts of at least one character; without any, all pieces pass as they are.
     """
     longest = max(map(len, stops), default=0)
@@ -263,14 +263,14 @@ def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:
 
 
 def _first(text: str, parts: Collection[str]) -> int:
-    """Where the first of some parts begins in a text; its length if there is none."""
+    """The index at which the first of some parts begins in a text; the text's length if no part occurs."""
     return min((begin for part in parts if (begin := text.find(part)) >= 0), default=len(text))
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, or what comes out of a pipe, exactly as it is, its line endings included.
+    """Read a UTF-8 file or pipe exactly, with its line endings.
 
-    **Raises:** `ValueError` when it is not UTF-8, `OSError` when it cannot be read, or is a device or a folder.
+    **Raises:** `ValueError` when the text is not UTF-8, `OSError` when it cannot be read, or is a device or a folder.
     """
     with open_named(path) as file:
         content = file.read()
