@@ -10,7 +10,7 @@ from . import (
 )
 from ._construction import checks_arguments as checks_arguments
 from ._default_model import default_model_path as default_model_path
-from ._extent import Extent as Extent
+from ._extent import Extent as Extent, reverse as reverse
 from ._language_model import AbstractLanguageModel as AbstractLanguageModel
 from ._residual_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,

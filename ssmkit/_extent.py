@@ -1,11 +1,15 @@
 """`Extent`: which tokens of a sequence count, and where sequences start. Models pass it down to their kernels."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from ._types import Length, check_length, shown
+from ._types import Length, check_length, checks_itself, shown
+
+
+Tree = TypeVar("Tree")
 
 
 class Extent(NamedTuple):
@@ -79,3 +83,39 @@ def extent_of(extent: Any, time: int) -> CheckedExtent:
     if not isinstance(extent, Extent):
         raise ValueError(f"`extent` must be an `ssmkit.Extent(length, starts)`, got {shown(extent)}.")
     return extent.checked(time)
+
+
+@checks_itself
+def reverse(x: Tree, extent: Extent = Extent()) -> Tree:
+    """Every sequence of an extent from its last token to its first, in the place where it stood.
+
+    Tokens that do not count stay where they are. Twice is not at all, and the extent of what is reversed is the same,
+    so that an encoder sees both ways:
+
+        forth, _ = mixer.prefill(x, mixer.init_cache(), extent)
+        back, _ = other.prefill(ssmkit.reverse(x, extent), other.init_cache(), extent)
+        y = forth + ssmkit.reverse(back, extent)
+
+    **Arguments:**
+
+    - `x`: an array with a leading `time` axis, or a tree of them.
+    - `extent`: how many tokens count, and where sequences start. The first goes from token 0 to the first start.
+
+    **Returns:** the same tree.
+
+    **Raises:** `ValueError` for arrays without the same time axis, or an extent that does not fit them.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+    if len(sizes) != 1 or sizes == {()}:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+        raise ValueError(f"`x` must be arrays with the same leading axis (time), got shapes {shapes}.")
+    (time,) = sizes.pop()
+    extent = extent_of(extent, time)
+    stop, index = jnp.int32(extent.stop(time)), jnp.arange(time, dtype=jnp.int32)
+    first, last = jnp.zeros_like(index), jnp.broadcast_to(stop - 1, index.shape)
+    if extent.starts is not None:
+        first = jax.lax.cummax(jnp.where(extent.starts, index, first))
+        later = jnp.append(jnp.where(extent.starts, index, stop)[1:], stop)
+        last = jax.lax.cummin(later, reverse=True) - 1
+    source = jnp.where(index < stop, first + last - index, index)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[source], x)

@@ -76,7 +76,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
         x, cache = _through(self.blocks, self._embed(tokens), cache, extent)
         last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
-        return self._logits(jax.lax.dynamic_index_in_dim(x, last, keepdims=False)), cache
+        return self._logits(self.norm(jax.lax.dynamic_index_in_dim(x, last, keepdims=False))), cache
 
     @sharded_by_xla
     @checks_itself
@@ -89,7 +89,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         for block, block_cache in _pairs(self.blocks, cache):
             x, block_cache = _step(block, x, block_cache, valid)
             caches.append(block_cache)
-        return self._logits(x), tuple(caches)
+        return self._logits(self.norm(x)), tuple(caches)
 
     @sharded_by_xla
     @checks_itself
@@ -106,11 +106,36 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
         With a `key`, every `ssmkit.Dropout` in the embedding and the blocks drops features.
         """
+        x, cache = self._features(tokens, cache, extent, length, key)
+        return self._logits(x), cache
+
+    @sharded_by_xla
+    @checks_itself
+    def features(
+        self,
+        tokens: Tokens,
+        cache: tuple[Cache, ...] | None = None,
+        extent: Extent = Extent(),
+        *,
+        length: Length | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "time width"], tuple[Cache, ...]]:
+        """What the head makes logits of, after every token: the final norm's output, for probes and other heads.
+
+        **Arguments:** as for `forward`; without a cache, from the empty one.
+
+        **Returns:** features, and the cache after the last token that counts.
+        """
+        return self._features(tokens, self.init_cache() if cache is None else cache, extent, length, key)
+
+    def _features(
+        self, tokens: Tokens, cache: Any, extent: Extent, length: Length | None, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "time width"], tuple[Cache, ...]]:
         tokens = read_sequence(tokens, "time")
         extent = _one_extent(extent, length, tokens.shape[0])
         model = with_keys(self, key)
         x, cache = _through(model.blocks, model._embed(tokens), cache, extent)
-        return self._logits(x), cache
+        return self.norm(x), cache
 
     def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
         x = self.embedding(tokens)
@@ -120,7 +145,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
     def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
         weight = self.embedding.weight if self.head is None else self.head.weight
-        logits, cap = project(weight, self.norm(x))[..., : self.vocab_size], self.final_logit_softcapping
+        logits, cap = project(weight, x)[..., : self.vocab_size], self.final_logit_softcapping
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 

@@ -2,6 +2,7 @@
 
 from ._chunk_scan import chunk_scan as chunk_scan, chunk_scan_of as chunk_scan_of, family_of as family_of
 from ._elementwise import ELEMENTWISE as ELEMENTWISE
+from ._inside import matrix as matrix, states as states
 from ._pairwise_decays import pairwise_decays as pairwise_decays
 from ._per_key import DECAY_PER_KEY as DECAY_PER_KEY
 from ._reference import reference as reference

@@ -22,13 +22,7 @@ def check_operands(coefficients: Any, state: Any, *, many: bool) -> Inexact[Arra
 
     **Raises:** `ValueError` that names the argument.
     """
-    if not isinstance(coefficients, Coefficients):
-        raise ValueError(f"`coefficients` must be `ssmkit.Coefficients`, got {type(coefficients).__name__}.")
-    shape = coefficients.log_decay.shape
-    if len(shape) != 2 + many:
-        wanted = "many tokens, with a leading axis (time)" if many else "one token"
-        other = "One token is for `kernels.step`" if many else "Many tokens are for `kernels.chunk_scan`"
-        raise ValueError(f"`coefficients` must be those of {wanted}, got `log_decay` of shape {shape}. {other}.")
+    check_coefficients(coefficients, many=many)
     array = jnp.asarray(state) if isinstance(state, jax.Array | np.ndarray) else None
     if array is None or not jnp.issubdtype(array.dtype, jnp.inexact) or array.dtype == jnp.float16:
         got = getattr(state, "dtype", type(state).__name__)
@@ -42,3 +36,14 @@ def check_operands(coefficients: Any, state: Any, *, many: bool) -> Inexact[Arra
             f"`state` must have shape (heads, key, value) = {expected}, as the coefficients say, got {array.shape}."
         )
     return array
+
+
+def check_coefficients(coefficients: Any, *, many: bool) -> None:
+    """**Raises:** `ValueError` for anything but coefficients, of many tokens or of one."""
+    if not isinstance(coefficients, Coefficients):
+        raise ValueError(f"`coefficients` must be `ssmkit.Coefficients`, got {type(coefficients).__name__}.")
+    shape = coefficients.log_decay.shape
+    if len(shape) != 2 + many:
+        wanted = "many tokens, with a leading axis (time)" if many else "one token"
+        other = "One token is for `kernels.step`" if many else "Many tokens are for `kernels.chunk_scan`"
+        raise ValueError(f"`coefficients` must be those of {wanted}, got `log_decay` of shape {shape}. {other}.")

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Inexact, PyTree
+from jaxtyping import Array, Bool, DTypeLike, Inexact, PyTree
 
 from .. import kernels
 from .._extent import Extent, extent_of
@@ -46,7 +46,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         depend on it.
     - `state_dtype`: float32, or `jnp.complex64` for a recurrence with complex coefficients.
 
-    `chunk_scan`, `step` and `init_state` are final. Laws as `ssmkit.AbstractSequenceOperator`, and results do not
+    All methods but `coefficients` are final. Laws as `ssmkit.AbstractSequenceOperator`, and results do not
     depend on `chunk_size`.
     """
 
@@ -143,6 +143,45 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         if valid is not None:
             coefficients = coefficients.where(check_valid(valid))
         return kernels.step(coefficients, state)
+
+    @sharded_by_xla
+    @checks_itself
+    def states(
+        self, inputs: Input, state: StateLike, extent: Extent = Extent()
+    ) -> Inexact[Array, "time heads key value"]:
+        """The state after every token, for research: `time` times the memory of one, made token by token.
+
+        Arguments as `chunk_scan`. The last state is that which `chunk_scan` returns.
+        """
+        state = check_state(self, state, self.state_shape, axes="(heads, key, value)", kind=jnp.inexact)
+        coefficients, starts = self._that_count(inputs, extent)
+        return kernels.states(coefficients, state, starts=starts)
+
+    @sharded_by_xla
+    @checks_itself
+    def matrix(self, inputs: Input, extent: Extent = Extent()) -> Inexact[Array, "heads time ..."]:
+        r"""The matrix of each head with $y_t = \sum_{s \le t} M_{ts} v_s$ from an empty state, for research.
+
+        Values $v$ are those of `coefficients`. It is what attention would call its scores: `time` squared numbers.
+
+        **Arguments:**
+
+        - `inputs`: those of `time` tokens, as for `chunk_scan`.
+        - `extent`: how many of them count, and where new sequences start: $M$ is then block-diagonal.
+
+        **Returns:** `(heads, time, time)`, as `ssmkit.kernels.matrix`; rows and columns of tokens that do not count
+        are zero.
+        """
+        coefficients, starts = self._that_count(inputs, extent)
+        return kernels.matrix(coefficients, starts=starts)
+
+    @checks_itself
+    def _that_count(self, inputs: Input, extent: Extent) -> tuple[Coefficients, Bool[Array, " time"] | None]:
+        """The coefficients of many tokens, of the identity step where one does not count, and where they start."""
+        time = _leading_axis(type(self).__name__, inputs)
+        checked = extent_of(extent, time)
+        coefficients, valid = self._checked_all(inputs), checked.valid(time)
+        return coefficients if valid is None else jax.vmap(Coefficients.where)(coefficients, valid), checked.starts
 
     def _checked_all(self, inputs: Input) -> Coefficients:
         """The coefficients of many tokens."""
