@@ -1,4 +1,4 @@
-"""What the kernel families compute with: a chunk of tokens, in which writes and reads are rows of matrices."""
+"""`Chunk`, the input of the kernel families: a chunk of tokens, in which writes and reads are rows of matrices."""
 
 from typing import NamedTuple
 
@@ -22,27 +22,28 @@ class Chunk(NamedTuple):
     read: Inexact[Array, "reads groups key"]
     bonus: Inexact[Array, "time heads key"] | None
     starts: Bool[Array, " time"] | None = None
-    """Tokens before which the state is zero again: their log-decay is minus infinity."""
+    """Tokens before which the state is reset to zero: their log-decay is minus infinity."""
 
     @property
     def groups(self) -> int:
-        """Heads divided by the heads that share a group's `write` and `read`."""
+        """The number of groups of heads that share `write` and `read`."""
         return self.write.shape[-2]
 
     @property
     def rank(self) -> int:
-        """Writes per token."""
+        """The number of writes per token."""
         return self.write.shape[-3] // self.log_decay.shape[-3]
 
     @property
     def reads_per_token(self) -> int:
-        """Reads per token."""
+        """The number of reads per token."""
         return self.read.shape[-3] // self.log_decay.shape[-3]
 
     def one_token_late(self) -> "Chunk":
-        """Writes and decays come a token late, reads as they were: a read then sees the state before its own token.
+        """Delay writes and decays by one token, so that a read sees the state before its own token.
 
-        The first token's are zero, the identity step; the last one's are left out. Nothing late passes a start.
+        The first token gets zeros, the identity step. The last token's writes and decay are dropped. No delayed write
+        or decay passes a start.
         """
 
         def late(array: Array, rows: int) -> Array:
@@ -56,20 +57,20 @@ class Chunk(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The tokens of one chunk as they were made: nothing is masked, and what all of them share is there once."""
+    """The tokens of one chunk before masking. Coefficients that all tokens share are stored once."""
 
     coefficients: Coefficients
-    """With a leading axis on every field: `time`, or 1 where all tokens have the same. `value` has `time`.
+    """Coefficients with a leading axis on every field: `time`, or 1 if all tokens share the field. `value` has `time`.
 
     The log-decay is minus infinity at the starts.
     """
     valid: Bool[Array, " time"] | None
-    """Tokens that are not leave the state as it is; `None` says that all are valid."""
+    """True for valid tokens; invalid tokens leave the state unchanged. `None` means that all tokens are valid."""
     starts: Bool[Array, " time"] | None = None
-    """Tokens before which the state is zero again; `None` says that there are none."""
+    """Tokens before which the state is reset to zero; `None` means that there are none."""
 
     def chunk(self) -> Chunk:
-        """One row per write and read, with identity steps for tokens that are not valid."""
+        """The chunk with one row per write and read, and with identity steps for invalid tokens."""
         time = self.coefficients.value.shape[0]
         c = jax.tree.map(lambda array: jnp.broadcast_to(array, (time, *array.shape[1:])), self.coefficients)
         if self.valid is not None:
@@ -82,7 +83,7 @@ class Tokens(NamedTuple):
 
 
 def forgetting(log_decay: Inexact[Array, "#time heads key"], starts: Bool[Array, " time"]) -> Inexact[Array, "..."]:
-    """The log-decays, of one token or of each, with minus infinity at the starts."""
+    """Set the log-decays, of one token or of each, to minus infinity at the starts."""
     return jnp.where(starts[:, None, None], jnp.asarray(-jnp.inf, log_decay.dtype), log_decay)
 
 
@@ -92,7 +93,7 @@ def per_head(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[
 
 
 def bonus_outputs(chunk: Chunk) -> Inexact[Array, "reads heads value"]:
-    """What a token that reads before the update sees of itself: `value` times `(read, bonus * write)`."""
+    """A token's own contribution to its output, for reads before the update: `value` times `(read, bonus * write)`."""
     assert chunk.bonus is not None
     tokens = lambda array: einops.rearrange(array, "(t r) h x -> t r h x", t=chunk.log_decay.shape[0])
     read, write = tokens(per_head(chunk.read, chunk)), tokens(per_head(chunk.write, chunk))

@@ -1,4 +1,4 @@
-"""Many tokens at once: the entry points of the chunked kernels."""
+"""The entry points of the chunked kernels, which run many tokens at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,18 +31,18 @@ def chunk_scan(
     schedule: Schedule | None = None,
     starts: Bool[Array, " time"] | None = None,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
-    """The recurrence over many tokens, in chunks (arXiv 2405.21060, section 6).
+    """Run the recurrence over many tokens, in chunks (arXiv 2405.21060, section 6).
 
-    Differentiable in everything, the states included. The result does not depend on `chunk_size` or `schedule`
-    beyond rounding.
+    The function is differentiable in all arguments, states included. The result does not depend on `chunk_size` or
+    `schedule` beyond rounding.
 
     **Arguments:**
 
-    - `coefficients`: with a leading `time` axis on every field.
+    - `coefficients`: the coefficients, with a leading `time` axis on every field.
     - `state`: the state before the first token; its dtype is kept.
-    - `chunk_size`: tokens per chunk, any positive number; `None` leaves it to `kernels.tuning()`.
-    - `schedule`: `serial`, `parallel`, or `None` to leave it to `kernels.tuning()`.
-    - `starts`: before these tokens the state is zero again; `None` means nowhere.
+    - `chunk_size`: tokens per chunk, any positive number; `None` takes it from `kernels.tuning()`.
+    - `schedule`: `serial` or `parallel`; `None` takes it from `kernels.tuning()`.
+    - `starts`: true for tokens before which the state is reset to zero; `None` means no such token.
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
@@ -69,15 +69,15 @@ def chunk_scan_of(
     most: int | None = None,
     schedule: Schedule | None = None,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
-    """`chunk_scan` of coefficients that are made of `inputs` chunk by chunk, and never exist all at once.
+    """Run `chunk_scan` on coefficients that are computed from `inputs` chunk by chunk, and never exist all at once.
 
     **Arguments:** as `chunk_scan`, and
 
-    - `coefficients`: from the inputs of a chunk, with a leading `time` axis, to their coefficients, likewise.
+    - `coefficients`: a function from the inputs of a chunk to its coefficients, both with a leading `time` axis.
     - `inputs`: any pytree of arrays with a leading `time` axis.
-    - `length`: tokens at or past it leave the state as it is; `None` means that all are valid.
-    - `starts`: before these tokens, which are valid ones, the state is zero again; `None` means nowhere.
-    - `most`: a bound on the chunk size that is chosen where `chunk_size` is `None`.
+    - `length`: tokens at or past it leave the state unchanged; `None` means that all tokens are valid.
+    - `starts`: true for valid tokens before which the state is reset to zero; `None` means no such token.
+    - `most`: a bound on the chunk size that is chosen if `chunk_size` is `None`.
 
     **Returns:** and **Raises:** as `chunk_scan`.
     """
@@ -97,7 +97,7 @@ def chunk_scan_of(
     padding = -time % size
     masked = time > 0 and (length is not None or padding > 0)
     stop = time if length is None else length
-    # What stands in for tokens that are not valid: coefficients, and their gradients, may be anything at zeros.
+    # The last valid token replaces invalid tokens: at zeros, coefficients and their gradients may be anything.
     last = lambda array: jax.lax.stop_gradient(array[jnp.maximum(stop, 1) - 1])
     stand_in = jax.tree.map(last, inputs) if masked else None
 
@@ -128,14 +128,14 @@ def _select(valid: Array, token: PyTree, stand_in: PyTree) -> PyTree:
 
 
 def family_of(form: Coefficients) -> Family:
-    """The kernel family that suits these coefficients, which have a `time` axis, by their shapes alone."""
+    """The kernel family for coefficients with a `time` axis. Shapes alone determine it."""
     if 1 in (form.write.shape[-1], form.value.shape[-1]):
         return ELEMENTWISE
     return SCALAR_DECAY if form.log_decay.shape[-1] == 1 else DECAY_PER_KEY
 
 
 def _by_token(outputs: Array, form: Coefficients) -> Inexact[Array, "time heads *reads value"]:
-    """From the outputs of all chunks, `(chunks, rows, ..., value)` with any axes that flatten to the heads."""
+    """Outputs by token, from those of all chunks, `(chunks, rows, ..., value)`; the axes `...` flatten to the heads."""
     time, heads, value = form.value.shape[0], form.value.shape[1], form.value.shape[-1]
     if form.read.ndim == 3:
         return jnp.reshape(outputs, (-1, heads, value))[:time]

@@ -1,4 +1,4 @@
-"""What one token does to the state of a diagonal linear recurrence."""
+"""`Coefficients`: the effect of one token on the state of a diagonal linear recurrence."""
 
 from typing import Any
 
@@ -20,23 +20,24 @@ class Coefficients(eqx.Module):
 
     **Arguments:**
 
-    - `log_decay`: $a$, logarithm of the decay, real part at most 0. Shape `(heads, 1)` for one scalar per head or
-        `(heads, key)` for one per key channel; float32 (float64, complex64 and complex128 are accepted too).
+    - `log_decay`: $a$, the logarithm of the decay, with a real part of at most 0. Its shape is `(heads, 1)` for one
+        scalar per head or `(heads, key)` for one per key channel. It is float32, or float64, complex64 or complex128.
     - `write`: $k$, shape `(groups, key)`; head `h` uses group `h // (heads // groups)` (`B` in Mamba-2).
     - `value`: $v$, shape `(heads, value)` (`dt * x` in Mamba-2).
     - `read`: $q$, shape `(groups, key)` (`C` in Mamba-2).
-    - `bonus`: $u$, shape `(heads, key)`, or `None`. With it the state is read **before** the update, and the token
-        itself is seen through $u$: $y_t = (S_{t-1} + (u \odot k_t) v_t^\top)^\top q_t$ (RWKV-6, arXiv 2404.05892).
+    - `bonus`: $u$, shape `(heads, key)`, or `None`. With a bonus the state is read **before** the update, and the
+        current token contributes through $u$: $y_t = (S_{t-1} + (u \odot k_t) v_t^\top)^\top q_t$ (RWKV-6,
+        arXiv 2404.05892).
 
-    A token may write several times, $\sum_r k_{t,r} v_{t,r}^\top$: `write` is then `(groups, rank, key)` and `value`
-    `(heads, rank, value)`. And it may read several times: with `read` of shape `(groups, reads, key)`, the output is
-    `(heads, reads, value)`.
+    A token may write several times, $\sum_r k_{t,r} v_{t,r}^\top$: `write` then has the shape `(groups, rank, key)`,
+    and `value` has `(heads, rank, value)`. A token may also read several times: with `read` of shape
+    `(groups, reads, key)`, the output is `(heads, reads, value)`.
 
-    NumPy arrays will do. Shapes and dtypes are checked whenever coefficients are made, at trace time only: free under
-    `jax.jit`.
-    Many tokens are represented by the same class with a leading `time` axis on every field, as `jax.vmap` makes it.
+    NumPy arrays are accepted. Shapes and dtypes are checked on construction. Under `jax.jit` this happens at trace time
+    and costs nothing. The same class represents many tokens, with a leading `time` axis on every field, as from
+    `jax.vmap`.
 
-    **Raises:** `ValueError` naming the field, the axis, what was got and what was expected.
+    **Raises:** `ValueError` naming the field, the axis, the actual and the expected size.
     """
 
     log_decay: Inexact[Array, " heads #key"]
@@ -61,9 +62,9 @@ class Coefficients(eqx.Module):
         self.log_decay, self.write, self.value, self.read, self.bonus = fields
 
     def where(self, valid: Valid) -> "Coefficients":
-        """These coefficients, or those of the identity step `S_t = S_{t-1}` where `valid` is false.
+        """These coefficients if `valid` is true, and those of the identity step `S_t = S_{t-1}` if it is false.
 
-        `write` and `read` are zeroed with the rest, so that a NaN in a padded position cannot reach the state.
+        `write` and `read` are zeroed too, so that a NaN in a padded position cannot reach the state.
         """
         return jax.tree.map(lambda array: jnp.where(valid, array, jnp.zeros_like(array)), self)
 

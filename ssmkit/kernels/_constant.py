@@ -1,4 +1,4 @@
-"""Which coefficients are the same for every token, as those of a time-invariant system are."""
+"""Detection of coefficients that are the same for every token, as in a time-invariant system."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from ._coefficients import Coefficients
 def constant_fields(coefficients: Callable[[Any], Coefficients], inputs: PyTree) -> tuple[Coefficients, list[str]]:
     """The form of the coefficients, and the names of those that do not depend on the inputs.
 
-    A constant field need not be repeated for every token, and its gradients are added up token by token, where the sum
-    over a repeated one is ten times slower on a CPU. `value` is never among them: it tells the number of tokens.
+    A constant field need not be repeated for every token. Its gradients are added up token by token; on a CPU, the sum
+    over a repeated field is ten times slower. `value` never counts as constant, because it gives the number of tokens.
 
     **Arguments:**
 
-    - `coefficients`: from inputs with a leading `time` axis.
+    - `coefficients`: a function of inputs with a leading `time` axis.
     - `inputs`: a pytree of arrays, or of their shapes and dtypes.
 
-    **Returns:** `coefficients(inputs)` as shapes and dtypes, and names of its fields.
+    **Returns:** `coefficients(inputs)` as shapes and dtypes, and the names of its constant fields.
     """
     program, form = jax.make_jaxpr(lambda inputs: coefficients(inputs), return_shape=True)(inputs)
     depends = set(map(id, program.jaxpr.invars))

@@ -1,17 +1,17 @@
-r"""Decays that may be multiplied a hundred thousand times.
+r"""Decays that stay accurate when they are multiplied a hundred thousand times.
 
-A decay that is rounded to float32 is wrong by 3e-8, and by as much again at every token that has it: after n tokens a
-state is wrong by n times that. Here a decay is therefore a sum of two numbers,
+A decay that is rounded to float32 has an error of 3e-8, which is the same at every token: after n tokens the error of a
+state is n times that. Here a decay is therefore a sum of two numbers,
 
 $$e^{a} = \mathrm{near} + \mathrm{rest}, \qquad S' = \mathrm{near} \cdot S + (\mathrm{rest} \cdot S + b),$$
 
-where a weak decay has a `near` that is exact, and a `rest` that is small. Of a real one `near` is 1 and `rest` is
-$e^{a} - 1$, which is as precise as $a$ itself. A strong decay has `near` 0 and `rest` $e^{a}$: what it keeps of a large
-state is no difference of large numbers, minus infinity forgets exactly, and no error of it lives for long.
+where a weak decay has an exact `near` and a small `rest`. For a real weak decay, `near` is 1 and `rest` is $e^{a} - 1$,
+which is as precise as $a$ itself. A strong decay has `near` 0 and `rest` $e^{a}$. The remainder of a large state is
+then not a difference of large numbers, minus infinity forgets exactly, and no error lasts for long.
 
-A complex decay also turns. The nearest of 1024 directions is taken from a table that holds each as a sum of two
-numbers, and what is left of the angle is at most 0.003 and joins the logarithm. A direction is a whole number of
-steps, so sums of them are exact (`unwound` in `_rotation.py`).
+A complex decay also turns. The nearest of 1024 directions is taken from a table that holds each direction as a sum of
+two numbers. The remaining angle is at most 0.003 and is added to the logarithm. A direction is a whole number of steps,
+so sums of directions are exact (`unwound` in `_rotation.py`).
 """
 
 import math
@@ -28,21 +28,21 @@ _DIRECTIONS = 1024
 
 
 class Decay(NamedTuple):
-    """The sum of the two is the decay. A real one has no array `near`: it is 1 where the sign of `rest` is negative.
+    """A decay as the sum of `near` and `rest`. A real decay has no array `near`: it is 1 if `rest` has a negative sign.
 
-    That is so of any weak decay, and of that which keeps everything too: minus zero has a sign.
+    This holds for every weak decay, and for a decay of 1 too, because minus zero has a sign.
     """
 
     near: Inexact[Array, "*axes"] | None
     rest: Inexact[Array, "*axes"]
 
     def apart(self) -> "Decay":
-        """With `near` as numbers: XLA's CPU backend multiplies states of a batch faster than it selects them."""
+        """The decay with `near` as numbers: XLA's CPU backend multiplies states of a batch faster than it selects."""
         near = jnp.signbit(self.rest).astype(self.rest.dtype) if self.near is None else self.near
         return Decay(near, self.rest)
 
     def __call__(self, state: Inexact[Array, "*axes"], increment: Inexact[Array, "*axes"]) -> Inexact[Array, "*axes"]:
-        """The state decayed, and the increment."""
+        """The decayed state plus the increment."""
         if self.near is None:
             kept = jnp.where(jnp.signbit(self.rest), state, jnp.zeros_like(state))
         else:
@@ -51,12 +51,12 @@ class Decay(NamedTuple):
 
 
 def decay(log_decay: Inexact[Array, "*axes"], steps: Float[Array, "*axes"] | None = None) -> Decay:
-    r"""$e^{a}$.
+    r"""The decay $e^{a}$.
 
     **Arguments:**
 
     - `log_decay`: $a$.
-    - `steps`: as many steps of direction are added to a complex $a$ whose own have been taken out by `directions`.
+    - `steps`: the number of direction steps to add to a complex $a$, after `directions` has removed its own steps.
     """
     if not jnp.iscomplexobj(log_decay):
         return Decay(None, _rest(log_decay))
@@ -73,7 +73,7 @@ def _weak(a: Inexact[Array, "*axes"]) -> Bool[Array, "*axes"]:
 
 @jax.custom_jvp
 def _rest(a: Inexact[Array, "*axes"]) -> Inexact[Array, "*axes"]:
-    """Its derivative is the whole decay, and not that of a polynomial."""
+    """The `rest` of a decay. Its derivative is the whole decay, and not that of a polynomial."""
     rest = _exp_minus_one(a)
     return jnp.where(_weak(a), rest if jnp.iscomplexobj(a) else -jnp.abs(rest), jnp.exp(a))
 
@@ -86,7 +86,7 @@ def _(primals, tangents):
 
 
 def _exp_minus_one(a: Inexact[Array, "*axes"]) -> Inexact[Array, "*axes"]:
-    """Taylor's series, where it is needed: XLA's own costs as much as two exponentials on a CPU."""
+    """The exponential minus one, by Taylor's series: on a CPU, XLA's `expm1` costs as much as two exponentials."""
     terms = 7 if jnp.finfo(a.dtype).bits == 32 else 13
     factor = jnp.ones_like(a)
     for n in range(terms, 1, -1):
@@ -98,9 +98,9 @@ def _exp_minus_one(a: Inexact[Array, "*axes"]) -> Inexact[Array, "*axes"]:
 
 
 def directions(log_decay: Inexact[Array, "*axes"]) -> tuple[Float[Array, "*axes"], Inexact[Array, "*axes"]]:
-    """The angles of complex log-decays, to the nearest step, and log-decays that lack so much.
+    """Split complex log-decays into angles, to the nearest step, and remaining log-decays.
 
-    **Returns:** whole numbers as floats, and the log-decays that are left, which carry all gradients.
+    **Returns:** the steps, as whole numbers in floats, and the remaining log-decays, which carry all gradients.
     """
     real, angle = jnp.real(log_decay), jnp.imag(log_decay)
     steps = jax.lax.stop_gradient(jnp.round(angle * (_DIRECTIONS / (2 * math.pi))))
@@ -109,7 +109,7 @@ def directions(log_decay: Inexact[Array, "*axes"]) -> tuple[Float[Array, "*axes"
 
 
 def rotation(steps: Float[Array, "*axes"], dtype: jnp.dtype) -> tuple[Inexact[Array, "*axes"], Inexact[Array, "*axes"]]:
-    """The unit number that a direction is, rounded, and what rounding it lost."""
+    """The complex unit of a direction, rounded, and its rounding error."""
     index = jnp.remainder(steps, jnp.full_like(steps, _DIRECTIONS)).astype(jnp.int32)
     angles = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
     exact = np.cos(angles) + 1j * np.sin(angles)
@@ -119,7 +119,7 @@ def rotation(steps: Float[Array, "*axes"], dtype: jnp.dtype) -> tuple[Inexact[Ar
 
 
 def _in_parts(x: float) -> tuple[float, float, float]:
-    """A sum of three, the first two of 10 bits: their products with whole numbers up to 16384 are exact in float32."""
+    """Split a number into three terms, the first two of 10 bits: products with integers up to 16384 are then exact."""
     parts = []
     for _ in range(2):
         unit = 2.0 ** (math.floor(math.log2(x)) - 9)

@@ -1,15 +1,15 @@
-r"""Family K3: states that are no matrices, `value` or `key` being 1 (Mamba-1, S5, LRU, RG-LRU).
+r"""Family K3: states that are vectors, with `value` or `key` of size 1 (Mamba-1, S5, LRU, RG-LRU).
 
-There is no matrix product to gain, so where chunks come in order so do their tokens: nothing is computed twice. A token
-makes its increment, adds it and reads in one pass over the state, so that nothing of size `time * key` is written but
-the decays, and those only where they change from token to token. Chunks side by side each need an associative scan over
-their tokens' affine maps $S \mapsto e^{a} S + b$, with the product $(a_1, b_1) \cdot (a_2, b_2) = (a_1 + a_2,\;
-e^{a_2} b_1 + b_2)$; the states of all tokens exist while it runs. Either way exponents are at most 0, so any decay is
-safe; and for the backward pass only the state between chunks is kept.
+Matrix products would bring no gain here. In the serial schedule, tokens run one after the other, and nothing is
+computed twice. Each token computes its increment, adds it and reads in one pass over the state. Only the decays have
+size `time * key` in memory, and only if they change from token to token. In the parallel schedule, each chunk needs an
+associative scan over its tokens' affine maps $S \mapsto e^{a} S + b$, with the product
+$(a_1, b_1) \cdot (a_2, b_2) = (a_1 + a_2,\; e^{a_2} b_1 + b_2)$. The states of all tokens exist while the scan runs. In
+both schedules exponents are at most 0, so any decay is safe. The backward pass keeps only the state between chunks.
 
-States are laid out `(element, heads)` here, the elements being keys or values: heads are many, and neighbours in memory
-are computed together. Axes of size 1 are left out, as XLA's CPU backend of jax 0.10 walks arrays with them five times
-slower.
+The layout of states is `(element, heads)`, where elements are keys or values: heads are many, and neighbours in memory
+are computed together. Axes of size 1 are left out, because XLA's CPU backend of jax 0.10 walks arrays with such axes
+five times slower.
 """
 
 import functools
@@ -29,7 +29,7 @@ def _heads_last(array: Inexact[Array, "rows heads x"]) -> Inexact[Array, "rows x
 
 
 def _rows(array: Inexact[Array, "rows groups key"], chunk: Chunk) -> Inexact[Array, "rows key #heads"]:
-    """One row per head, or one for all of them."""
+    """Rows per head, or one row for all heads."""
     return _heads_last(array if chunk.groups == 1 else per_head(array, chunk))
 
 
@@ -41,7 +41,7 @@ def _in_order(tokens: Tokens, state: Inexact[Array, "element heads"]) -> tuple[A
     time, heads = made.value.shape[:2]
 
     def rows(array: Array) -> Inexact[Array, "time rows x #heads"]:
-        """A row per write or read, with one number per head, or one for all."""
+        """Rows per write or read, with one number per head, or one number for all heads."""
         array = array if array.ndim == 4 else array[:, :, None]
         repeated = einops.repeat(
             array, "t g r x -> t r x (g m)", m=1 if array.shape[1] == 1 else heads // array.shape[1]
@@ -85,7 +85,7 @@ def _token(state: Inexact[Array, "element heads"], *, decay: Decay, write, value
 
 
 def _maps(chunk: Chunk) -> tuple[Array, Array]:
-    """Log-decay `(time, #element, heads)` and increment `(time, element, heads)` of every token."""
+    """The log-decay `(time, #element, heads)` and increment `(time, element, heads)` of every token."""
     increments = _rows(chunk.write, chunk) * _heads_last(chunk.value)
     if chunk.rank > 1:
         increments = einops.reduce(increments, "(t r) n h -> t n h", "sum", r=chunk.rank)

@@ -1,4 +1,4 @@
-"""What a kernel family is: one chunk, described by functions that a schedule combines."""
+"""`Family`: the functions that describe one chunk of a kernel family. A schedule combines them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,24 +13,24 @@ from ._rotation import unwound, whole
 
 
 class Family(NamedTuple):
-    """With the state `S` before a chunk `c`,
+    """A kernel family. With the state `S` before a chunk `c`,
 
         outputs  = within(c) + carried(c, S)
-        S        = decay * S + increment(c)         where `decay` is of the sum of the chunk's log-decays
+        S        = decay * S + increment(c)         where `decay` is that of the sum of the chunk's log-decays
 
-    States and outputs may have any layout the family likes, outputs with leading rows and a trailing `value`. These
-    functions read after the update and need not know of a bonus, and the angles of complex decays are small; `in_order`
-    does all at once, bonus, angles and tokens that are not valid included.
+    A family may choose any layout for states and outputs; outputs have leading rows and a trailing `value`. These
+    functions read after the update, and they never see a bonus or large angles of complex decays. `in_order` handles a
+    whole chunk, including the bonus, the angles and invalid tokens.
     """
 
     name: str
     within: Callable[[Chunk], Array]
     carried: Callable[[Chunk, Array], Array]
     increment: Callable[[Chunk], Array]
-    beside: Callable[[Array, int], Array]  # one number per head and key, or per head, and the groups: beside a state
+    beside: Callable[[Array, int], Array]  # numbers per head (and key), and the groups, to a shape beside a state
     enter: Callable[[Array, int], Array]  # the public state layout and the number of groups, to the family's layout
     leave: Callable[[Array, tuple[int, ...]], Array]  # and back, to the public shape
-    in_order: Callable[[Tokens, Array], tuple[Array, Array]] | None = None  # faster, where the state before is at hand
+    in_order: Callable[[Tokens, Array], tuple[Array, Array]] | None = None  # faster, if the state before is known
 
     def outputs(self, tokens: Tokens, state: Array) -> Array:
         """The outputs of a chunk, given the state before it."""
@@ -40,7 +40,7 @@ class Family(NamedTuple):
         return outputs if chunk.bonus is None else outputs + jnp.reshape(bonus_outputs(chunk), outputs.shape)
 
     def summary(self, tokens: Tokens) -> tuple[Decay, Array]:
-        """The decay of a state over a chunk, and what the chunk adds."""
+        """The decay of a state over a chunk, and the increment of the chunk."""
         chunk = tokens.chunk()
         decay, turn = whole(chunk)
         increment = self.increment(unwound(chunk)[0])

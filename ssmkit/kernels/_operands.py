@@ -1,4 +1,4 @@
-"""What users pass to a kernel, checked."""
+"""Checks of the coefficients and the state that users pass to a kernel."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from ._coefficients import Coefficients
 
 
 def check_operands(coefficients: Any, state: Any, *, many: bool) -> Inexact[Array, "heads key value"]:
-    """Refuse coefficients or a state of another form than a kernel takes.
+    """Refuse coefficients or a state that a kernel cannot take.
 
     **Arguments:**
 
-    - `coefficients`, `state`: as they were passed.
+    - `coefficients`, `state`: the arguments as they were passed.
     - `many`: whether the coefficients have a `time` axis.
 
     **Returns:** the state as a JAX array.

@@ -1,15 +1,15 @@
 r"""Family K2: one decay per head and key channel (GLA, arXiv 2312.06635, section 4.3, does it in two levels of blocks).
 
 The scores of one chunk, $A_{ij} = \sum_k q_{ik} k_{jk} \exp(a_{j+1,k} + .. + a_{i,k})$, are matrix products only if the
-exponential is split between the two operands. Split at one point for the whole chunk, one factor overflows:
-$\exp(-b_j)$ does not exist in float32 once a chunk forgets by more than $e^{88}$. Here blocks are doubled: where two
-neighbouring blocks of equal length meet, every source lies left of the seam and every target right of it, and
+exponential is split between the two operands. If the whole chunk were split at one point, one factor would overflow:
+$\exp(-b_j)$ does not exist in float32 once a chunk forgets by more than $e^{88}$. Here blocks are doubled. The seam is
+the boundary between two neighbouring blocks of equal length. Every source lies left of it and every target right of it:
 
     exp(a_{j+1} + .. + a_i) = exp(source to seam) * exp(seam to target)
 
-has two exponents at most 0. These sums are built along with the blocks, each from the terms it is made of: nothing is
-subtracted, so any decay is exact to rounding, -inf included. The last block, the chunk itself, has the sums that decay
-its reads from the state before it and its writes until its end.
+Both exponents on the right are at most 0. These sums are built along with the blocks, each as a sum of its terms.
+Nothing is subtracted, so any decay is exact to rounding, -inf included. The sums of the last block, which is the chunk
+itself, decay its reads of the state before it, and its writes until its end.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class _Blocks(NamedTuple):
 
 
 def _levels(chunk: Chunk) -> list[_Blocks]:
-    """Blocks of length 1, 2, 4 and so on, up to one that holds the chunk; identity steps fill it up."""
+    """Blocks of length 1, 2, 4 and so on, up to one that holds the chunk and is filled up with identity steps."""
     time = chunk.log_decay.shape[0]
     padding = (1 << max(time - 1, 0).bit_length()) - time
     tokens = jnp.pad(einops.rearrange(chunk.log_decay, "t h k -> h t 1 k"), [(0, 0), (0, padding), (0, 0), (0, 0)])

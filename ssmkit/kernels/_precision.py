@@ -8,11 +8,11 @@ from ._coefficients import Coefficients
 
 
 def working_dtype(coefficients: Coefficients, state: Inexact[Array, "heads key value"]) -> jnp.dtype:
-    """The widest of the operands' dtypes, float32 at least.
+    """The widest dtype of the operands, and at least float32.
 
-    Promotion is asked for here, so it happens whatever the user's `jax_numpy_dtype_promotion` is.
+    Promotion is explicit here, so it does not depend on the user's `jax_numpy_dtype_promotion`.
 
-    **Raises:** `ValueError` when the coefficients are complex and the state, which must hold the result, is not.
+    **Raises:** `ValueError` when the coefficients are complex and the state is not, because it must hold the result.
     """
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*[leaf.dtype for leaf in jax.tree.leaves((coefficients, state))])
@@ -25,5 +25,5 @@ def working_dtype(coefficients: Coefficients, state: Inexact[Array, "heads key v
 
 
 def in_dtype(coefficients: Coefficients, dtype: jnp.dtype) -> Coefficients:
-    """Every field in this dtype."""
+    """Cast every field to this dtype."""
     return jax.tree.map(lambda array: array.astype(dtype), coefficients)

@@ -1,4 +1,4 @@
-"""The recurrence as it is defined, one token after the other: the oracle every kernel is tested against."""
+"""The recurrence by its definition, one token after the other. Every kernel is tested against it."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ def reference(
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     r"""Run the recurrence of `ssmkit.Coefficients` token by token.
 
-    Shares no code with the chunked kernels: groups are repeated to heads, nothing is chunked or masked. Works in
-    whatever precision it is given, float64 included.
+    The function shares no code with the chunked kernels: groups are repeated to heads, and nothing is chunked or
+    masked. It works in the precision of its arguments, float64 included.
 
     **Arguments:**
 
-    - `coefficients`: with a leading `time` axis on every field.
+    - `coefficients`: the coefficients, with a leading `time` axis on every field.
     - `state`: the state before the first token.
-    - `starts`: before these tokens the state is zero again; `None` means nowhere.
+    - `starts`: true for tokens before which the state is reset to zero; `None` means no such token.
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.

@@ -1,13 +1,14 @@
-r"""Complex decays whose turning is left to reads and writes.
+r"""Complex decays whose rotation is moved to reads and writes.
 
-Sums of angles over a chunk lose digits to their size. The directions of `_decay.py` are whole numbers, whose sums do
-not. With $R_t = e^{i(\theta_1 + .. + \theta_t)}$, the directions since the chunk's start, $S_t = R_t \tilde S_t$ where
+Large sums of angles over a chunk lose digits. The directions of `_decay.py` are whole numbers, whose sums are exact.
+With the directions since the chunk's start, $R_t = e^{i(\theta_1 + .. + \theta_t)}$, we have $S_t = R_t \tilde S_t$,
+where
 
 $$\tilde S_t = e^{a_t - i\theta_t} \odot \tilde S_{t-1} + \bar R_t k_t v_t^\top, \qquad
 y_t = \tilde S_t^\top (R_t q_t).$$
 
-The angles that are left are small, and so are their sums. Directions have no gradients: those of the angles all go
-through what is left of the log-decay, as exactly as before.
+The remaining angles are small, and so are their sums. Directions have no gradients. The gradients of the angles all go
+through the remaining log-decay, as exactly as before.
 """
 
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from ._decay import Decay, decay, directions, rotation
 
 
 def unwound(chunk: Chunk) -> tuple[Chunk, Callable[[Array], Array]]:
-    """The same chunk without directions, and what turns its outputs, `(rows, ..., value)`, back.
+    """The same chunk without directions, and a function that turns its outputs, `(rows, ..., value)`, back.
 
-    One decay per head turns values and outputs; one per key turns writes and reads, which become each head's own.
+    With one decay per head, values and outputs are turned. With one per key, writes and reads are turned, and every
+    head then has its own.
     """
     if not jnp.iscomplexobj(chunk.log_decay):
         return chunk, lambda outputs: outputs
@@ -43,7 +45,7 @@ def unwound(chunk: Chunk) -> tuple[Chunk, Callable[[Array], Array]]:
 
 
 def whole(chunk: Chunk) -> tuple[Decay, Array | None]:
-    """The decay of the whole chunk, and the direction that its unwound increment lacks."""
+    """The decay of the whole chunk, and the direction that is missing in its unwound increment."""
     if not jnp.iscomplexobj(chunk.log_decay):
         return decay(_sum(chunk.log_decay)), None
     steps, log_decay = directions(chunk.log_decay)
@@ -52,7 +54,7 @@ def whole(chunk: Chunk) -> tuple[Decay, Array | None]:
 
 
 def _sum(array: Array) -> Array:
-    """By halves, so that few roundings follow one another."""
+    """The sum by halves, so that few roundings follow one another."""
     while array.shape[0] > 1:
         odd = array[-1:] if array.shape[0] % 2 else array[:0]
         array = jnp.concatenate([array[0 : array.shape[0] - odd.shape[0] : 2] + array[1::2], odd])

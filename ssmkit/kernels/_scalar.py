@@ -6,9 +6,9 @@ With the decay $L_{ij} = \exp(a_{j+1} + .. + a_i)$ from token j to token i of on
     carried   y_i = exp(a_1 + .. + a_i) q_i^T S
     increment sum_j k_j (exp(a_{j+1} + .. + a_Q) v_j)^T
 
-Every exponent is at most 0. It is written for the heads of one group, which share `read` and `write`, with states laid
-out `(key, heads, value)`: all heads' reads of the state, and all their writes, are then one matrix product. Groups are
-mapped over; a single one is not, because XLA's CPU backend copies arrays for an axis of size 1.
+Every exponent is at most 0. The code treats the heads of one group, which share `read` and `write`, with states of
+layout `(key, heads, value)`. All heads' reads of the state are then one matrix product, and so are all their writes.
+Groups are mapped over. A single group is not, because XLA's CPU backend copies arrays for an axis of size 1.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from ._pairwise_decays import pairwise_decays, suffix_sums
 
 
 class _Group(NamedTuple):
-    """A chunk, as far as the heads of one group are concerned."""
+    """The part of a chunk that belongs to the heads of one group."""
 
     log_decay: Inexact[Array, "time heads"]
     write: Inexact[Array, "writes key"]

@@ -1,7 +1,7 @@
-"""In which order the chunks of a sequence are computed: the only code that loops over chunks.
+"""Schedules: the order in which the chunks of a sequence are computed. No other code loops over chunks.
 
-Both schedules are linear in the number of chunks, and both recompute a chunk's inside in the backward pass, its
-coefficients included, so that nothing larger than the inputs and the state between chunks is saved.
+Both schedules are linear in the number of chunks. Both recompute the inside of a chunk in the backward pass,
+coefficients included, so that only the inputs and the states between chunks are saved.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ Schedule: TypeAlias = Callable[[Family, Prepare, Any, Array], tuple[Array, Array
 
 
 def serial(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tuple[Array, Array]:
-    """One chunk after the other: the working set of a chunk stays in a CPU's cache.
+    """Compute one chunk after the other. The working set of a chunk then stays in a CPU's cache.
 
-    **Arguments:** the family; the function that makes a chunk's tokens of their inputs; the inputs, with a leading
-    `chunks` axis on every array; the state before the first chunk, in the family's layout.
+    **Arguments:** the family; the function from a chunk's inputs to its tokens; the inputs, with a leading `chunks`
+    axis on every array; the state before the first chunk, in the family's layout.
 
     **Returns:** outputs with a leading `chunks` axis and the state after the last chunk.
     """
@@ -36,7 +36,7 @@ def serial(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tuple
 
 
 def parallel(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tuple[Array, Array]:
-    """All chunks at once, but for the pass of the state over the chunks' summaries: for GPU and TPU.
+    """Compute all chunks at once, except the pass of the state over the chunks' summaries. It suits GPU and TPU.
 
     **Arguments:** and **Returns:** as `serial`.
     """

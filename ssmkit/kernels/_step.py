@@ -1,4 +1,4 @@
-"""One token: the O(1) decoding kernel, of every family."""
+"""The O(1) decoding kernel for one token, for every family."""
 
 import einops
 import jax
@@ -18,11 +18,11 @@ def step(
 ) -> tuple[Inexact[Array, "heads *reads value"], Inexact[Array, "heads key value"]]:
     r"""$S' = e^{a} \odot S + k v^\top$ and $y = S'^\top q$, or with a bonus $y = (S + (u \odot k) v^\top)^\top q$.
 
-    One pass over the state: no chunk, no padding.
+    It is one pass over the state, without chunks or padding.
 
     **Arguments:**
 
-    - `coefficients`: of one token, no `time` axis.
+    - `coefficients`: the coefficients of one token, without a `time` axis.
     - `state`: the state before the token; its dtype is kept.
 
     **Returns:** the output `(heads, value)`, or `(heads, reads, value)`, and the new state.
@@ -33,7 +33,7 @@ def step(
     state = check_operands(coefficients, state, many=False)
     dtype = working_dtype(coefficients, state)
     coefficients = in_dtype(coefficients, dtype)
-    # A barrier: XLA's CPU backend would make the coefficients anew for every entry of the state.
+    # A barrier: without it, XLA's CPU backend would recompute the coefficients for every entry of the state.
     coefficients, decays = jax.lax.optimization_barrier((coefficients, decay(coefficients.log_decay).apart()))
     before = state.astype(dtype)
     write, read = (_per_head(array, state.shape[0]) for array in (coefficients.write, coefficients.read))
@@ -50,9 +50,9 @@ def step(
 
 
 def _per_head(array: Inexact[Array, "groups *rank key"], heads: int) -> Inexact[Array, "heads *rank key"]:
-    """A view: XLA fuses it into the update, so that a group is not repeated in memory.
+    """Repeat groups to heads, as a view: XLA fuses it into the update, so that a group is not repeated in memory.
 
-    The state keeps its three axes for the same reason: split into (group, member), XLA's CPU backend of jax 0.10 walks
-    it 18 times slower.
+    The state keeps its three axes for speed, too: if its heads were split into (group, member), XLA's CPU backend of
+    jax 0.10 would walk it 18 times slower.
     """
     return einops.repeat(array, "g ... -> (g m) ...", m=heads // array.shape[0])

@@ -1,8 +1,8 @@
-"""Which schedule and chunk size a kernel uses: one measured table, and how to choose otherwise. Results do not depend
-on either.
+"""The schedule and chunk size of a kernel: one measured table, and contexts that override it.
 
-The CPU's rows come from `python -m benchmarks chunks` (`benchmarks/results/chunks_cpu.json`): what a chunk computes
-should stay in a core's cache. Elsewhere chunks are long and side by side; that has not been measured yet.
+Results do not depend on either. The CPU's rows come from `python -m benchmarks chunks`
+(`benchmarks/results/chunks_cpu.json`): the working set of a chunk should stay in a core's cache. On other platforms
+chunks are long and run in parallel; that has not been measured yet.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from ._schedule import Schedule, parallel, serial
 
 
 class Tuning(NamedTuple):
-    """What `chunk_scan` is to use wherever it is not told."""
+    """The schedule and chunk size that `chunk_scan` uses by default."""
 
     platform: str
     """`"cpu"`, or any other name for an accelerator."""
     chunk_size: int | None = None
-    """`None`: from the table."""
+    """Tokens per chunk; `None` takes them from the table."""
     schedule: Schedule | None = None
-    """`None`: from the table."""
+    """The order of chunks; `None` takes that of the platform."""
 
     def order(self) -> Schedule:
         """The order in which chunks are computed."""
@@ -32,7 +32,7 @@ class Tuning(NamedTuple):
         return serial if self.platform == "cpu" else parallel
 
     def chunk_size_for(self, family: Family, members: int) -> int:
-        """Tokens per chunk, where so many heads share a group's `write` and `read`."""
+        """The number of tokens per chunk, if `members` heads share a group's `write` and `read`."""
         if self.chunk_size is not None:
             return self.chunk_size
         if self.platform != "cpu":
@@ -40,8 +40,8 @@ class Tuning(NamedTuple):
         return next(size for least, size in _CPU[family.name] if members >= least)
 
 
-# From that many heads per group on, so many tokens per chunk. Heads that share a group share the scores of its chunks,
-# whose number grows with the chunk.
+# Pairs: the least number of heads per group, and the tokens per chunk for it. Heads that share a group share the scores
+# of its chunks, and the number of scores grows with the chunk.
 _CPU = {
     "K1, one decay per head": [(2, 64), (1, 32)],
     "K2, one decay per key": [(1, 32)],
@@ -50,18 +50,18 @@ _CPU = {
 _ACCELERATOR = 128
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
-# Part of the key of every jitted function: under another choice it is traced anew.
+# The choice is part of the key of every jitted function, so that another choice traces the function again.
 _chosen = jax.make_user_context(default_value=None)
 
 
 def tuning() -> Tuning:
-    """What is in force: for the default backend, unless `target` or `tuned` says otherwise."""
+    """The tuning in force: that of the default backend, unless `target` or `tuned` overrides it."""
     return _chosen.value or Tuning(jax.default_backend())
 
 
 @checks_itself
 def target(platform: str) -> contextlib.AbstractContextManager[None]:
-    """Within this context kernels are traced as another platform wants them, to be exported for it.
+    """A context in which kernels are traced for another platform, so that they can be exported for it.
 
     **Arguments:**
 
@@ -78,14 +78,14 @@ def target(platform: str) -> contextlib.AbstractContextManager[None]:
 def tuned(
     *, chunk_size: int | None = None, schedule: Schedule | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """Within this context kernels use this chunk size or schedule, where no argument names another.
+    """A context in which kernels use this chunk size or schedule, unless an argument names another.
 
-    Functions that are called within it are traced and compiled anew, jitted ones too.
+    Functions that are called inside the context are traced and compiled again, including jitted functions.
 
     **Arguments:**
 
-    - `chunk_size`: tokens per chunk; `None` leaves it to the table. A recurrence's own `chunk_size` still bounds it.
-    - `schedule`: `kernels.serial` or `kernels.parallel`; `None` leaves it to the platform.
+    - `chunk_size`: tokens per chunk; `None` takes it from the table. A recurrence's own `chunk_size` still bounds it.
+    - `schedule`: `kernels.serial` or `kernels.parallel`; `None` takes the platform's schedule.
 
     **Raises:** `ValueError` for a chunk size below 1.
     """

@@ -1,1 +1,1 @@
-"""Parameters and what is pointwise along the sequence: projections, embeddings, norms, stored matrices."""
+"""Layers that act on each token alone: projections, embeddings, norms, stored matrices."""

@@ -1,4 +1,4 @@
-"""Functions that act on each number alone, by name: so that a layer that has one can be written as data."""
+"""Elementwise functions by name, so that a layer with an activation can be described by data."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,14 @@ _NAMES = ("elu", "gelu", "relu", "sigmoid", "silu", "softplus", "tanh")
 
 @checks_itself
 def activation_of(name: str | Callable[[Array], Array], *, argument: str = "activation") -> Callable[[Array], Array]:
-    """The activation of a name.
+    """The activation of a given name.
 
     **Arguments:**
 
-    - `name`: that of a function of `jax.nn`: elu, gelu (approximated with tanh, as JAX's is by default), relu,
-        sigmoid, silu, softplus or tanh. A function stands for itself; what has one cannot be written as data.
-    - `argument`: what the caller calls it, for the message.
+    - `name`: the name of a function of `jax.nn`: elu, gelu (approximated with tanh, JAX's default), relu, sigmoid,
+        silu, softplus or tanh. A function is returned unchanged, but a layer with a function cannot be described by
+        data.
+    - `argument`: the caller's name for this argument, for the message.
 
     **Returns:** the function; `silu` is `ssmkit.silu`.
 

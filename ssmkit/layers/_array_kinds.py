@@ -1,4 +1,4 @@
-"""What every array of a model is to it: read off its layers and the annotations of their fields, in no other place."""
+"""The kind of every array of a model. It follows from the layers and the annotations of their fields alone."""
 
 import dataclasses
 import enum
@@ -15,25 +15,24 @@ from ._matrix import Int8Matrix
 
 
 class ArrayKind(enum.Enum):
-    """What an array is to its model. Masks, and partition specs, are functions of it and of the number of axes."""
+    """The role of an array in its model. Masks and partition specs are functions of it and of the number of axes."""
 
     EMBEDDING = "embedding"
     """Rows of tokens, `(rows, width)`."""
     PROJECTION_IN = "projection in"
-    """A matrix whose outputs are channels inside a mixer, `(channel, width)`: what a projection is unless it is said
-    otherwise."""
+    """A matrix whose outputs are channels inside a mixer, `(channel, width)`. It is the default of projections."""
     PROJECTION_OUT = "projection out"
     """A matrix that sums over a mixer's channels, `(width, channel)`."""
     HEAD = "head"
     """A matrix from features to logits, `(rows, width)`."""
     PER_HEAD = "per head"
-    """Numbers of each head or channel, which its first axis counts: decay rates, skips, taps, biases of channels."""
+    """An array whose first axis is heads or channels: decay rates, skips, taps, biases of channels."""
     VECTOR = "vector"
-    """All else, such as norms of the residual stream."""
+    """Any other array, such as norms of the residual stream."""
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is multiplied with features, and so can lose weight or bits."""
+        """Whether arrays of this kind multiply features, so that weight decay and quantisation may act on them."""
         return self not in (ArrayKind.PER_HEAD, ArrayKind.VECTOR)
 
 
@@ -41,11 +40,11 @@ _CHANNELS = {"heads", "channel"}  # names of axes, as `ssmkit/_types.py` defines
 
 
 def array_kinds(model: PyTree) -> PyTree[ArrayKind]:
-    """The kind of every leaf.
+    """The kind of every leaf of a model.
 
-    Layers say it: `Embedding`, and `Linear` and `BlockDiagonalLinear`, which are projections into channels unless the
-    field that holds them is annotated otherwise. An array that is a field by itself has a first axis of heads or
-    channels if its annotation calls it so.
+    Layers determine it. An `Embedding` holds an embedding. A `Linear` or `BlockDiagonalLinear` is a projection into
+    channels, unless the annotation of its field says otherwise. For an array that is itself a field, the annotation
+    decides: the array is of kind `PER_HEAD` if its first axis is named `heads` or `channel`.
 
         class Mixer(ssmkit.AbstractRecurrentMixer[Array]):
             in_proj: ssmkit.Linear
@@ -64,14 +63,14 @@ def array_kinds(model: PyTree) -> PyTree[ArrayKind]:
 def matrix_mask(model: PyTree) -> PyTree[bool]:
     """True for the weights of `Linear`, `BlockDiagonalLinear` and `Embedding`, false for everything else.
 
-    It tells the matrices of any model from decay rates, step sizes, skips, norms, biases and convolutions without
-    naming them: weight decay (`mask=` of optax) and quantisation act on the former only.
+    The mask separates the matrices of any model from decay rates, step sizes, skips, norms, biases and convolutions,
+    without their names. Weight decay (`mask=` of optax) and quantisation act on the matrices only.
     """
     return jax.tree.map(lambda kind: kind.is_matrix, array_kinds(model))
 
 
 def _kinds(node: Any, kind: ArrayKind) -> Iterator[ArrayKind]:
-    """Those of the leaves of a node, which is of this kind where it does not know better itself."""
+    """The kinds of a node's leaves. Leaves whose kind the node does not determine are of kind `kind`."""
     for path, child in jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda inner: inner is not node)[0]:
         if not path:
             yield kind
@@ -95,7 +94,7 @@ def _of_field(module: eqx.Module, name: str, kind: ArrayKind) -> ArrayKind:
 
 
 def _annotated(annotation: Any) -> ArrayKind:
-    """What the annotation of a field says of arrays in it; several alternatives say the same."""
+    """The kind that a field's annotation gives to its arrays; all alternatives of a union give the same kind."""
     for part in (annotation, *typing.get_args(annotation)):
         for said in getattr(part, "__metadata__", ()):
             if isinstance(said, ArrayKind):

@@ -1,4 +1,4 @@
-"""Dropout, which acts where a model was given a key for it."""
+"""Dropout, which acts only if the model gets a key for it."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,10 +15,11 @@ Tree = TypeVar("Tree")
 
 
 class Dropout(eqx.Module):
-    r"""Features dropped at random, the others scaled by $1 / (1 - p)$ (JMLR 15, 2014); without a key, nothing at all.
+    r"""A layer that drops features at random and scales the others by $1 / (1 - p)$ (JMLR 15, 2014).
 
-    A layer that is to be dropped in training has a field of this class. `model.forward(..., key=key)` gives every
-    `Dropout` in the model's blocks a key of its own; `prefill`, `step`, and `forward` without a key drop nothing.
+    Without a key it does nothing. A module whose features are dropped in training has a field of this class.
+    `model.forward(..., key=key)` gives every `Dropout` in the model's blocks its own key. `prefill`, `step`, and
+    `forward` without a key drop nothing.
     """
 
     rate: float = eqx.field(static=True)
@@ -29,9 +30,9 @@ class Dropout(eqx.Module):
         """**Arguments:**
 
         - `rate`: $p$, in [0, 1).
-        - `key`: which features are dropped; `None` drops none.
+        - `key`: the key that selects the dropped features; `None` drops none.
 
-        **Raises:** `ValueError` when `rate` is out of range, or `key` is no key.
+        **Raises:** `ValueError` when `rate` is out of range, or `key` is not a key.
         """
         number = real(rate)
         if number is None or not 0 <= number < 1:
@@ -42,7 +43,7 @@ class Dropout(eqx.Module):
         self.key = key
 
     def __call__(self, x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-        """`x`, features of it dropped where there is a key."""
+        """Drop features of `x` if there is a key; otherwise return `x`."""
         return x if self.key is None or self.rate == 0 else eqx.nn.Dropout(self.rate)(x, key=self.key)
 
 
@@ -53,7 +54,7 @@ def with_dropout(model: Tree, rate: float) -> Tree:
     **Arguments:**
 
     - `model`: a model, a block or any other tree of modules.
-    - `rate`: the share of features dropped, in [0, 1).
+    - `rate`: the share of features that are dropped, in [0, 1).
 
     **Returns:** the model; no array is copied.
 
@@ -69,7 +70,7 @@ def with_dropout(model: Tree, rate: float) -> Tree:
 
 
 def with_keys(tree: Tree, key: PRNGKeyArray | None) -> Tree:
-    """The same tree with a key for every `Dropout` in it; without a key, the tree itself."""
+    """The same tree with a key for every `Dropout` in it; without a key, the tree unchanged."""
     count = _count(tree)
     if key is None or not count:
         return tree

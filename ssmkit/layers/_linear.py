@@ -1,7 +1,7 @@
 """Pointwise layers: they act on the last axis and accept any number of leading axes.
 
-Numerics, stated once: activations between layers are float32 (or wider), and so is what a projection returns, however
-narrow its weight is stored (`_matrix.py`). Normalisation is float32 throughout.
+Activations between layers are float32 (or wider). A projection returns float32 (or wider) too, even if its weight is
+stored in a narrower dtype (`_matrix.py`). Normalisation is float32 throughout.
 """
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from ._matrix import Int8Matrix, Matrix, look_up, project
 
 
 class Linear(eqx.Module):
-    r"""$y = W x + b$, with $W$ stored as `(out, in)`."""
+    r"""The projection $y = W x + b$, with $W$ stored as `(out, in)`."""
 
     weight: Matrix
     bias: Float[Array, " out"] | None
@@ -32,9 +32,9 @@ class Linear(eqx.Module):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Uniform initialisation in $\\pm 1/\\sqrt{in}$, as PyTorch's `Linear`; a bias starts at zero.
+        """Initialise the weight uniformly in $\\pm 1/\\sqrt{in}$, as PyTorch's `Linear`; a bias starts at zero.
 
-        **Raises:** `ValueError` naming the argument that is no size, dtype or key.
+        **Raises:** `ValueError` naming the argument that is not a valid size, dtype or key.
         """
         check_sizes(in_features=in_features, out_features=out_features)
         check_switches(use_bias=use_bias)
@@ -52,10 +52,10 @@ class Linear(eqx.Module):
 
 
 class BlockDiagonalLinear(eqx.Module):
-    r"""$y = W x + b$ with a block-diagonal $W$: every one of `blocks` equal parts of $x$ has a matrix of its own.
+    r"""The projection $y = W x + b$ with a block-diagonal $W$: each of `blocks` equal parts of $x$ has its own matrix.
 
     The matrices are stored as `(blocks, out, in)`, where `out` and `in` are the features of one block. Products are
-    those of `ssmkit.Linear`, in float32 or wider however narrow the weight is.
+    those of `ssmkit.Linear`: in float32 or wider, even if the weight is narrower.
     """
 
     weight: Float[Array, "blocks out in"] | Int8Matrix
@@ -72,15 +72,15 @@ class BlockDiagonalLinear(eqx.Module):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Initialised as a `Linear` for each block.
+        """Initialise each block as a `Linear`.
 
         **Arguments:**
 
-        - `in_features`, `out_features`: of all blocks together.
-        - `blocks`: divides both.
+        - `in_features`, `out_features`: the features of all blocks together.
+        - `blocks`: the number of blocks, which divides both.
         - `use_bias`: whether $b$ exists; it starts at zero.
-        - `dtype`: of weight and bias.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of weight and bias.
+        - `key`: the key for the initialisation.
 
         **Raises:** as `ssmkit.Linear`, and `ValueError` when the blocks do not divide the features.
         """
@@ -108,10 +108,10 @@ class BlockDiagonalLinear(eqx.Module):
 
 @jax.custom_jvp
 def silu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    r"""$x / (1 + e^{-x})$, elementwise (arXiv 1702.03118): `jax.nn.silu`, but as one division.
+    r"""The function $x / (1 + e^{-x})$, elementwise (arXiv 1702.03118): `jax.nn.silu`, written as one division.
 
-    XLA's CPU backend keeps the result of a division, and computes anew, in each of its uses, that of the product
-    $x \, \sigma(x)$ with all that leads to $x$: for every entry of a state, if it is what a token writes.
+    XLA's CPU backend stores the result of a division, but recomputes the product $x \, \sigma(x)$, and everything that
+    it depends on, at each use. If a token writes the result to a state, that means once per entry of the state.
     """
     return x / (1.0 + jnp.exp(-x))
 
@@ -126,20 +126,20 @@ def _silu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 @checks_itself
 def along_last(vector: Float[Array, " width"], x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
-    """A vector of the last axis, repeated along the leading axes of `x` and in its dtype: nothing promotes silently."""
+    """Repeat a vector of the last axis along the leading axes of `x`, in its dtype, so that nothing is promoted."""
     check_features(x, vector.shape[0])
     return jnp.broadcast_to(vector.astype(x.dtype), x.shape)
 
 
 class Embedding(eqx.Module):
-    """A row of `weight` per token id. Rows past `vocab_size` are padding: never looked up, never produced."""
+    """An embedding: one row of `weight` per token id. Rows past `vocab_size` are padding and are never used."""
 
     weight: Matrix
     dropout: Dropout
 
     @checks_itself
     def __init__(self, rows: int, width: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
-        """Normal initialisation with standard deviation 0.02.
+        """Initialise the weight with a normal distribution of standard deviation 0.02.
 
         **Raises:** as `ssmkit.Linear`.
         """
@@ -151,5 +151,5 @@ class Embedding(eqx.Module):
 
     @sharded_by_xla
     def __call__(self, tokens: Int[Array, "*axes"]) -> Float[Array, "*axes width"]:
-        """Rows in the weight's dtype, some features dropped as `dropout` says: with them starts the residual stream."""
+        """Look up rows in the weight's dtype, and apply `dropout`. The rows start the residual stream."""
         return self.dropout(look_up(self.weight, tokens))

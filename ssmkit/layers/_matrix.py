@@ -18,8 +18,8 @@ class Int8Matrix(eqx.Module):
     """A matrix of 8-bit integers with one scale per row: entry `(o, i)` is `values[o, i] * scale[o]`.
 
     As the weight of a `Linear` or an `Embedding` it takes a quarter of the memory of float32. Make it by
-    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`. The blocks of a `BlockDiagonalLinear` are
-    stacked along a leading axis of both.
+    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`. For a `BlockDiagonalLinear`, `values` and
+    `scale` have a leading axis of blocks.
     """
 
     values: Int8[Array, "*blocks out in"]
@@ -32,18 +32,18 @@ class Int8Matrix(eqx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of the numbers that the entries stand for, which is that of `scale`."""
+        """The dtype of the dequantised entries, which is that of `scale`."""
         return self.scale.dtype
 
 
 Matrix: TypeAlias = Float[Array, "out in"] | Int8Matrix
 
-# Up to so many rows at a time, reading the matrix takes longer than multiplying with it.
+# Up to this many rows at a time, reading the matrix takes longer than multiplying with it.
 _FEW_ROWS = 16
 
 
 def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in"]:
-    """Rows of the matrix, in its dtype, or in that of its scale."""
+    """Look up rows of the matrix, in its dtype, or in the dtype of its scale."""
     if isinstance(matrix, Int8Matrix):
         return matrix.values[rows].astype(matrix.scale.dtype) * matrix.scale[rows][..., None]
     return matrix[rows]
@@ -51,12 +51,13 @@ def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in
 
 @checks_itself
 def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    r"""$W x$ in float32 or wider, with every entry of `matrix` read once, as it is stored.
+    r"""The product $W x$ in float32 or wider. Every entry of `matrix` is read once, in its stored dtype.
 
-    The cast point. A float32 or float64 matrix meets `x` in its own dtype. Of a narrower one,
+    Values are cast here and nowhere else. For a float32 or float64 matrix, `x` is cast to the dtype of the matrix. For
+    a narrower matrix,
 
     - on a CPU `x` keeps float32 precision: it is written as a sum of three numbers as narrow as the matrix (24 bits are
-      three times 8), so that narrow products, which CPUs are quick at, add up to the product of float32;
+      three times 8). CPUs compute narrow products quickly, and these products add up to the float32 product;
     - elsewhere `x` is cast to the dtype of a bfloat16 matrix, and an 8-bit matrix is widened as it is read.
     """
     check_features(x, matrix.shape[-1])
@@ -74,18 +75,18 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
 
 
 def _cast(matrix: Float[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """Operands in the matrix's dtype, accumulated in float32 or wider."""
+    """The product with operands in the matrix's dtype, accumulated in float32 or wider."""
     return _product(matrix, x.astype(matrix.dtype), at_least_float32(matrix.dtype))
 
 
 def _widened(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """Operands in float32 or wider: what the narrow forms below equal, to rounding."""
+    """The product with operands in float32 or wider. The narrow forms below equal it up to rounding."""
     x = x.astype(at_least_float32(x.dtype))
     return _product(matrix.astype(x.dtype), x, x.dtype)
 
 
 def _differentiated_as_widened(product: Callable[[Any, Any], Any]) -> jax.custom_jvp[Any]:
-    """A product by digits with the derivatives of the one that it equals: digits themselves have none, or rounded."""
+    """Give a product by digits the derivatives of `_widened`: digits have no derivatives, or rounded ones."""
     product = jax.custom_jvp(product)
 
     def derivative(primals, tangents):
@@ -103,7 +104,7 @@ def _differentiated_as_widened(product: Callable[[Any, Any], Any]) -> jax.custom
 
 
 def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """`x` as a sum of three bfloat16 numbers, exactly. (XLA removes a cast there and back, but not this rounding.)"""
+    """The product with `x` as an exact sum of three bfloat16 numbers. (XLA removes casts to bfloat16 and back.)"""
     rest, digits = x, []
     for _ in range(3):
         digits.append(jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7))
@@ -113,13 +114,13 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
 
 
 def _by_rows(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """By digits where rows are few, and where a program is exported for any number of them."""
+    """The product by digits if rows are few, or if a program is exported for any number of rows; else `_widened`."""
     few = export.is_symbolic_dim(x.size) or x.size <= _FEW_ROWS * x.shape[-1]
     return (_bfloat16_digits if few else _widened)(matrix, x)
 
 
 def _stacked(in_axes: tuple[int | None, int | None], matrices: Array, x: Array) -> Array:
-    """Where `jax.vmap` takes a matrix for each of several `x`, or for one, the rows of one matrix are counted."""
+    """The products of stacked matrices, which `jax.vmap` maps over. The rows of each matrix are counted separately."""
     x = x if in_axes[1] == 0 else jnp.broadcast_to(x, (matrices.shape[0], *x.shape))
     return _stacked_rows(matrices, x)
 
@@ -129,13 +130,13 @@ _stacked_rows = mappable(
     lambda matrices, x: jax.vmap(_by_rows, in_axes=(0, 1), out_axes=1)(matrices, x),
 )
 
-# All rows are counted, those that `jax.vmap` makes too.
+# All rows are counted, including those that `jax.vmap` adds.
 _bfloat16_rows = _differentiated_as_widened(mappable(_by_rows, _by_rows, over_shared=_stacked))
 
 
 @_differentiated_as_widened
 def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """`x` as fixed-point numbers of three digits to the base 254: 24 bits, relative to its largest entry."""
+    """The product with `x` as fixed-point numbers of three base-254 digits: 24 bits, relative to its largest entry."""
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     tamed = jnp.where(largest > 2.0**64, jnp.full_like(largest, 2.0**-64), jnp.ones_like(largest))  # no overflow below
     x, largest = x * tamed, largest * tamed
@@ -151,8 +152,11 @@ def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> 
 
 
 def _sum_of_digits(products: Array, places: tuple[float, float, float]) -> Array:
-    """Written out: mapped over rows, a reduction over three products of a large matrix is wrong on XLA's CPU backend
-    (jax 0.10 and 0.12), which leaves it to a library."""
+    """The sum of the products of three digits, written without a reduction.
+
+    XLA's CPU backend (jax 0.10 and 0.12) passes such a reduction over products of a large matrix to a library. Mapped
+    over rows, its result is wrong.
+    """
     digits = (jax.lax.index_in_dim(products, i, axis=-2, keepdims=False) for i in range(len(places)))
     return sum(place * digit for place, digit in zip(places, digits, strict=True))  # pyright: ignore[reportReturnType]
 

@@ -13,7 +13,7 @@ from ._linear import along_last, silu
 
 
 class RMSNorm(eqx.Module):
-    r"""$y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis (arXiv 1910.07467)."""
+    r"""The norm $y = w \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis (arXiv 1910.07467)."""
 
     weight: Float[Array, " width"]
     groups: int = eqx.field(static=True)
@@ -21,14 +21,14 @@ class RMSNorm(eqx.Module):
 
     @checks_itself
     def __init__(self, width: int, *, groups: int = 1, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
-        """The weight starts at one, in float32 or wider.
+        """Initialise the weight to one, in float32 or wider.
 
         **Arguments:**
 
-        - `width`: of the last axis.
+        - `width`: the size of the last axis.
         - `groups`: must divide `width`; the mean is taken over `width // groups` neighbours.
         - `eps`: $\\epsilon$.
-        - `dtype`: of the weight.
+        - `dtype`: the dtype of the weight.
 
         **Raises:** `ValueError` naming the argument that does not fit.
         """
@@ -47,7 +47,7 @@ class RMSNorm(eqx.Module):
 class GatedRMSNorm(eqx.Module):
     r"""RMS normalisation of $x \odot \operatorname{silu}(z)$ within groups of channels (arXiv 2405.21060, section 7).
 
-    Gate first, then normalise: `norm_before_gate=False` in the official implementation.
+    The gate is applied before the norm: `norm_before_gate=False` in the official implementation.
     """
 
     weight: Float[Array, " channel"]
@@ -76,7 +76,7 @@ class GatedRMSNorm(eqx.Module):
 class LayerNorm(eqx.Module):
     r"""$y = w \odot (x - \operatorname{mean}(x)) / \sqrt{\operatorname{var}(x) + \epsilon} + b$ (arXiv 1607.06450).
 
-    With as many `groups` as heads it is what RWKV calls a group norm and xLSTM a multi-head layer norm.
+    With as many `groups` as heads, RWKV calls it a group norm, and xLSTM calls it a multi-head layer norm.
     """
 
     weight: Float[Array, " width"]
@@ -94,7 +94,7 @@ class LayerNorm(eqx.Module):
         eps: float = 1e-5,
         dtype: DTypeLike = jnp.float32,
     ):
-        """The weight starts at one and the bias at zero, in float32 or wider.
+        """Initialise the weight to one and the bias to zero, in float32 or wider.
 
         **Arguments:** as `ssmkit.RMSNorm`, and `use_bias`: whether $b$ exists.
         """
@@ -122,9 +122,9 @@ def rms_normalise(x: Float[Array, "*axes width"], *, groups: int = 1, eps: float
 
 
 def _grouped(name: str, width: Any, groups: Any, eps: Any, dtype: Any) -> int:
-    """The channels of a norm.
+    """Check the arguments of a norm, and return its channels.
 
-    **Raises:** `ValueError` naming what does not fit.
+    **Raises:** `ValueError` naming the argument that does not fit.
     """
     check_sizes(**{name: width})
     check_integers(groups=groups)

@@ -1,4 +1,4 @@
-"""Matrices in fewer bits than they were trained in; activations and all that makes a recurrence stay float32."""
+"""Quantisation of matrices to fewer bits. Activations and the parameters of recurrences stay float32."""
 
 import math
 from collections.abc import Callable
@@ -22,20 +22,20 @@ _ROWS_PER_BLOCK = 1024
 
 @checks_itself
 def quantize(model: Model, kind: str) -> Model:
-    """The same model with the matrices of its projections and embeddings in fewer bits, and nothing else changed.
+    """Store the matrices of a model's projections and embeddings in fewer bits; nothing else changes.
 
-    Convolutions, norms, biases, decay rates and states stay as they are, and so do activations, in float32.
+    Convolutions, norms, biases, decay rates and states stay unchanged. Activations stay float32.
 
     **Arguments:**
 
     - `model`: any module with `ssmkit.Linear`, `ssmkit.BlockDiagonalLinear` and `ssmkit.Embedding` layers.
-    - `kind`: `"int8"`, a quarter of float32 with one scale per row (an output channel, or a token), or `"bfloat16"`,
-        half of it.
+    - `kind`: `"int8"` takes a quarter of the memory of float32, with one scale per row (an output channel, or a token).
+        `"bfloat16"` takes half of it.
 
-    **Returns:** the model; matrices are new arrays, all else is shared.
+    **Returns:** the model; matrices are new arrays, all other arrays are shared.
 
     **Raises:** `ValueError` for another kind, or for NaN or infinity in a matrix; `TypeError` for a model that is
-    quantised already, or what is no model.
+    quantised already, or for an argument that is not a model.
     """
     if not (isinstance(kind, str) and kind in NARROW):
         raise ValueError(f"`kind` must be one of {', '.join(NARROW)}, got {shown(kind)}.")
@@ -57,7 +57,7 @@ def _is_int8(node: Any) -> bool:
 
 
 def _int8(matrix: ArrayLike) -> Int8Matrix:
-    """Every entry rounded to one of 255 steps between its row's largest entry and the negative of it."""
+    """Round every entry to one of 255 steps from minus to plus the largest magnitude in its row."""
     stacked = np.asarray(matrix)
     given = np.reshape(stacked, (math.prod(stacked.shape[:-1]), stacked.shape[-1]))  # the rows of all blocks
     values, scale = np.empty(given.shape, np.int8), np.empty(given.shape[:1], np.float32)
