@@ -1,4 +1,4 @@
-"""What a checkpoint looks like on disk, as data: architectures, their dialects, and the registry of both."""
+"""Checkpoint formats as data: architectures, their dialects, and the registry of architectures."""
 
 import dataclasses
 import importlib
@@ -41,14 +41,14 @@ class Dialect:
     """Whether `copies` are written too."""
 
     def layout(self, config: Any, paths: Iterable[str]) -> Layout:
-        """Where the arrays of one model lie.
+        """The sources of all arrays of one model.
 
         **Arguments:**
 
         - `config`: the model's configuration.
-        - `paths`: of its arrays.
+        - `paths`: the paths of its arrays.
 
-        **Raises:** `CheckpointError` naming every array that the format has no place for.
+        **Raises:** `CheckpointError` naming every array for which the format has no source.
         """
         places, sources = self.names(config), {}
         homeless = []
@@ -64,7 +64,7 @@ class Dialect:
         return Layout(self.weight_files, sources, spellings, self.copies)
 
     def _spellings(self, name: str) -> Iterator[str]:
-        """The other spellings of a tensor's name that are read."""
+        """The alternative spellings of a tensor's name that are accepted on reading."""
         names = [name, *(alias for alias, written in self.aliases.items() if written == name)]
         yield from names[1:]
         for spelling in names:
@@ -76,8 +76,8 @@ class Dialect:
 class Architecture:
     """A model class and the dialects in which its checkpoints are found.
 
-    `model(config, key=key, dtype=dtype)` must build a model whose arrays have the shapes that the checkpoint must have;
-    arrays that it builds in float32 although `dtype` is narrower stay float32. `model.config` must give `config` back.
+    `model(config, key=key, dtype=dtype)` must build a model whose arrays have the shapes of the checkpoint. Arrays that
+    it builds in float32 although `dtype` is narrower stay float32. `model.config` must return `config`.
     """
 
     name: str
@@ -103,7 +103,7 @@ def register_architecture(architecture: Architecture) -> None:
 
     **Arguments:**
 
-    - `architecture`: replaces the registered one of the same name, if any, and is tried before all others.
+    - `architecture`: the architecture. It replaces a registered one of the same name, and is tried before all others.
     """
     _REGISTRY.pop(architecture.name, None)
     _REGISTRY[architecture.name] = architecture
@@ -112,7 +112,7 @@ def register_architecture(architecture: Architecture) -> None:
 def architectures() -> list[Architecture]:
     """Every registered architecture, the latest first.
 
-    A built-in one is registered as the name of a module that has an `ARCHITECTURE`, and imported here.
+    A built-in architecture is registered as the name of a module that has an `ARCHITECTURE`, and is imported here.
     """
     for name, entry in _REGISTRY.items():
         if isinstance(entry, str):
