@@ -1,11 +1,11 @@
-"""What a program consists of: StableHLO, and nothing that a backend would have to bring along."""
+"""A check that programs consist of StableHLO only, without operations that a particular backend must supply."""
 
 import re
 from collections.abc import Iterator
 
 
-# What every XLA backend compiles by itself: StableHLO without what leaves the program or speaks to other devices, its
-# extension CHLO, and functions. `None` stands for every operation of a dialect.
+# The operations that every XLA backend compiles: StableHLO without operations that leave the program or communicate
+# with other devices, its extension CHLO, and functions. `None` stands for every operation of a dialect.
 _STANDARD: dict[str, frozenset[str] | None] = {
     "builtin": frozenset({"module"}),
     "chlo": None,
@@ -25,10 +25,10 @@ _STANDARD: dict[str, frozenset[str] | None] = {
         """.split()
     ),
 }
-# A custom call that computes nothing: it states what sizes must be, and is gone once they are known.
+# A custom call that computes nothing: it asserts sizes, and is removed once the sizes are known.
 _MARKER = re.compile(r"stablehlo\.custom_call @shape_assertion\(")
 
-# A cumulative sum for a GPU, as jax 0.12 writes it: XLA's own name for it, with what it is made of in the same module.
+# A cumulative sum for a GPU, as jax 0.12 writes it: a composite of XLA, with its decomposition in the same module.
 _CUMULATIVE = re.compile(r'stablehlo\.composite "chlo\.scan" ')
 
 _OPERATION = re.compile(r'^\s*(?:%[^=]*= *)?("?)([a-z_]\w*)\.([\w.$-]+)"?(?=[\s(<@])([^\n]*)', re.MULTILINE)
@@ -39,16 +39,16 @@ _TARGET = re.compile(r'^ @(?:"([^"]*)"|([^"(\s]+))|(?<![\w.])call_target_name = 
 
 
 def foreign_operations(module: str) -> list[str]:
-    """What in a program is more than standard operations.
+    """The operations of a program that are not standard.
 
     **Arguments:**
 
-    - `module`: the text of a StableHLO module as MLIR prints it, such as `jax.export.Exported.mlir_module()` gives.
+    - `module`: the text of a StableHLO module as MLIR prints it, for example from
+        `jax.export.Exported.mlir_module()`.
 
-    **Returns:** the operations that are not known to compute by themselves: of other dialects, custom calls with their
-    targets, composites but for XLA's
-    cumulative sum, host transfers, communication, and functions without a body. Each once, sorted; assertions
-    about sizes are left out.
+    **Returns:** the foreign operations, each once, sorted: operations of other dialects, custom calls with their
+    targets, composites except XLA's cumulative sum, host transfers, communication, and functions without a body.
+    Assertions about sizes are left out.
     """
     return sorted(set(_foreign(module)))
 

@@ -1,7 +1,7 @@
-"""Programs are read for the first time in a process of their own.
+"""A first reading of programs in a separate process.
 
-MLIR's reader is written for programs that MLIR wrote: a changed byte can crash the process that reads it. So another
-interpreter, which has nothing to lose, reads every program and says what is in it, before this process does.
+MLIR's reader is written for programs that MLIR wrote: a changed byte can crash the process that reads it. Therefore
+another interpreter, which may crash, reads and checks every program before this process reads it.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ _INSPECTED: set[str] = set()
 
 
 def inspect_programs(programs: Mapping[str, bytes]) -> dict[str, str]:
-    """What is wrong with programs, found out without reading them in this process.
+    """Find the problems of programs without reading them in this process.
 
     **Arguments:**
 
-    - `programs`: what `jax.export` serialised, by name.
+    - `programs`: serialised programs of `jax.export`, by name.
 
-    **Returns:** why those that must not be read must not, by name.
+    **Returns:** the reasons why programs must not be read, by name; sound programs are not listed.
 
     **Raises:** `CheckpointError` when no interpreter can be started.
     """
@@ -49,7 +49,7 @@ def inspect_programs(programs: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _ask(programs: list[bytes]) -> tuple[list[str | None], str]:
-    """The answers of another interpreter, up to the program that ended it; and how that was."""
+    """The answers of another interpreter, up to the program that crashed it, and how it ended."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", str(pathlib.Path(__file__).with_name("_inspector.py"))]
     sent = b"".join(len(content).to_bytes(8, "little") + content for content in programs)

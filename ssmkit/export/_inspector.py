@@ -1,7 +1,7 @@
 """The process that reads programs first: a script without imports of the package, so that it starts quickly.
 
-It reads programs from standard input, each after its length in 8 bytes, and writes one line of JSON for each to
-standard output: why it must not be used, or `null`. It may crash at any of them.
+It reads programs from standard input, each after its length in 8 bytes. For each program it writes one line of JSON to
+standard output: the reason why the program must not be used, or `null`. It may crash at any program.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Artefacts to models."""
+"""Loading of models from artefacts."""
 
 import hashlib
 import os
@@ -31,18 +31,18 @@ def is_exported(source: str | os.PathLike[str]) -> bool:
 def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None) -> ExportedModel:
     """Load an artefact that `save_exported` wrote, for the platform of this process.
 
-    Every file is checked before anything is compiled: programs must be what the manifest says and consist of StableHLO
-    alone, weights must have the right names, dtypes and shapes.
+    Every file is checked before anything is compiled. Programs must match the manifest and consist of StableHLO only.
+    Weights must have the right names, dtypes and shapes.
 
     **Arguments:**
 
     - `directory`: the artefact.
-    - `weights`: where the weights are if not in the artefact, or other ones of the same geometry: a file, or a folder
-        with one, as another artefact has it or as the checkpoint formats of the model have it.
+    - `weights`: a file or folder with the weights, if they are not in the artefact, or with other weights of the same
+        geometry. It may be another artefact, or a checkpoint in any format of the model.
 
     **Returns:** a model for inference.
 
-    **Raises:** `CheckpointError` listing everything that is wrong.
+    **Raises:** `CheckpointError` listing all problems.
     """
     from jax import export
 
@@ -66,7 +66,7 @@ def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLi
 
 
 def _read_programs(folder: pathlib.Path, manifest: Manifest, platform: str) -> dict[str, Any]:
-    """Every program, checked."""
+    """Read and check every program."""
     methods = [f"{method}_{length}" for length in manifest.segments for method in ("prefill", "forward")]
     names = ["init", *(name + end for name in ("step", *methods) for end in ("", BATCH))]
     files = manifest.programs[platform]
@@ -93,7 +93,7 @@ def _read_programs(folder: pathlib.Path, manifest: Manifest, platform: str) -> d
 
 
 def _content(folder: pathlib.Path, file: File) -> bytes:
-    """A file, checked against the manifest; the message of an error is its reason alone."""
+    """Read a file and check it against the manifest; the message of an error is the bare reason."""
     try:
         content = read_regular(folder / file.path, _LARGEST_PROGRAM)
     except OSError as error:
@@ -104,7 +104,7 @@ def _content(folder: pathlib.Path, file: File) -> bytes:
 
 
 def _read_program(content: bytes, name: str, manifest: Manifest, platform: str) -> Any:
-    """One program that has been inspected; the message of an error is its reason alone."""
+    """Read one program that has been inspected; the message of an error is the bare reason."""
     from jax import export
 
     try:
@@ -133,7 +133,7 @@ def _read_program(content: bytes, name: str, manifest: Manifest, platform: str) 
 
 
 def _fit(avals: Any, expected: list[jax.ShapeDtypeStruct]) -> bool:
-    """Dtypes and shapes are equal; where `expected` has a symbolic size, any symbolic size is."""
+    """Whether dtypes and shapes are equal. A symbolic size in `expected` equals any symbolic size."""
     from jax import export
 
     def fits(aval: Any, struct: Any) -> bool:
@@ -145,7 +145,7 @@ def _fit(avals: Any, expected: list[jax.ShapeDtypeStruct]) -> bool:
 
 
 def _read_weights(manifest: Manifest, source: pathlib.Path) -> dict[str, jax.Array]:
-    """The weights, from whichever layout the source has."""
+    """Read the weights, in any layout of the source."""
     own = Layout(files=(WEIGHTS,), sources={name: Source(name) for name in manifest.weights}, spellings={}, copies={})
     arrays = {name: jax.ShapeDtypeStruct(spec.shape, spec.numpy_dtype) for name, spec in manifest.weights.items()}
     layouts = {"exported": own, **manifest.layouts}

@@ -1,4 +1,4 @@
-"""The JSON file of an artefact: everything that a reader must know, as data."""
+"""The JSON file of an artefact, which holds everything that a reader must know, as data."""
 
 import dataclasses
 import hashlib
@@ -36,12 +36,12 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, array: Any) -> "Spec":
-        """The spec of anything that has a shape and a dtype."""
+        """The spec of any object that has a shape and a dtype."""
         return cls(np.dtype(array.dtype).name, tuple(array.shape))
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The dtype itself."""
+        """The NumPy dtype."""
         return np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
 
     @property
@@ -64,7 +64,7 @@ class File(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `exported.json` says."""
+    """The content of `exported.json`."""
 
     versions: Mapping[str, str]
     """The versions of the software that made the artefact, for a report."""
@@ -83,13 +83,13 @@ class Manifest:
     """By the name of a checkpoint format."""
 
     def to_json(self) -> str:
-        """The file's content."""
+        """The text of the file."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return json.dumps({"format": FORMAT, "version": VERSION, **_plain(fields)}, indent=1, sort_keys=True) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """With dictionaries where there are named tuples, and lists where there are steps of a source."""
+    """Replace named tuples by dictionaries, and steps of a source by lists."""
     if isinstance(value, Source):
         steps = [[_KINDS[type(step)], *dataclasses.astuple(step)] for step in value.steps]
         value = {"name": value.name, "steps": tuple(map(tuple, steps))}
@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
-    """The manifest of an artefact, every part of it checked.
+    """Read the manifest of an artefact, and check every part of it.
 
     **Arguments:**
 
@@ -109,7 +109,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
 
     **Returns:** the manifest.
 
-    **Raises:** `CheckpointError` when there is none, it is of another version, or anything in it is malformed.
+    **Raises:** `CheckpointError` when the manifest is missing, has another version, or is malformed.
     """
     path = folder / MANIFEST
     content = read_json(path)
@@ -132,7 +132,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
 
 
 def _matching(pattern: str, expected: str) -> Kind:
-    """A kind: a string of a pattern."""
+    """A kind: a string that matches a pattern."""
 
     def parse_matching(value: Any) -> str:
         """As `_matching`."""
@@ -144,7 +144,7 @@ def _matching(pattern: str, expected: str) -> Kind:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """A kind: the ids of tokens, a list, one, or null."""
+    """A kind: a list of token ids, one token id, or null."""
     return items(whole)([] if value is None else value if isinstance(value, list) else [value])
 
 
@@ -159,12 +159,12 @@ def _lengths(value: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> int:
-    """A kind: a size of a shape, or the -1 of one that follows from others."""
+    """A kind: a size in a shape, or -1 for a size that follows from the others."""
     return value if value == -1 and type(value) is int else whole(value)
 
 
 def _step(value: Any) -> Step:
-    """A kind: a step of a source, as its name and what it is made of."""
+    """A kind: a step of a source, as its name and its arguments."""
     known = {name: step for step, name in _KINDS.items()}
     if not isinstance(value, list) or not value or value[0] not in tuple(known):
         raise ValueError(f"a step, one of {', '.join(known)}")
@@ -177,7 +177,7 @@ def _step(value: Any) -> Step:
 
 
 def _all(build: Callable[..., Any], **kinds: Kind) -> Kind:
-    """A kind: an object with exactly these keys, which `build` makes something of."""
+    """A kind: an object with exactly these keys, which become the arguments of `build`."""
     return record({name: Key(kind, name) for name, kind in kinds.items()}, build)
 
 

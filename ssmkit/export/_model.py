@@ -1,4 +1,4 @@
-"""An artefact as a language model: the generation engine, scoring and the command line run it like any other."""
+"""`ExportedModel`: an artefact as a language model. The engine, scoring and the command line run it as any model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,21 +17,21 @@ from ._manifest import Manifest
 from ._programs import BATCH
 
 
-# What a turn over all weights costs, in tokens: decides between few long segments and little padding.
+# The cost of one pass over all weights, in tokens. It decides between few long segments and little padding.
 _TURN = 16
 
 Cache = dict[str, Array]
 
 
 class Programs:
-    """The programs of an artefact for one platform. Two of the same files are equal: they share executables."""
+    """The programs of an artefact for one platform. Instances of the same files are equal and share executables."""
 
     def __init__(self, manifest: Manifest, platform: str, exported: Mapping[str, Any]):
         """**Arguments:**
 
-        - `manifest`: of the artefact.
-        - `platform`: the programs' own.
-        - `exported`: a `jax.export.Exported` by name.
+        - `manifest`: the manifest of the artefact.
+        - `platform`: the platform of the programs.
+        - `exported`: each `jax.export.Exported`, by name.
         """
         self.manifest = manifest
         self.platform = platform
@@ -45,7 +45,7 @@ class Programs:
         }
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        """A program as a function; under `jax.vmap` the one for many sequences runs in its place."""
+        """A program as a function. Under `jax.vmap`, the program for many sequences runs instead."""
         return self._calls[name]
 
     def __eq__(self, other: object) -> bool:
@@ -57,17 +57,20 @@ class Programs:
         return hash(self._identity)
 
     def __reduce__(self) -> Any:
-        """**Raises:** `TypeError`: executables belong to their process."""
+        """Refuse pickling, because executables belong to their process.
+
+        **Raises:** `TypeError` always.
+        """
         raise TypeError(
             "An exported model cannot be pickled: call `ssmkit.load_exported` in every process that runs it."
         )
 
     def __deepcopy__(self, memo: Any) -> "Programs":
-        """Programs never change."""
+        """Return the programs themselves, because they never change."""
         return self
 
     def __repr__(self) -> str:
-        """For reading."""
+        """A short description of the programs."""
         return f"<programs for {self.platform}>"
 
 
@@ -87,7 +90,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
 
     @property
     def config(self) -> Manifest:
-        """What the artefact says about itself."""
+        """The manifest of the artefact."""
         return self.programs.manifest
 
     def init_cache(self) -> Cache:
@@ -98,7 +101,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
     def prefill(self, tokens: Tokens, cache: Cache, extent: Extent = Extent()) -> tuple[Logits, Cache]:
         """As `AbstractLanguageModel.prefill`, in padded segments of one of the exported lengths.
 
-        **Raises:** `ValueError` for starts: the programs of an artefact know of one sequence only.
+        **Raises:** `ValueError` for starts: the programs of an artefact take one sequence only.
         """
         tokens = self._checked(tokens, cache, "time")
         time = tokens.shape[0]
@@ -166,7 +169,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
     def _checked(self, tokens: Any, cache: Any, *axes: str) -> Any:
         """The ids as int32.
 
-        **Raises:** `ValueError` when they, or the cache, are not those of one sequence.
+        **Raises:** `ValueError` when the ids or the cache are not those of one sequence.
         """
         ids = read_sequence(tokens, *axes)
         expected = {name: (spec.dtype, spec.shape) for name, spec in self.config.cache.items()}

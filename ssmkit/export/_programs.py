@@ -1,4 +1,4 @@
-"""A model's methods as functions of named arrays, exported: what an artefact consists of."""
+"""The programs of an artefact: a model's methods, exported as functions of named arrays."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ BATCH = "_batch"
 
 
 class Parts(NamedTuple):
-    """A model taken apart into named arrays and what is constant in its programs."""
+    """A model split into named arrays and the constants of its programs."""
 
     weights: Mapping[str, jax.Array]
     cache: Mapping[str, Spec]
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
 
 
 def take_apart(model: AbstractLanguageModel) -> Parts:
-    """Name the arrays of a model and of its cache by their paths.
+    """Split a model: name its arrays, and those of its cache, by their paths.
 
     **Arguments:**
 
@@ -55,7 +55,7 @@ def take_apart(model: AbstractLanguageModel) -> Parts:
     def unnamed(structure: Any, names: Sequence[str], values: Mapping[str, Any]) -> Any:
         return jax.tree.unflatten(structure, [values[name] for name in names])
 
-    # In the order of the tree: dictionaries come out of a traced function sorted by name.
+    # The order is that of the tree, because a traced function returns dictionaries sorted by name.
     weight_names, cache_names = tuple(weights), tuple(cache)
     step = eqx.filter_eval_shape(lambda: model.step(jnp.zeros((), jnp.int32), model.init_cache()))
     return Parts(
@@ -82,7 +82,7 @@ def _storable(leaf: Any) -> bool:
 
 
 def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., Any]]:
-    """What is exported, by name: pure functions of dictionaries of arrays, for one sequence.
+    """The functions to export, by name: pure functions of dictionaries of arrays, for one sequence.
 
     `init(weights) -> cache`, `step(weights, token, cache, valid) -> (logits, cache)`, and for every segment length
     `prefill_<n>(weights, tokens, cache, length) -> (logits, cache)` and
@@ -91,7 +91,7 @@ def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., 
     **Arguments:**
 
     - `parts`: the model.
-    - `segments`: how many tokens are taken at a time.
+    - `segments`: the numbers of tokens that programs take at a time.
     """
 
     def init(weights):
@@ -118,9 +118,9 @@ def signature(name: str, weights: Mapping[str, Spec], cache: Mapping[str, Spec],
 
     **Arguments:**
 
-    - `name`: of the program, without `_batch`.
-    - `weights`, `cache`: of the model.
-    - `batch`: the size of the leading axis of everything but the weights; `None` for no such axis.
+    - `name`: the name of the program, without `_batch`.
+    - `weights`, `cache`: the weights and the cache of the model.
+    - `batch`: the size of a leading axis on everything except the weights; `None` for no such axis.
     """
     axes = () if batch is None else (batch,)
     array = lambda dtype, *shape: jax.ShapeDtypeStruct((*axes, *shape), dtype)
@@ -135,7 +135,7 @@ def signature(name: str, weights: Mapping[str, Spec], cache: Mapping[str, Spec],
 
 
 def results(name: str, vocab_size: int, logits: str, cache: Mapping[str, Spec], batch: Any = None) -> Any:
-    """What a program returns, as `signature`."""
+    """The results of a program, in the form of `signature`."""
     axes = () if batch is None else (batch,)
     state = {key: jax.ShapeDtypeStruct((*axes, *spec.shape), spec.numpy_dtype) for key, spec in cache.items()}
     if name == "init":
@@ -146,13 +146,13 @@ def results(name: str, vocab_size: int, logits: str, cache: Mapping[str, Spec], 
 
 
 def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Iterator[tuple[str, Any]]:
-    """Every program of a model for one platform, each for one sequence and for any number of them.
+    """Export every program of a model for one platform, each for one sequence and for any number of sequences.
 
     **Arguments:**
 
     - `parts`: the model.
     - `segments`: as for `functions`.
-    - `platform`: `cpu`, `cuda`, `rocm` or `tpu`; need not be at hand.
+    - `platform`: `cpu`, `cuda`, `rocm` or `tpu`; this machine need not have it.
 
     **Returns:** pairs of a name and a `jax.export.Exported`.
     """
@@ -172,7 +172,7 @@ def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Ite
 
 @contextlib.contextmanager
 def _tracing_for(platform: str) -> Iterator[None]:
-    """Kernels choose chunks as they would on that platform, and no path of a source file enters the program."""
+    """A context in which kernels choose chunks for the platform, and no source path enters the program."""
     limit = getattr(jax.config, _PATHS)
     jax.config.update(_PATHS, 0)
     try:

@@ -1,4 +1,4 @@
-"""Models to artefacts."""
+"""Writing of models as artefacts."""
 
 import contextlib
 import importlib.metadata
@@ -45,15 +45,17 @@ def save_exported(
     **Arguments:**
 
     - `model`: any language model.
-    - `directory`: does not exist, is empty, or holds an artefact.
-    - `platforms`: out of `cpu`, `cuda`, `rocm` and `tpu`, whether at hand or not; `None` for this process's own.
+    - `directory`: a folder that does not exist, is empty, or holds an artefact.
+    - `platforms`: some of `cpu`, `cuda`, `rocm` and `tpu`; this machine need not have them. `None` means the platform
+        of this process.
     - `weights`: whether the weights are written too.
-    - `segments`: how many tokens programs take at a time. Prompts of any length are cut up and padded to them.
+    - `segments`: the numbers of tokens that programs take at a time. Prompts of any length are cut into segments and
+        padded.
     - `beside`: files to copy into the artefact, such as a `tokenizer.json`.
 
-    **Raises:** `CheckpointError` when the folder holds something else, the model has arrays that cannot be stored or a
-    program that is more than StableHLO, or the package `flatbuffers` is missing; `OSError` naming the folder when it
-    cannot be written, such as on a full disk.
+    **Raises:** `CheckpointError` when the folder holds something else, when the model has arrays that cannot be stored
+    or a program with operations other than StableHLO, or when the package `flatbuffers` is missing; `OSError` naming
+    the folder when it cannot be written, such as on a full disk.
     """
     from jax import export
 
@@ -91,7 +93,10 @@ def _listed(name: str, given: Any) -> list[Any]:
 
 
 def require_flatbuffers() -> None:
-    """**Raises:** `CheckpointError` saying how to install the package that `jax.export` stores programs with."""
+    """Check that `flatbuffers` is installed, with which `jax.export` stores programs.
+
+    **Raises:** `CheckpointError` saying how to install it.
+    """
     try:
         import flatbuffers  # noqa: F401
     except ModuleNotFoundError:
@@ -144,7 +149,7 @@ def _write(
         layouts=_layouts(model, parts),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
-    # Temporary folders, and what some libraries write, are private: the umask decides here.
+    # Temporary folders, and files of some libraries, are private. Here the umask decides instead.
     folder.chmod((folder / platforms[0]).stat().st_mode)
     mode = (folder / MANIFEST).stat().st_mode
     for path in filter(pathlib.Path.is_file, folder.rglob("*")):
@@ -176,7 +181,7 @@ def _version(name: str) -> str:
 
 
 def _layouts(model: Any, parts: Parts) -> dict[str, Layout]:
-    """How the checkpoint formats of the model's architecture, if it is registered, store its weights."""
+    """The sources of the weights in every checkpoint format of the model's architecture, if it is registered."""
     found = {}
     for dialect in [d for known in architectures() if type(model) is known.model for d in known.dialects]:
         with contextlib.suppress(CheckpointError):  # arrays that no checkpoint has, such as scales of quantised weights
