@@ -1,4 +1,4 @@
-"""Training: small but real. Needs the `train` extra (`pip install 'ssmkit[train]'`)."""
+"""A small training loop. It needs the extra `train` (`pip install 'ssmkit[train]'`)."""
 
 from . import _extra as _extra  # first: without optax, it names the extra
 from ._config import TrainConfig as TrainConfig

@@ -1,4 +1,4 @@
-"""What a training run is made of, read from a TOML file."""
+"""The configuration of a training run, read from a TOML file."""
 
 import dataclasses
 import math
@@ -40,19 +40,20 @@ _KEYS = {name: Key(kind, name, OWN) for name, kind in _KINDS.items()}
 @checks_itself
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. In TOML, `[model]` holds the model's own keys and `[training]` everything else here.
+    """The configuration of a training run. In TOML, `[model]` holds the model's keys and `[training]` all other keys.
 
     **Arguments:**
 
-    - `model`: what the model is made of, for whoever makes it: `ssmkit train` takes keys of `Mamba2Config`, but for
-        `vocab_size`, which the tokenizer decides. `fit` is given a model and needs none.
-    - `vocab_size`: ids of the tokenizer that is trained first.
+    - `model`: the configuration of the model. `ssmkit train` takes keys of `Mamba2Config`, except `vocab_size`, which
+        follows from the tokenizer. `fit` takes a model and ignores this field.
+    - `vocab_size`: the number of ids of the tokenizer that is trained first.
     - `steps`, `batch_size`, `context`: optimiser steps, sequences per step, tokens per sequence.
     - `learning_rate`, `final_learning_rate`, `warmup_steps`: linear warm-up, then a cosine.
-    - `weight_decay`: AdamW's, on projections and embeddings only.
-    - `beta1`, `beta2`, `clip_norm`: AdamW's moments; the gradient's norm is clipped.
-    - `dropout`: share of features dropped on the embedding and every residual branch.
-    - `seed`: of initialisation, data order and dropout.
+    - `weight_decay`: the weight decay of AdamW, on projections and embeddings only.
+    - `beta1`, `beta2`, `clip_norm`: the decay rates of AdamW's moments; the bound to which the gradient's norm is
+        clipped.
+    - `dropout`: the share of features that are dropped on the embedding and on every residual branch.
+    - `seed`: the seed of initialisation, data order and dropout.
     - `evaluate_every`, `checkpoint_every`, `log_every`: intervals in steps.
 
     **Raises:** `ValueError` listing every bad value.
@@ -95,7 +96,7 @@ class TrainConfig:
         **Arguments:**
 
         - `path`: the file.
-        - `complete_model`: called with the table `[model]`; gives `TrainConfig.model`, or raises `ValueError`.
+        - `complete_model`: called with the table `[model]`; returns `TrainConfig.model`, or raises `ValueError`.
 
         **Raises:** `ValueError` for a syntax error, or listing every unknown table or key and every bad value;
         `OSError` when the file cannot be read.
@@ -119,16 +120,16 @@ class TrainConfig:
     def to_toml(self) -> str:
         """The text of a file that `from_toml` reads back.
 
-        **Raises:** `ValueError` when `model` holds what TOML cannot express.
+        **Raises:** `ValueError` when `model` holds a value that TOML cannot express.
         """
         return to_toml({"model": self.model, "training": {name: getattr(self, name) for name in _KEYS}})
 
 
 @checks_itself
 def check_run(config: Any, report: Any) -> None:
-    """What every way to train is given.
+    """Check the model and the configuration, which every training function takes.
 
-    **Raises:** `ValueError` when either is something else.
+    **Raises:** `ValueError` when either has another type.
     """
     check_is("config", config, TrainConfig, "Read one with `TrainConfig.from_toml`.")
     check_callable("report", report)

@@ -11,13 +11,16 @@ from ._config import TrainConfig
 class Windows:
     """Windows of `context + 1` tokens of one long text, in a new order and at a new phase every epoch.
 
-    The batch of a step depends on the seed and the step only, so that a resumed run sees what an uninterrupted one
-    would.
+    The batch of a step depends on the seed and the step only, so that a resumed run sees the same batches as an
+    uninterrupted run.
     """
 
     @checks_itself
     def __init__(self, tokens: Int[np.ndarray, " time"], *, batch_size: int, context: int, seed: int):
-        """**Raises:** `ValueError` when the text is shorter than one batch."""
+        """Cut a text into windows.
+
+        **Raises:** `ValueError` when the text is shorter than one batch.
+        """
         self._tokens = np.asarray(tokens, np.int32)
         self._batch_size = batch_size
         self._context = context
@@ -45,14 +48,14 @@ class Windows:
 def check_texts(
     config: TrainConfig, train: Int[np.ndarray, " train_time"], valid: Int[np.ndarray, " valid_time"], vocab_size: int
 ) -> Windows:
-    """The batches of a run.
+    """Check the texts of a run, and cut them into batches.
 
     **Arguments:**
 
     - `config`, `train`, `valid`: as for `fit`.
-    - `vocab_size`: of the model.
+    - `vocab_size`: the model's number of ids.
 
-    **Raises:** `ValueError` when either text is too short, or holds what is no id of the model.
+    **Raises:** `ValueError` when either text is too short, or holds an id that the model does not have.
     """
     train, valid = (
         np.asarray(read_ids(f"the {name} text", text, "time", least=least, vocab_size=vocab_size))

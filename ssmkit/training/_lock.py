@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""The lock that lets only one run use a folder at a time."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def occupied(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder, made if need be, which no other run can use meanwhile.
+    """Lock a folder against other runs while the block runs, and create the folder if necessary.
 
-    The system takes the lock back when the process ends, however it ends. Within a thread it can be taken again.
+    The system releases the lock when the process ends, however it ends. The same thread can take the lock again.
 
-    **Raises:** `ValueError` when another run uses the folder, or it is a file.
+    **Raises:** `ValueError` when another run uses the folder, or when the path is a file.
     """
     from filelock import FileLock, Timeout
 

@@ -28,7 +28,7 @@ from ._state import TrainState, load_state, save_state
 
 
 class Progress(NamedTuple):
-    """What a run reports: `valid_loss` is `None` between evaluations. Losses are nats per token."""
+    """A report of a run. `valid_loss` is `None` between evaluations. Losses are in nats per token."""
 
     step: int
     train_loss: float
@@ -48,24 +48,25 @@ def fit(
 ) -> AbstractLanguageModel:
     """Train `model`; continue from `directory` if this run was interrupted there.
 
-    Weights narrower than float32 are trained in float32, and rounded to their dtype wherever a model is handed out.
-    Ctrl-C keeps the state of the last step that was done.
+    Weights narrower than float32 are trained in float32, and rounded to their dtype in every model that is returned or
+    passed to `keep`. Ctrl-C saves the state of the last completed step.
 
     **Arguments:**
 
     - `model`: the model at step 0; it is not consumed.
     - `config`: the run.
     - `train`, `valid`: token ids.
-    - `directory`: where the state is kept (`state.eqx`, the one before it, and `run.json`, which says what the run was
-        made with). It is made if need be, and no other run can use it meanwhile.
-    - `report`: called every `log_every` steps, and after the last.
-    - `keep`: called with the model so far whenever the state was kept.
+    - `directory`: the folder of the state (`state.eqx`, the previous state, and `run.json`, which records the settings
+        of the run). It is created if necessary, and no other run can use it meanwhile.
+    - `report`: called every `log_every` steps, and after the last step.
+    - `keep`: called with the current model each time the state has been saved.
 
     **Returns:** the trained model.
 
-    **Raises:** `ValueError` when a text is too short or holds other ids than the model's, the model is quantised, the
-    directory holds another run or is in use, or no state in it is whole; `FloatingPointError` when the loss or a
-    parameter is no longer finite; `MemoryError` when a step takes more than there is; `OSError` when the disk is full.
+    **Raises:** `ValueError` when a text is too short or holds ids that the model does not have, when the model is
+    quantised, or when the directory holds another run, is in use, or has only damaged states; `FloatingPointError` when
+    the loss or a parameter is no longer finite; `MemoryError` when a step needs more memory than there is; `OSError`
+    when the disk is full.
     """
     check_model(model)
     check_run(config, report)
@@ -136,7 +137,7 @@ def _train(
 
 
 def _make_update(config: TrainConfig, optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
-    """One step: from a batch and a state, which it consumes, to the loss before the step and the next state."""
+    """Run one step. It consumes a batch and a state, and returns the loss before the step and the next state."""
     base_key = jax.random.key(config.seed, impl="rbg")
 
     @eqx.filter_jit(donate="all-except-first")

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and a cosine; decay on projections and embeddings only."""
+"""AdamW with a warm-up, a cosine schedule, and weight decay on projections and embeddings only."""
 
 import jax
 import optax
@@ -9,7 +9,7 @@ from ._config import TrainConfig
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipping, then AdamW (arXiv 1711.05101) on a linear warm-up followed by a cosine."""
+    """Build the optimiser: clipping, then AdamW (arXiv 1711.05101) with a linear warm-up followed by a cosine."""
     warmup = min(config.warmup_steps, config.steps)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -22,7 +22,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        """optax relies on JAX's default promotion of dtypes, whatever the user has set."""
+        """Update with JAX's default promotion of dtypes, on which optax relies, whatever the user has set."""
         with jax.numpy_dtype_promotion("standard"):
             return chain.update(updates, state, params)
 

@@ -1,7 +1,8 @@
-"""Weights as they are trained, and as they are stored.
+"""The dtypes of weights in training and in storage.
 
-An update is often smaller than half the distance of two bfloat16 numbers, and would be rounded away. So weights are
-trained in float32, and rounded where they leave the loop: a checkpoint in bfloat16 is trained as its float32 copy is.
+An update is often smaller than half the distance between two bfloat16 numbers, and would be rounded away. Therefore
+weights are trained in float32, and rounded when they leave the loop. A bfloat16 checkpoint is thus trained like its
+float32 copy.
 """
 
 from typing import TypeVar
@@ -19,7 +20,10 @@ Model = TypeVar("Model")
 
 
 def check_trainable(model: AbstractLanguageModel) -> None:
-    """**Raises:** `ValueError` for a model with matrices of 8 bits, which no gradient reaches."""
+    """Check that a model can be trained.
+
+    **Raises:** `ValueError` for a model with 8-bit matrices, which have no gradients.
+    """
     is_int8 = lambda node: isinstance(node, Int8Matrix)
     if any(map(is_int8, jax.tree.leaves(model, is_leaf=is_int8))):
         raise ValueError(
@@ -29,7 +33,7 @@ def check_trainable(model: AbstractLanguageModel) -> None:
 
 
 def widened(params: Model) -> Model:
-    """A copy in which every array is float32 or wider."""
+    """A copy of a model in which every array is float32 or wider."""
 
     def widen(array: Array) -> Array:
         is_complex = jnp.issubdtype(array.dtype, jnp.complexfloating)
@@ -39,5 +43,5 @@ def widened(params: Model) -> Model:
 
 
 def as_stored(params: Model, like: PyTree) -> Model:
-    """The arrays rounded to the dtypes of those of `like`; what has its dtype is no copy."""
+    """Round the arrays to the dtypes of those in `like`. Arrays that have their dtype already are not copied."""
     return jax.tree.map(lambda array, stored: array.astype(stored.dtype), params, like)

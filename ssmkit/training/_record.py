@@ -1,4 +1,4 @@
-"""What a run was made with, on disk, so that nothing else continues it."""
+"""The record of a run's texts, settings and seed on disk, so that only the same run continues it."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ def describe_run(
     train: Int[np.ndarray, " train_time"],
     valid: Int[np.ndarray, " valid_time"],
 ) -> dict[str, Any]:
-    """Everything that determines the result of a run, as JSON holds it; how often it reports does not.
+    """Everything that determines the result of a run, as JSON values. The intervals of reports do not count.
 
     **Arguments:** as for `fit`.
     """
@@ -57,7 +57,7 @@ def describe_run(
 
 
 def check_record(directory: Path, run: Mapping[str, Any]) -> None:
-    """Compare a run with the one that the folder holds, or write down that it holds this one from now on.
+    """Compare a run with the record of the folder. If the folder has no record, write that of this run.
 
     **Raises:** `ValueError` listing every difference, or when the record is damaged.
     """
@@ -97,11 +97,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str | None = None) -> Iterator[str]:
-    """A line for every entry that differs; the version of ssmkit may.
+    """A line for every entry that differs. The version of ssmkit may differ.
 
     **Arguments:**
 
-    - `prefix`: what the names of settings begin with; `None` for the entries of the record itself.
+    - `prefix`: the prefix of the names of settings; `None` for the entries of the record itself.
     """
     for name in [*now, *sorted(set(then) - set(now))]:
         old, new = then.get(name), now.get(name)
@@ -134,7 +134,7 @@ def _digest_of_structure(model: AbstractLanguageModel) -> str:
 
 
 def _sketch(model: AbstractLanguageModel) -> list[float]:
-    """A size and a sum of a sample of the weights: rounding hardly moves them, another initialisation does."""
+    """The size and sum of a sample of the weights. Another initialisation changes them, but rounding hardly does."""
     samples = []
     for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)):
         values = np.asarray(leaf).reshape(-1)[:: max(1, leaf.size // 1024)]
@@ -144,6 +144,6 @@ def _sketch(model: AbstractLanguageModel) -> list[float]:
 
 
 def _alike(old: Any, new: Any) -> bool:
-    """Whether two sketches are of the same values, to rounding: another machine initialises so."""
+    """Whether two sketches are equal up to rounding, which may differ in the initialisation on another machine."""
     numbers = isinstance(old, list) and len(old) == 2 and all(type(number) is float for number in old)
     return numbers and all(math.isclose(a, b, rel_tol=0, abs_tol=1e-4 * new[0]) for a, b in zip(old, new, strict=True))

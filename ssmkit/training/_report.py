@@ -16,21 +16,21 @@ _MOST_BYTES = 1 << 28
 
 
 class LossCurve:
-    """`loss.csv` and `loss.png` of a run. A resumed run continues the table it finds."""
+    """The files `loss.csv` and `loss.png` of a run. A resumed run continues the table that it finds."""
 
     _columns = ("step", "train_nats_per_token", "valid_nats_per_token", "tokens_per_second")
 
     def __init__(self, directory: str | os.PathLike[str]):
-        """**Arguments:** `directory`: where the files live.
+        """**Arguments:** `directory`: the folder of the files.
 
-        **Raises:** `ValueError` when the table that lies there is none of ours.
+        **Raises:** `ValueError` when the table in the folder is not a loss table of a run.
         """
         self._csv = Path(directory, "loss.csv")
         self._png = Path(directory, "loss.png")
         self._rows = self._read()
 
     def append(self, progress: Progress) -> None:
-        """Add one line, on disk when this returns. Rows from the same step on, of a run that died, are dropped."""
+        """Add one line to the file. Rows of an interrupted run, from the same step on, are dropped."""
         valid = "" if progress.valid_loss is None else f"{progress.valid_loss:.5f}"
         row = [str(progress.step), f"{progress.train_loss:.5f}", valid, f"{progress.tokens_per_second:.0f}"]
         self._rows = [old for old in self._rows if int(old[0]) < progress.step] + [row]
@@ -40,7 +40,7 @@ class LossCurve:
     def plot(self) -> None:
         """Draw `loss.png`.
 
-        **Raises:** `ModuleNotFoundError` naming the extra that is needed, without matplotlib.
+        **Raises:** `ModuleNotFoundError` naming the extra, when matplotlib is missing.
         """
         require("matplotlib")
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""From two text files to a model directory that every tool can read."""
+"""Training from two text files to a model directory that every tool can read."""
 
 import contextlib
 import os
@@ -39,22 +39,22 @@ def train_files(
 ) -> AbstractLanguageModel:
     """Train on a UTF-8 text file and save model, tokenizer, configuration and loss curve in `out`.
 
-    The model is saved whenever the state is kept, so that what an interrupted run leaves can be loaded. Interrupted
-    runs continue: call again with the same arguments.
+    The model is saved each time the state is saved, so that the model of an interrupted run can be loaded. To continue
+    an interrupted run, call the function again with the same arguments.
 
     **Arguments:**
 
-    - `make_model`: the model at step 0, from the configuration and the number of token ids.
+    - `make_model`: makes the model at step 0, from the configuration and the number of token ids.
     - `config`: the run.
     - `train`, `valid`: text files.
-    - `out`: the directory, made if need be. A `tokenizer.json` in it is used; otherwise one is trained.
+    - `out`: the directory, created if necessary. A `tokenizer.json` in it is used; otherwise a tokenizer is trained.
     - `report`: called with each `Progress`.
-    - `complete_model`: as for `TrainConfig.from_toml`, where a `train.toml` that is in `out` already is read.
+    - `complete_model`: as for `TrainConfig.from_toml`, which reads a `train.toml` that is already in `out`.
 
     **Returns:** the trained model, also saved in `out` in HF layout.
 
-    **Raises:** `ValueError` for texts that are not UTF-8 or too short, a model that cannot be saved in HF layout, a
-    directory that holds another model, and as `fit`; `OSError` when a text cannot be read.
+    **Raises:** `ValueError` for texts that are not UTF-8 or too short, for a model that cannot be saved in HF layout,
+    for a directory that holds another model, and as `fit`; `OSError` when a text cannot be read.
     """
     require("matplotlib")
     check_run(config, report)
@@ -109,9 +109,9 @@ def train_files(
 def _check_free(
     out: Path, config: TrainConfig, complete_model: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> None:
-    """What a new run would write over is not there.
+    """Check that a new run would overwrite no other files.
 
-    **Raises:** `ValueError` otherwise.
+    **Raises:** `ValueError` when it would.
     """
     if (out / RECORD).exists():
         return  # that run is compared with this one
@@ -124,12 +124,12 @@ def _check_free(
 
 
 def _as_kept(config: TrainConfig) -> Mapping[str, Any]:
-    """A configuration as TOML holds it, where a tuple is a list."""
+    """A configuration with TOML's values, in which a tuple is a list."""
     return tomllib.loads(config.to_toml())
 
 
 def _read(path: Path) -> str:
-    """A text, from a regular file: the run needs it again when it continues."""
+    """Read a text from a regular file, because the run must read it again when it continues."""
     with open_regular(path):
         pass
     return read_text(path)

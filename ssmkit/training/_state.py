@@ -1,4 +1,4 @@
-"""The state of a run, on disk: whole, checked, and with the one before it, so that no single damage ends the run."""
+"""The state of a run on disk, with a checksum and with the previous state, so that one damaged file ends no run."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ _DIGEST = 32  # bytes of the checksum at the end of a file
 
 
 class TrainState(eqx.Module):
-    """Everything a run continues from; `model` holds the weights in float32 or wider."""
+    """The state from which a run continues; `model` holds the weights in float32 or wider."""
 
     model: PyTree
     optimizer: PyTree
@@ -26,7 +26,7 @@ class TrainState(eqx.Module):
 
 
 def save_state(directory: Path, state: TrainState) -> None:
-    """Keep a state, and the one kept before it: at every moment at least one file is whole."""
+    """Save a state and keep the previous one. At every moment at least one file is complete."""
     newest = directory / NEWEST
     with replacing(newest) as temporary:
         with open(temporary, "wb") as file:
@@ -40,11 +40,11 @@ def save_state(directory: Path, state: TrainState) -> None:
 
 
 def load_state(directory: Path, like: TrainState) -> TrainState | None:
-    """The newest state that is whole; `None` when none was kept.
+    """Load the newest undamaged state; `None` when no state was saved.
 
-    A damaged one is passed over with a warning, and replaced by the one before it.
+    A damaged state is skipped with a warning, and replaced by the previous state.
 
-    **Raises:** `ValueError` when all are damaged, or belong to another configuration.
+    **Raises:** `ValueError` when all states are damaged, or belong to another configuration.
     """
     problems: list[str] = []
     for path in (directory / NEWEST, directory / PREVIOUS):
@@ -84,7 +84,7 @@ def read_state(path: Path, like: TrainState) -> Any:
 
 
 class _Summed:
-    """A file to write to, and the checksum of what was written."""
+    """A file for writing that computes the checksum of its content."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -99,9 +99,9 @@ class _Summed:
 
 
 def _check_sum(file: BinaryIO) -> int:
-    """Where the content of a file ends and its checksum begins.
+    """Check a file, and return the offset at which its content ends and its checksum begins.
 
-    **Raises:** `ValueError` when the content is not what was written.
+    **Raises:** `ValueError` when the content does not match the checksum.
     """
     end = file.seek(0, os.SEEK_END) - _DIGEST
     if end < 0:

@@ -1,4 +1,4 @@
-"""Tables of a TOML file, read without trust, and written so that reading gives them back."""
+"""Reading of untrusted TOML files, and writing of files that are read back exactly."""
 
 import json
 import os
@@ -13,9 +13,9 @@ _MOST_BYTES = 1 << 20
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The tables of a file.
+    """Read the tables of a file.
 
-    **Raises:** `ValueError`, naming the file, when it is no TOML; `OSError` when it cannot be read.
+    **Raises:** `ValueError` naming the file when it is not TOML; `OSError` when it cannot be read.
     """
     try:
         return tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8"))
@@ -26,7 +26,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """The text of a file with these tables; keys whose value is `None`, which TOML has not, are left out.
+    """The text of a file with these tables. Keys with the value `None`, which TOML does not have, are left out.
 
     **Raises:** `ValueError` for a value that TOML cannot express.
     """
