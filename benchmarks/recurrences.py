@@ -44,7 +44,7 @@ def mixers(width: int) -> dict[str, Callable[[jax.Array], ssmkit.AbstractMixer]]
         "RWKV-6": lambda key: models.RWKV6Mixer(width, num_heads=heads, expand_k=1.0, key=key),
         "S5": lambda key: models.S5Mixer(width, key=key),
         "LRU": lambda key: models.LRUMixer(width, key=key),
-        "RG-LRU": lambda key: models.RGLRUMixer(width, num_attention_heads=heads, key=key),
+        "RG-LRU": lambda key: models.RGLRUMixer(width, num_heads=heads, key=key),
     }
 
 

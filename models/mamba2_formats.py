@@ -146,5 +146,9 @@ _MISTRAL = Dialect(
 )
 
 ARCHITECTURE = Architecture(
-    name="mamba2", model=Mamba2, dialects=(_HF, _STATE_SPACES, _MISTRAL), layers="num_hidden_layers"
+    name="mamba2",
+    config=Mamba2Config,
+    model=Mamba2,
+    dialects=(_HF, _STATE_SPACES, _MISTRAL),
+    layers="num_hidden_layers",
 )

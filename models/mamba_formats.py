@@ -117,4 +117,6 @@ _STATE_SPACES = state_spaces(
 )
 
 
-ARCHITECTURE = Architecture(name="mamba", model=Mamba, dialects=(_HF, _STATE_SPACES), layers="num_hidden_layers")
+ARCHITECTURE = Architecture(
+    name="mamba", config=MambaConfig, model=Mamba, dialects=(_HF, _STATE_SPACES), layers="num_hidden_layers"
+)

@@ -95,7 +95,7 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         width: int,
         *,
         intermediate_size: int | None = None,
-        num_attention_heads: int = 10,
+        num_heads: int = 10,
         conv_kernel: int = 4,
         scale_first_token: bool = True,
         dtype: DTypeLike = jnp.float32,
@@ -107,7 +107,7 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
 
         - `width`: of the residual stream.
         - `intermediate_size`: channels of the recurrence, the authors' `lru_width`; `None` means `width`.
-        - `num_attention_heads`: blocks of the gates' maps, a divisor of `intermediate_size`. The published
+        - `num_heads`: blocks of the gates' maps, a divisor of `intermediate_size`. The published
             configurations have one key for this and for the heads of the attention layers.
         - `conv_kernel`: taps of the causal convolution.
         - `scale_first_token`: whether $\sqrt{1 - a^2}$ scales the first token of a sequence too, as the paper has it;
@@ -116,10 +116,9 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         - `key`: for the initialisation.
         """
         channels = width if intermediate_size is None else intermediate_size
-        if channels % num_attention_heads != 0:
+        if channels % num_heads != 0:
             raise ValueError(
-                f"`num_attention_heads` must divide the {channels} channels of `intermediate_size`, got "
-                f"{num_attention_heads}."
+                f"`num_heads` must divide the {channels} channels of `intermediate_size`, got {num_heads}."
             )
         x_key, y_key, conv_key, input_key, recurrence_key, lambda_key, out_key = jax.random.split(key, 7)
         self.linear_x = projection(width, channels, _FAN_IN, use_bias=True, dtype=dtype, key=x_key)
@@ -127,8 +126,8 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         conv = ssmkit.CausalConv1d(channels, conv_kernel, dtype=dtype, key=conv_key)
         taps = jax.random.normal(conv_key, conv.weight.shape, dtype) * math.sqrt(0.01 / conv_kernel)
         self.conv = eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, jnp.zeros((channels,), dtype)))
-        self.input_gate = _gate(channels, num_attention_heads, dtype, input_key)
-        self.recurrence_gate = _gate(channels, num_attention_heads, dtype, recurrence_key)
+        self.input_gate = _gate(channels, num_heads, dtype, input_key)
+        self.recurrence_gate = _gate(channels, num_heads, dtype, recurrence_key)
         self.recurrence = RGLRURecurrence(channels, key=lambda_key)
         self.seen = None if scale_first_token else ssmkit.Shift(())
         self.linear_out = projection(channels, width, _FAN_IN, use_bias=True, dtype=dtype, key=out_key)

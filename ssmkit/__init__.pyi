@@ -12,12 +12,14 @@ from ._construction import checks_arguments as checks_arguments
 from ._default_model import default_model_path as default_model_path
 from ._extent import Extent as Extent, reverse as reverse
 from ._language_model import AbstractLanguageModel as AbstractLanguageModel
+from ._model_config import LanguageModelConfig as LanguageModelConfig
 from ._residual_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
     LanguageModel as LanguageModel,
 )
 from .checkpoint import (
     CheckpointError as CheckpointError,
+    build as build,
     from_pretrained as from_pretrained,
     save_pretrained as save_pretrained,
 )
@@ -56,6 +58,7 @@ from .layers._norms import (
     rms_normalise as rms_normalise,
 )
 from .layers._quantize import quantize as quantize
+from .mixers._attention import AttentionMixer as AttentionMixer
 from .mixers._mixer import (
     AbstractBlock as AbstractBlock,
     AbstractMixer as AbstractMixer,
@@ -64,6 +67,11 @@ from .mixers._mixer import (
     ResidualBlock as ResidualBlock,
 )
 from .mixers._mlp import GatedMLP as GatedMLP
+from .operators._attention import (
+    Attention as Attention,
+    AttentionInputs as AttentionInputs,
+    AttentionState as AttentionState,
+)
 from .operators._conv import CausalConv1d as CausalConv1d
 from .operators._operator import AbstractSequenceOperator as AbstractSequenceOperator
 from .operators._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence

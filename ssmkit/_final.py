@@ -1,10 +1,23 @@
-"""Final methods: an abstract class writes them once, and its subclasses must not override them."""
+"""Final methods, which an abstract class writes once, and hooks: the few methods that its subclasses may override."""
 
 import types
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import equinox as eqx
 
 from ._types import checks_itself
+
+
+_HOOK = "__ssmkit_hook__"
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def hook(method: Method) -> Method:
+    """Marks a method of an abstract class whose subclasses may replace it, for it has a default that suits most."""
+    setattr(method, _HOOK, True)
+    return method
 
 
 @checks_itself
@@ -34,4 +47,9 @@ def is_final(cls: type, name: str) -> bool:
     method = vars(cls).get(name)
     if not isinstance(method, types.FunctionType | property) or (name.startswith("__") and name != "__call__"):
         return False
-    return not getattr(method, "__isabstractmethod__", False)
+    return not (getattr(method, "__isabstractmethod__", False) or is_hook(method))
+
+
+def is_hook(method: Any) -> bool:
+    """Whether `hook` marks the method."""
+    return getattr(method, _HOOK, False)

@@ -149,11 +149,11 @@ def pair(value: Any) -> tuple[float, float]:
 
 def token_ids(value: Any) -> int | tuple[int, ...] | None:
     """A kind: the id of a token, a list of ids, or no id (null or a negative number)."""
-    items = value if isinstance(value, list) else [value]
+    items = value if isinstance(value, list | tuple) else [value]
     if not all(item is None or type(item) is int and item < 2**63 for item in items):
         raise ValueError("the id of a token, a list of ids, or null")
     ids = tuple(item for item in items if item is not None and item >= 0)
-    return (ids or None) if isinstance(value, list) else next(iter(ids), None)
+    return (ids or None) if isinstance(value, list | tuple) else next(iter(ids), None)
 
 
 def optional(kind: Kind) -> Kind:

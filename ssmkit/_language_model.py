@@ -4,9 +4,11 @@ import abc
 from typing import Generic
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._extent import Extent
+from ._final import hook
 from ._types import (
     Logits,
     PRNGKeyArray,
@@ -39,6 +41,24 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
     @abc.abstractmethod
     def init_cache(self) -> Cache:
         """The cache before the first token."""
+
+    @hook
+    def reserve(self, cache: Cache, tokens: int) -> Cache:
+        """The same cache with room for so many tokens more: the cache itself, unless it keeps tokens one by one.
+
+        `ssmkit.generate` and all that runs a model reserves by itself; whoever calls `prefill` and `step` by hand does
+        so before.
+
+        **Arguments:**
+
+        - `cache`: of one sequence, or of rows with a leading axis on every array.
+        - `tokens`: how many are to come; a Python integer.
+
+        **Returns:** the cache. Under a trace, where nobody knows how many tokens came, the old room counts as full.
+
+        **Raises:** `ValueError` when `tokens` is no number of tokens.
+        """
+        return cache
 
     @abc.abstractmethod
     def prefill(self, tokens: Tokens, cache: Cache, extent: Extent = Extent()) -> tuple[Logits, Cache]:
@@ -92,4 +112,4 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
     def __call__(self, tokens: Tokens) -> Float[Array, "time vocab"]:
         """Logits after every token, from an empty cache."""
-        return self.forward(tokens, self.init_cache())[0]
+        return self.forward(tokens, self.reserve(self.init_cache(), jnp.size(tokens)))[0]

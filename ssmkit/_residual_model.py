@@ -61,6 +61,10 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         """The blocks' empty caches."""
         return tuple(block.init_cache() for block in self.blocks)
 
+    def reserve(self, cache: tuple[Cache, ...], tokens: int) -> tuple[Cache, ...]:
+        """As `AbstractLanguageModel.reserve`: room in every block's cache."""
+        return tuple(block.reserve(own, tokens) for block, own in _pairs(self.blocks, cache))
+
     @sharded_by_xla
     @checks_itself
     def prefill(
@@ -126,7 +130,8 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
         **Returns:** features, and the cache after the last token that counts.
         """
-        return self._features(tokens, self.init_cache() if cache is None else cache, extent, length, key)
+        cache = self.reserve(self.init_cache(), jnp.size(tokens)) if cache is None else cache
+        return self._features(tokens, cache, extent, length, key)
 
     def _features(
         self, tokens: Tokens, cache: Any, extent: Extent, length: Length | None, key: PRNGKeyArray | None
@@ -190,7 +195,8 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, intermediate_size=683, key=key_1)]
         model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
 
-    Mixers may be of different kinds; each keeps its own cache.
+    Mixers may be of different kinds; each keeps its own cache. A model that is to be saved is written as a
+    `ssmkit.LanguageModelConfig` instead, and made by `ssmkit.build`.
     """
 
     vocab_size: int = eqx.field(static=True)
@@ -198,6 +204,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
     blocks: tuple[AbstractBlock[Any], ...]
     norm: RMSNorm | LayerNorm
     head: Annotated[Linear, ArrayKind.HEAD] | None
+    config: Any = eqx.field(static=True)
 
     @checks_itself
     def __init__(
@@ -211,6 +218,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         embedding_multiplier: float | int = 1.0,
         embedding_norm: Callable[[int], RMSNorm | LayerNorm] | None = None,
         final_logit_softcapping: float | int | None = None,
+        config: Any = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -228,6 +236,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         - `embedding_norm`: makes a norm between the embedding and the first mixer: the `ln0` of RWKV.
         - `final_logit_softcapping`: $c$; logits $z$ become $c \tanh(z / c)$. It is 30 in Gemma and RecurrentGemma,
             which calls it `logits_soft_cap`.
+        - `config`: what all this was made of, kept as `model.config`: `ssmkit.build` gives it.
         - `dtype`: the dtype of the embedding and the head.
         - `key`: the key for the initialisation.
 
@@ -264,6 +273,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
         cap = final_logit_softcapping
         self.final_logit_softcapping = None if cap is None else positive("final_logit_softcapping", cap)
+        self.config = config
 
 
 def _one_extent(extent: Extent, length: Length | None, time: int) -> CheckedExtent:

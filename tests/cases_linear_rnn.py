@@ -98,7 +98,7 @@ MIXERS = [
     _mixer("s5-mixer", S5Mixer, **_S5),
     _mixer("s5-mixer-no-conj_sym-bilinear-unclipped", S5Mixer, **_S5, conj_sym=False, **_BILINEAR),
     _mixer("lru-mixer", LRUMixer, state_size=5),
-    _mixer("rg-lru-mixer", RGLRUMixer, intermediate_size=6, num_attention_heads=3),
+    _mixer("rg-lru-mixer", RGLRUMixer, intermediate_size=6, num_heads=3),
     _mixer("mlstm-mixer", MLSTMMixer, num_heads=2, expand_k=0.75),
     _mixer("mamba3-mixer", Mamba3Mixer, **_MAMBA3),
     _mixer(
@@ -109,8 +109,8 @@ MIXERS = [
         A_activation="softplus",
         is_outproj_norm=True,
     ),
-    _mixer("rg-lru-mixer-first-token", RGLRUMixer, num_attention_heads=2, scale_first_token=False),
-    _mixer("rg-lru-mixer-bf16", RGLRUMixer, num_attention_heads=2, dtype=jnp.bfloat16),
+    _mixer("rg-lru-mixer-first-token", RGLRUMixer, num_heads=2, scale_first_token=False),
+    _mixer("rg-lru-mixer-bf16", RGLRUMixer, num_heads=2, dtype=jnp.bfloat16),
 ]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from damage import refused
+from plugins import install  # noqa: F401
 
 from ssmkit.checkpoint import (
     Architecture,
@@ -28,7 +29,6 @@ from ssmkit.checkpoint import (
     describe,
     from_pretrained,
     open_tensors,
-    register_architecture,
     save_pretrained,
 )
 from ssmkit.checkpoint._torch_pickle import write_torch_pickle
@@ -539,9 +539,8 @@ class Toy(eqx.Module):
         self.layers = [{"w": jax.random.normal(key, (config, 2), dtype)} for _ in range(11)]
 
 
-def test_register_architecture(tmp_path, monkeypatch):
-    monkeypatch.setattr(_dialect, "_REGISTRY", dict(_dialect._REGISTRY))
-    with pytest.raises(CheckpointError, match="`Toy` is of no registered architecture"):
+def test_an_architecture_of_an_installed_package(tmp_path, install):  # noqa: F811
+    with pytest.raises(CheckpointError, match="`Toy` is of no known architecture"):
         save_pretrained(Toy(3, key=jax.random.key(0)), tmp_path)
     dialect = Dialect(
         name="mine",
@@ -552,11 +551,12 @@ def test_register_architecture(tmp_path, monkeypatch):
         write_config=lambda config, dtype: {"toy": config},
         names=lambda config: {f"layers.{i}.w": Source(f"layer{i}/w") for i in range(11)},
     )
-    register_architecture(Architecture("toy", Toy, (dialect,)))
+    install("ssmkit.architectures", "toy", Architecture("toy", int, Toy, (dialect,)))
     model = Toy(3, key=jax.random.key(0))
     check_writable(model, format="mine")
+    check_writable(model)
     with pytest.raises(CheckpointError, match=r"`format` must be one of \['mine'\]"):
-        check_writable(model)
+        check_writable(model, format="hf")
     save_pretrained(model, tmp_path, format="mine")
     assert "layer10/w" in describe(tmp_path).tensors
     assert_same(from_pretrained(tmp_path), model)

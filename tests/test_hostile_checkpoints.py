@@ -15,6 +15,7 @@ import safetensors.numpy
 from hostile import DIALECTS, save, set_key
 
 from ssmkit import CheckpointError, from_pretrained
+from ssmkit._plugins import Named
 from ssmkit._reading import open_regular, read_regular
 from ssmkit.checkpoint import _dialect, _skeleton, describe, number, open_tensors, shown
 from ssmkit.checkpoint._errors import CheckpointError as Error
@@ -241,7 +242,7 @@ def test_what_is_described_can_be_pickled(tmp_path, dialect, monkeypatch):
         name = next(iter(found.tensors))
         np.testing.assert_array_equal(again.tensors[name].read(), found.tensors[name].read())
     pickled = pickle.dumps(found)
-    monkeypatch.setattr(_dialect, "_REGISTRY", {})
+    monkeypatch.setattr(_dialect, "ARCHITECTURES", Named("of no package", {}))
     with pytest.raises(CheckpointError, match="No registered architecture is called"):
         pickle.loads(pickled)
 

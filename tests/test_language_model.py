@@ -140,7 +140,7 @@ UNFIT = {
         lambda: ssmkit.GatedMLP(OTHER, intermediate_size=5, key=KEY),
         rf"\(GatedMLP\) is made for features of width {OTHER}, ",
     ),
-    "rg-lru": (lambda: RGLRUMixer(6, num_attention_heads=2, key=KEY), r"\(RGLRUMixer\) is made for .* of width 6, "),
+    "rg-lru": (lambda: RGLRUMixer(6, num_heads=2, key=KEY), r"\(RGLRUMixer\) is made for .* of width 6, "),
     "features": (
         lambda: Returning(lambda x, c: (x[..., :3], c)),
         rf"prefill must return floating-point features of shape \(1, {WIDTH}\), .* got float32 of shape \(1, 3\)",

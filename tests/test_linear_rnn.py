@@ -122,7 +122,7 @@ def recurrent_gemma():
         vocab_size=17,
         hidden_size=8,
         lru_width=8,
-        num_attention_heads=2,
+        num_heads=2,
         num_hidden_layers=2,
         intermediate_size=10,
         block_types=("recurrent",),
@@ -143,7 +143,7 @@ def test_hf_recurrent_gemma(recurrent_gemma, first):
     """Griffin's recurrent block. At positions other than 0 their code is equation 4 too."""
     torch, model, names = recurrent_gemma
     theirs = model.model.layers[0].temporal_block
-    ours = _loaded(RGLRUMixer(8, num_attention_heads=2, scale_first_token=first > 0, key=KEY), theirs, names)
+    ours = _loaded(RGLRUMixer(8, num_heads=2, scale_first_token=first > 0, key=KEY), theirs, names)
     x = np.random.default_rng(0).normal(size=(23, 8)).astype(np.float32)
     for time in (1, 23):
         with torch.no_grad():
@@ -160,7 +160,7 @@ def test_hf_recurrent_gemma_language_model(recurrent_gemma):
     mlp = {f"{name}_proj.{array}": f"{name}.{array}" for name in ("gate", "up", "down") for array in ("weight", "bias")}
     mixers, scales = [], []
     for layer in theirs.model.layers:
-        rg_lru = RGLRUMixer(8, num_attention_heads=2, scale_first_token=False, key=KEY)
+        rg_lru = RGLRUMixer(8, num_heads=2, scale_first_token=False, key=KEY)
         channel = ssmkit.GatedMLP(8, intermediate_size=5, activation="gelu", use_bias=True, key=KEY)
         mixers += [_loaded(rg_lru, layer.temporal_block, names), _loaded(channel, layer.mlp_block, mlp)]
         scales += [layer.temporal_pre_norm, layer.channel_pre_norm]
@@ -195,7 +195,7 @@ def test_hf_recurrent_gemma_language_model(recurrent_gemma):
 
 def test_the_first_token_of_a_sequence():
     """Only the very first, also when it comes after an empty prompt, and not again after a split."""
-    mixer = RGLRUMixer(WIDTH, num_attention_heads=2, scale_first_token=False, key=KEY)
+    mixer = RGLRUMixer(WIDTH, num_heads=2, scale_first_token=False, key=KEY)
     r = mixer.recurrence
     x = 0.5 * jax.random.normal(KEY, (7, WIDTH), jnp.float32)
     gates = mixer.input_gate(x), mixer.recurrence_gate(x)
@@ -248,8 +248,8 @@ REFUSED = {
     "lru ring": (LRUMixer, dict(r_min=0.9, r_max=0.5), "0 <= r_min < r_max <= 1, got 0.9 and 0.5"),
     "lru phase": (LRUMixer, dict(max_phase=0.0), "`max_phase` must be above 0, got 0.0"),
     "rg-lru width": (RGLRUMixer, dict(intermediate_size=0), "`intermediate_size` must be at least 1, got 0"),
-    "rg-lru blocks": (RGLRUMixer, dict(num_attention_heads=3), "`num_attention_heads` must divide the 8 .*, got 3"),
-    "rg-lru taps": (RGLRUMixer, dict(num_attention_heads=2, conv_kernel=0), "at least 1, got 0"),
+    "rg-lru blocks": (RGLRUMixer, dict(num_heads=3), "`num_heads` must divide the 8 .*, got 3"),
+    "rg-lru taps": (RGLRUMixer, dict(num_heads=2, conv_kernel=0), "at least 1, got 0"),
     "mlstm heads": (MLSTMMixer, dict(num_heads=0), "`num_heads` must be at least 1, got 0"),
     "mlstm cap": (MLSTMMixer, dict(num_heads=2, gate_soft_cap=0.0), "`gate_soft_cap` must be above 0, got 0.0"),
     "mlstm keys": (MLSTMMixer, dict(num_heads=8), "`width` \\* `expand_k` must .* the 8 heads .*, got 4"),

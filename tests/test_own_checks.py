@@ -104,7 +104,8 @@ MESSAGES = [
     "CheckpointError: `strict` must be True or False, got 'no'.",
     f"CheckpointError: {SOURCE}3.",
     f"CheckpointError: {SOURCE}3.",
-    "CheckpointError: `int` is of no registered architecture. Describe it to `register_architecture` first.",
+    "CheckpointError: `int` is of no known architecture. Write the model as a `ssmkit.LanguageModelConfig`, or add an "
+    "architecture by an entry point of the group `ssmkit.architectures`.",
     "CheckpointError: `directory` must be a path, got None.",
     "CheckpointError: `tokenizer` must be a `Tokenizer`, got 'x'. Read one with `Tokenizer.from_file`.",
     "CheckpointError: `directory` must be a path, got 3.",

@@ -52,7 +52,7 @@ def families(key: jax.Array) -> ssmkit.LanguageModel:
     """Mixers of the families of kernels that neither Mamba nor Mamba-2 is of."""
     mixers = [
         GLAMixer(WIDTH, num_heads=2, key=key),  # per key
-        RGLRUMixer(WIDTH, num_attention_heads=2, key=key),  # elementwise
+        RGLRUMixer(WIDTH, num_heads=2, key=key),  # elementwise
         LRUMixer(WIDTH, state_size=5, key=key),  # complex
     ]
     return ssmkit.LanguageModel(19, WIDTH, [with_chunk_size(mixer, 4) for mixer in mixers], key=key)

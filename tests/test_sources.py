@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
+from plugins import install  # noqa: F401
 
 from ssmkit.checkpoint import (
     Architecture,
@@ -21,12 +22,10 @@ from ssmkit.checkpoint import (
     Source,
     Stack,
     Transpose,
-    _dialect,
     architectures,
     check_writable,
     describe,
     from_pretrained,
-    register_architecture,
     save_pretrained,
 )
 from ssmkit.export import _manifest
@@ -200,9 +199,8 @@ def mixed(**changes):
 
 
 @pytest.fixture
-def registered(monkeypatch):
-    monkeypatch.setattr(_dialect, "_REGISTRY", dict(_dialect._REGISTRY))
-    return lambda dialect: register_architecture(Architecture("mixed", Mixed, (dialect,)))
+def registered(install):  # noqa: F811
+    return lambda dialect: install("ssmkit.architectures", "mixed", Architecture("mixed", int, Mixed, (dialect,)))
 
 
 @pytest.mark.parametrize("files", [("mixed.safetensors",), ("mixed.bin",)])

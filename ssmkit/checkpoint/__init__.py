@@ -1,4 +1,4 @@
-"""Reading and writing of other software's checkpoints: strict, memory-mapped, and without PyTorch."""
+"""Checkpoints of other software, read and written: strict, memory-mapped, and without PyTorch."""
 
 from .._keys import (
     Key as Key,
@@ -31,13 +31,13 @@ from .._kinds import (
     without as without,
 )
 from .._shown import shown as shown
+from ._build import build as build
 from ._configuration import read_keys as read_keys
 from ._describe import Checkpoint as Checkpoint, describe as describe
 from ._dialect import (
     Architecture as Architecture,
     Dialect as Dialect,
     architectures as architectures,
-    register_architecture as register_architecture,
 )
 from ._errors import CheckpointError as CheckpointError
 from ._hub import Place as Place, locate as locate

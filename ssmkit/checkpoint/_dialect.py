@@ -1,10 +1,14 @@
-"""Checkpoint formats as data: architectures, their dialects, and the registry of architectures."""
+"""What a checkpoint looks like on disk, as data: architectures, their dialects, and the registry of both."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from jaxtyping import DTypeLike
+
+from .._plugins import Named
+from .._shown import shown
+from .._types import PRNGKeyArray
 from ._errors import CheckpointError
 from ._layout import Layout
 from ._source import Source
@@ -41,14 +45,14 @@ class Dialect:
     """Whether `copies` are written too."""
 
     def layout(self, config: Any, paths: Iterable[str]) -> Layout:
-        """The sources of all arrays of one model.
+        """Where the arrays of one model lie.
 
         **Arguments:**
 
         - `config`: the model's configuration.
-        - `paths`: the paths of its arrays.
+        - `paths`: of its arrays.
 
-        **Raises:** `CheckpointError` naming every array for which the format has no source.
+        **Raises:** `CheckpointError` naming every array that the format has no place for.
         """
         places, sources = self.names(config), {}
         homeless = []
@@ -64,7 +68,7 @@ class Dialect:
         return Layout(self.weight_files, sources, spellings, self.copies)
 
     def _spellings(self, name: str) -> Iterator[str]:
-        """The alternative spellings of a tensor's name that are accepted on reading."""
+        """The other spellings of a tensor's name that are read."""
         names = [name, *(alias for alias, written in self.aliases.items() if written == name)]
         yield from names[1:]
         for spelling in names:
@@ -76,45 +80,57 @@ class Dialect:
 class Architecture:
     """A model class and the dialects in which its checkpoints are found.
 
-    `model(config, key=key, dtype=dtype)` must build a model whose arrays have the shapes of the checkpoint. Arrays that
-    it builds in float32 although `dtype` is narrower stay float32. `model.config` must return `config`.
+    An installed package adds its own with an entry point of the group `ssmkit.architectures`.
     """
 
     name: str
+    config: type
+    """The class of the models' configurations; `model.config` must be one."""
     model: type
     dialects: tuple[Dialect, ...]
+    """The first is the one that is written where none is named."""
+    build: Callable[..., Any] | None = None
+    """`build(config, key=key, dtype=dtype)` makes a model of the class; the class itself does where this is `None`.
+
+    Its arrays must have the shapes that the checkpoint must have; arrays that are float32 although `dtype` is narrower
+    stay float32.
+    """
     layers: str | None = None
     """The field of the configuration that counts the model's layers, if it has layers and all have the same shapes.
 
     The first index of an array's path is then that of the layer, or of a block where every layer is the same number of
-    blocks. A configuration of more layers than the files
-    can fill is refused before the model is laid out; without this field, a configuration may ask for any number.
+    blocks. A configuration of more layers than the files can fill is refused before the model is laid out; without this
+    field, a configuration may ask for any number.
     """
 
-
-_REGISTRY: dict[str, str | Architecture] = {
-    "mamba": "ssmkit.models.mamba_formats",
-    "mamba2": "ssmkit.models.mamba2_formats",
-}
+    def make(self, config: Any, *, key: PRNGKeyArray, dtype: DTypeLike) -> Any:
+        """A model of a configuration, initialised at random."""
+        return (self.build or self.model)(config, key=key, dtype=dtype)
 
 
-def register_architecture(architecture: Architecture) -> None:
-    """Make `from_pretrained`, `save_pretrained` and `describe` know an architecture.
-
-    **Arguments:**
-
-    - `architecture`: the architecture. It replaces a registered one of the same name, and is tried before all others.
-    """
-    _REGISTRY.pop(architecture.name, None)
-    _REGISTRY[architecture.name] = architecture
+ARCHITECTURES = Named(
+    "ssmkit.architectures",
+    {
+        "mamba2": "ssmkit.models.mamba2_formats:ARCHITECTURE",
+        "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
+        "ssmkit": "ssmkit.checkpoint._own_format:ARCHITECTURE",
+    },
+)
 
 
 def architectures() -> list[Architecture]:
-    """Every registered architecture, the latest first.
+    """Every architecture, ssmkit's own first.
 
-    A built-in architecture is registered as the name of a module that has an `ARCHITECTURE`, and is imported here.
+    **Raises:** `CheckpointError` when that of another package cannot be imported, or is none.
     """
-    for name, entry in _REGISTRY.items():
-        if isinstance(entry, str):
-            _REGISTRY[name] = importlib.import_module(entry).ARCHITECTURE
-    return [entry for entry in reversed(_REGISTRY.values()) if isinstance(entry, Architecture)]
+    return [_architecture(name) for name in ARCHITECTURES.names()]
+
+
+def _architecture(name: str) -> Architecture:
+    try:
+        found = ARCHITECTURES[name]
+    except Exception as error:  # of another package
+        raise CheckpointError(f"The architecture `{name}` of another package cannot be imported: {error}") from error
+    if not isinstance(found, Architecture):
+        raise CheckpointError(f"The architecture `{name}` of another package is {shown(found)}, no `Architecture`.")
+    return found

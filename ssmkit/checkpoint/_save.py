@@ -24,7 +24,7 @@ from ._torch_pickle import write_torch_pickle
 
 @checks_itself
 def save_pretrained(
-    model: Any, directory: str | os.PathLike[str], *, format: str = "hf", tokenizer: Tokenizer | None = None
+    model: Any, directory: str | os.PathLike[str], *, format: str | None = None, tokenizer: Tokenizer | None = None
 ) -> None:
     """Write a model so that `from_pretrained` gives it back bit for bit, and other software can read it.
 
@@ -33,13 +33,13 @@ def save_pretrained(
 
     **Arguments:**
 
-    - `model`: of a registered architecture.
+    - `model`: of a known architecture.
     - `directory`: made if it does not exist; files of the same names are replaced.
-    - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`.
+    - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`; `None` for its first one.
     - `tokenizer`: of the model, to be written beside it. The command line, and `Tokenizer.from_file(directory)`, find
         it there; without one, `--tokenizer` must name one.
 
-    **Raises:** `CheckpointError` when the architecture is not registered, or the format cannot express the model;
+    **Raises:** `CheckpointError` when the architecture is not known, or the format cannot express the model;
     `OSError` naming the file that cannot be written, such as on a full disk.
     """
     directory = path_of("directory", directory, CheckpointError)
@@ -52,7 +52,7 @@ def save_pretrained(
     tensors: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
         layout.sources[path].write(np.asarray(array), tensors)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     if dialect.writes_copies:
         for name, original in dialect.copies.items():
             tensors.setdefault(name, tensors[original])
@@ -90,7 +90,7 @@ def _save_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> Non
 
 
 @checks_itself
-def check_writable(model: Any, *, format: str = "hf") -> None:
+def check_writable(model: Any, *, format: str | None = None) -> None:
     """Ask whether `save_pretrained` could write a model, before work is put into it.
 
     **Arguments:**
@@ -117,7 +117,7 @@ def _is_int8(node: Any) -> bool:
 
 
 @checks_itself
-def _layout(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
+def _layout(model: Any, format: str | None) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
     """The dialect of that name of the model's architecture, and its writer of configurations."""
     if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):
         raise CheckpointError(
@@ -126,10 +126,16 @@ def _layout(model: Any, format: str) -> tuple[Dialect, Callable[[Any, str], dict
     known = [architecture for architecture in architectures() if type(model) is architecture.model]
     if not known:
         raise CheckpointError(
-            f"`{type(model).__name__}` is of no registered architecture. Describe it to `register_architecture` first."
+            f"`{type(model).__name__}` is of no known architecture. Write the model as a `ssmkit.LanguageModelConfig`, "
+            "or add an architecture by an entry point of the group `ssmkit.architectures`."
+        )
+    if not isinstance(getattr(model, "config", None), known[0].config):
+        raise CheckpointError(
+            f"This `{type(model).__name__}` was not made of a configuration, so no file can say what it is. Write it "
+            f"as a `{known[0].config.__name__}` and make it with `ssmkit.build`."
         )
     for dialect in known[0].dialects:
-        if dialect.name == format and dialect.write_config is not None:
+        if format in (None, dialect.name) and dialect.write_config is not None:
             return dialect, dialect.write_config
     formats = [dialect.name for dialect in known[0].dialects if dialect.write_config is not None]
     raise CheckpointError(f"`format` must be one of {formats} for {known[0].name}, got {format!r}.")

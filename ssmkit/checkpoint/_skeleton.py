@@ -21,6 +21,7 @@ from ._stored import StoredTensor
 
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 _FREE = 1 << 20  # integers up to here may be anything, such as the id of a token or a number of tokens
+_FREE_ENTRIES = 64  # lists up to here may be anything, such as the ids that end a text
 
 
 def check_sizes(architecture: Architecture, dialect: Dialect, config: Any, tensors: Mapping[str, StoredTensor]) -> None:
@@ -42,10 +43,28 @@ def check_sizes(architecture: Architecture, dialect: Dialect, config: Any, tenso
         value = getattr(config, name)
         if name == architecture.layers and value > len(tensors):
             problems.append(f"`{name}`: got {shown(value)}, and the files hold {len(tensors):,} tensors")
-        elif isinstance(value, int) and value > max(numbers, _FREE):
-            problems.append(f"`{name}`: got {shown(value)}, and the files hold {numbers:,} numbers")
+        elif isinstance(value, tuple) and len(value) > max(len(tensors), _FREE_ENTRIES):
+            problems.append(f"`{name}`: got {len(value):,} entries, and the files hold {len(tensors):,} tensors")
+        else:
+            problems += [
+                f"`{place}`: got {shown(size)}, and the files hold {numbers:,} numbers"
+                for place, size in _integers(name, value)
+                if size > max(numbers, _FREE)
+            ]
     if problems:
         raise CheckpointError(f"`{dialect.config_file}` describes a model that is larger than its weights.", problems)
+
+
+def _integers(place: str, value: Any) -> Iterator[tuple[str, int]]:
+    """The integers in a value of a configuration, each with where it stands."""
+    if isinstance(value, int):
+        yield place, value
+    elif isinstance(value, tuple):
+        for i, entry in enumerate(value):
+            yield from _integers(f"{place}[{i}]", entry)
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _integers(f"{place}.{name}", entry)
 
 
 def skeleton(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> Any:
@@ -58,7 +77,7 @@ def skeleton(architecture: Architecture, dialect: Dialect, config: Any, dtype: D
 
     **Raises:** `CheckpointError` when the configuration describes no model.
     """
-    return _laid_out(dialect, lambda: architecture.model(config, key=jax.random.key(0), dtype=dtype))
+    return _laid_out(dialect, lambda: architecture.make(config, key=jax.random.key(0), dtype=dtype))
 
 
 def _laid_out(dialect: Dialect, build: Callable[..., Any], *arguments: Any) -> Any:

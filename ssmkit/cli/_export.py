@@ -30,6 +30,9 @@ def export(
         ),
     ] = None,
     weights: Annotated[bool, typer.Option(help="Write the weights too.")] = True,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens that the cache has room for; only models with attention need it.")
+    ] = None,
     dtype: Annotated[DType | None, typer.Option(help="Of the weights.", show_default="as they are stored")] = None,
 ) -> None:
     """Write a model as StableHLO.
@@ -42,6 +45,6 @@ def export(
     loaded = load_checkpoint(model, revision, dtype)
     files = companions(model, revision)
     platforms = [str(name) for name in platform] if platform else None
-    save_exported(loaded, target, platforms=platforms, weights=weights, beside=files)
+    save_exported(loaded, target, platforms=platforms, weights=weights, context=context, beside=files)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {', '.join(path.name for path in sorted(target.iterdir()) if path.is_dir())}, {size:,} bytes")

@@ -50,7 +50,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            help="[model] with keys of Mamba2Config and [training] with keys of TrainConfig.",
+            help="[model] with keys of Mamba2Config, or of the model_type in it; [training] with keys of TrainConfig.",
             show_default="a small model, trained in minutes",
         ),
     ] = None,
@@ -64,7 +64,7 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a Mamba-2 and its tokenizer.
+    """Train a language model and its tokenizer: a Mamba-2, or what [model] says.
 
     An interrupted run continues when the same command is given again; what it has learnt so far is a model in DIR
     already. DIR/train.toml holds the configuration in full. Other texts or settings want another DIR.

@@ -1,4 +1,4 @@
-"""The Mamba-2 that `ssmkit train` makes of the table `[model]`, checked before anything is built."""
+"""The model that `ssmkit train` makes of the table `[model]`, checked before anything is built."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from .._keys import keys_of, record
 
 
 if TYPE_CHECKING:
+    from ..checkpoint import Architecture
     from ..training import TrainConfig
 
 
@@ -18,59 +19,69 @@ def complete_model(table: Mapping[str, Any]) -> Mapping[str, Any]:
 
     **Raises:** `ValueError` listing the keys that are unknown or lack, and the values that cannot be.
     """
-    _, configuration = _mamba2()
+    architecture = _architecture(table)
     try:
-        completed = dataclasses.asdict(_configured(table, vocab_size=256))
+        completed = dataclasses.asdict(_configured(architecture, table, vocab_size=256))
     except ValueError as error:
-        name = configuration.__name__
+        name = architecture.config.__name__
         raise ValueError(f"[model] ({name}): {str(error).rstrip('.').removeprefix(f'{name}: ')}.") from None
-    return {name: value for name, value in completed.items() if name != "vocab_size" and value is not None}
+    named = {"model_type": architecture.name} if "model_type" in table else {}
+    return named | {name: value for name, value in completed.items() if name != "vocab_size" and value is not None}
 
 
 def make_model(run: "TrainConfig", vocab_size: int) -> Any:
-    """The Mamba-2 that a run starts from.
+    """The model that a run starts from.
 
     **Raises:** `ValueError` when its training takes more memory than the machine has.
     """
     import jax
 
-    build, _ = _mamba2()
-    config = _configured(run.model, vocab_size=vocab_size)
-    _check_memory(run, build, config)
+    from ..checkpoint import build
+
+    architecture = _architecture(run.model)
+    config = _configured(architecture, run.model, vocab_size=vocab_size)
+    _check_memory(run, architecture, config)
     return build(config, key=jax.random.key(run.seed))
 
 
-def _configured(table: Mapping[str, Any], vocab_size: int) -> Any:
+def _architecture(table: Mapping[str, Any]) -> "Architecture":
+    """The architecture that a table's `model_type` names, Mamba-2 where it names none.
+
+    **Raises:** `ValueError` when there is none of that name.
+    """
+    from ..checkpoint import architectures, shown
+
+    name, known = table.get("model_type", "mamba2"), {known.name: known for known in architectures()}
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"[model]: `model_type` must be one of {', '.join(known)}, got {shown(name)}.")
+    return known[name]
+
+
+def _configured(architecture: "Architecture", table: Mapping[str, Any], vocab_size: int) -> Any:
     """The configuration that a table describes; how many ids there are, the tokenizer decides.
 
     **Raises:** `ValueError`, as `record` and the configuration.
     """
-    _, configuration = _mamba2()
-    keys = keys_of(configuration, without=("vocab_size",))
-    return record(keys, functools.partial(configuration, vocab_size=vocab_size))(table)
+    keys = keys_of(architecture.config, without=("vocab_size",))
+    given = {name: value for name, value in table.items() if name != "model_type"}
+    return record(keys, functools.partial(architecture.config, vocab_size=vocab_size))(given)
 
 
-def _mamba2() -> tuple[Any, Any]:
-    """The model's class and that of its configuration."""
-    from ..checkpoint import architectures
-
-    build = next(known.model for known in architectures() if known.name == "mamba2")
-    return build, next(field.type for field in dataclasses.fields(build) if field.name == "config")
-
-
-def _check_memory(run: "TrainConfig", build: Any, config: Any) -> None:
+def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any) -> None:
     """Weights, gradients and AdamW's two moments, and the logits of a batch: the least that training takes.
 
-    **Raises:** `ValueError` when that is more than the machine has.
+    **Raises:** `ValueError` when that is more than the machine has, or the model cannot be built.
     """
     import jax
+    import jax.numpy as jnp
+
+    from ..checkpoint._skeleton import arrays_of
 
     try:
-        layers = config.num_hidden_layers
-        one, two = (_parameters(build, dataclasses.replace(config, num_hidden_layers=count)) for count in (1, 2))
-    except (ArithmeticError, MemoryError, TypeError, ValueError) as error:  # arrays that nothing can count
+        arrays = arrays_of(architecture, architecture.dialects[0], config, jnp.float32)
+    except ValueError as error:
         raise ValueError(f"[model]: the model cannot be built: {str(error).partition(chr(10))[0]}") from error
-    parameters = one + (layers - 1) * (two - one)
+    parameters = sum(array.size for array in arrays.values())
     needed = 16 * parameters + 4 * run.batch_size * run.context * config.vocab_size
     there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _memory_of_the_host()
     if there is not None and needed > there:
@@ -78,14 +89,6 @@ def _check_memory(run: "TrainConfig", build: Any, config: Any) -> None:
             f"[model]: training {parameters:,} parameters on {run.batch_size} x {run.context} tokens takes at least "
             f"{needed / 2**30:,.0f} GiB of memory, of {there / 2**30:,.0f} GiB: choose a smaller model or batch."
         )
-
-
-def _parameters(build: Any, config: Any) -> int:
-    """How many a model has; none is made."""
-    import equinox as eqx
-    import jax
-
-    return sum(array.size for array in jax.tree.leaves(eqx.filter_eval_shape(build, config, key=jax.random.key(0))))
 
 
 def _memory_of_the_host() -> int | None:

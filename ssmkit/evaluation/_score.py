@@ -74,7 +74,7 @@ def score(
         padding = (0, SEGMENT - valid)
         given = np.pad(inputs[start : start + SEGMENT], padding).astype(np.int32)
         wanted = np.pad(targets[start : start + SEGMENT], padding).astype(np.int32)
-        losses, cache = _segment(model, given, wanted, cache)
+        losses, cache = _segment(model, given, wanted, model.reserve(cache, SEGMENT))
         nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
         if progress is not None:
             progress(start + valid)

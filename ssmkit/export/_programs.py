@@ -32,16 +32,19 @@ class Parts(NamedTuple):
     logits: str
     join: Callable[[Mapping[str, Any]], AbstractLanguageModel]
     """The model with these weights."""
+    begin: Callable[[AbstractLanguageModel], Any]
+    """The model's own cache before the first token."""
     enter: Callable[[Mapping[str, Any]], Any]
     """The model's own cache of named arrays."""
 
 
-def take_apart(model: AbstractLanguageModel) -> Parts:
+def take_apart(model: AbstractLanguageModel, room: int) -> Parts:
     """Split a model: name its arrays, and those of its cache, by their paths.
 
     **Arguments:**
 
     - `model`: any language model.
+    - `room`: for how many tokens its cache has room.
 
     **Raises:** `CheckpointError` for arrays that an artefact cannot hold.
     """
@@ -50,20 +53,22 @@ def take_apart(model: AbstractLanguageModel) -> Parts:
     wrong = [f"`{name}`: {leaf.dtype}" for name, leaf in weights.items() if not _storable(leaf)]
     if wrong:
         raise CheckpointError("The model has arrays that no weight file can hold.", wrong)
-    cache, cache_structure = _named(eqx.filter_eval_shape(model.init_cache))
+    begin = lambda model: model.reserve(model.init_cache(), room)
+    cache, cache_structure = _named(eqx.filter_eval_shape(begin, model))
 
     def unnamed(structure: Any, names: Sequence[str], values: Mapping[str, Any]) -> Any:
         return jax.tree.unflatten(structure, [values[name] for name in names])
 
     # The order is that of the tree, because a traced function returns dictionaries sorted by name.
     weight_names, cache_names = tuple(weights), tuple(cache)
-    step = eqx.filter_eval_shape(lambda: model.step(jnp.zeros((), jnp.int32), model.init_cache()))
+    step = eqx.filter_eval_shape(lambda: model.step(jnp.zeros((), jnp.int32), model.reserve(model.init_cache(), 1)))
     return Parts(
         weights={name: jnp.asarray(leaf) for name, leaf in weights.items()},
         cache={name: Spec.of(leaf) for name, leaf in cache.items()},
         vocab_size=model.vocab_size,
         logits=step[0].dtype.name,
         join=lambda values: eqx.combine(unnamed(weights_structure, weight_names, values), constant),
+        begin=begin,
         enter=lambda values: unnamed(cache_structure, cache_names, values),
     )
 
@@ -95,7 +100,7 @@ def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., 
     """
 
     def init(weights):
-        return _named(parts.join(weights).init_cache())[0]
+        return _named(parts.begin(parts.join(weights)))[0]
 
     def step(weights, token, cache, valid):
         logits, after = parts.join(weights).step(token, parts.enter(cache), valid=valid)

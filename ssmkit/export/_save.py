@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 import safetensors.numpy
 
@@ -36,6 +37,7 @@ def save_exported(
     platforms: Sequence[str] | None = None,
     weights: bool = True,
     segments: Sequence[int] = SEGMENTS,
+    context: int | None = None,
     beside: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Write a model as an artefact that needs no Python code of the model: StableHLO, weights and a manifest.
@@ -51,6 +53,8 @@ def save_exported(
     - `weights`: whether the weights are written too.
     - `segments`: the numbers of tokens that programs take at a time. Prompts of any length are cut into segments and
         padded.
+    - `context`: the room of the cache, in tokens, for a model with attention over all earlier tokens. Outputs past the
+        room are NaN. Other models need no `context`.
     - `beside`: files to copy into the artefact, such as a `tokenizer.json`.
 
     **Raises:** `CheckpointError` when the folder holds something else, when the model has arrays that cannot be stored
@@ -74,7 +78,10 @@ def save_exported(
     require_flatbuffers()
     _check_replaceable(target)
     files = {path.name: path.read_bytes() for path in copied}
-    parts = take_apart(model)
+    room = _room(model, context)
+    if room:
+        segments = [length for length in segments if length <= room] or [room]
+    parts = take_apart(model, room)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -90,6 +97,25 @@ def _listed(name: str, given: Any) -> list[Any]:
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise ValueError(f"`{name}` must be a list, got {shown(given)}.")
     return list(given)
+
+
+def _room(model: AbstractLanguageModel, context: Any) -> int:
+    """How many tokens the cache is made for; 0 where it needs no room.
+
+    **Raises:** `ValueError` when `context` is no number of tokens, or missing where the cache needs room.
+    """
+    room = whole(context)
+    if context is not None and (room is None or room < 1):
+        raise ValueError(f"`context` must be a number of tokens, at least 1, got {shown(context)}.")
+    form = lambda tokens: eqx.filter_eval_shape(lambda: model.reserve(model.init_cache(), tokens))
+    if eqx.tree_equal(form(0), form(1)):
+        return 0
+    if room is None:
+        raise ValueError(
+            f"`context` must say for how many tokens there is to be room: the cache of this {type(model).__name__} "
+            "keeps tokens one by one, and the programs of an artefact have arrays of one size."
+        )
+    return room
 
 
 def require_flatbuffers() -> None:
@@ -133,7 +159,7 @@ def _write(
             (folder / path).write_bytes(content)
             programs[platform][name] = File.of(path, content)
     if weights:
-        arrays = {name: np.ascontiguousarray(np.asarray(leaf)) for name, leaf in parts.weights.items()}
+        arrays = {name: np.asarray(leaf, order="C") for name, leaf in parts.weights.items()}
         safetensors.numpy.save_file(arrays, folder / WEIGHTS)
     for name, content in beside.items():
         (folder / name).write_bytes(content)

@@ -31,9 +31,33 @@ def fields_of(generation: Generation) -> dict[str, Any]:
     return {name: array for name, array in found.items() if array is not None}
 
 
-def cache_form(model: Any, size: int | None) -> PyTree[jax.ShapeDtypeStruct]:
-    """Structure, shapes and dtypes of the model's cache for `size` rows, or of one sequence, without a batch axis."""
-    return eqx.filter_eval_shape(model.init_cache if size is None else lambda: rows.init(model, size))
+def cache_form(model: Any, size: int | None, cache: Any) -> PyTree[jax.ShapeDtypeStruct]:
+    """What a cache must be: structure, shapes and dtypes of the model's, with the room that the given one has.
+
+    **Arguments:**
+
+    - `model`: whose cache it is.
+    - `size`: how many rows it has; `None` for one sequence, without a batch axis.
+    - `cache`: the given one.
+    """
+
+    def form(room: int) -> PyTree[jax.ShapeDtypeStruct]:
+        def build():
+            return model.reserve(model.init_cache() if size is None else rows.init(model, size), room)
+
+        return eqx.filter_eval_shape(build)
+
+    empty = form(0)
+    if jax.tree.structure(cache) != jax.tree.structure(empty):
+        return empty
+    pairs = zip(jax.tree.leaves(cache), jax.tree.leaves(empty), strict=True)
+    rooms = {
+        got
+        for leaf, want in pairs
+        for got, least in zip(getattr(leaf, "shape", ())[::-1], want.shape[::-1], strict=False)
+        if least == 0 != got
+    }
+    return form(*rooms) if len(rooms) == 1 else empty
 
 
 def check_cache(model: Any, cache: Any, size: int) -> None:
@@ -41,7 +65,7 @@ def check_cache(model: Any, cache: Any, size: int) -> None:
 
     **Raises:** `ValueError`.
     """
-    expected = cache_form(model, size)
+    expected = cache_form(model, size, cache)
     if jax.tree.structure(cache) != jax.tree.structure(expected):
         raise ValueError(
             f"`cache` must have the structure of `model.init_cache()`, {_outline(expected)}, got {_outline(cache)}."

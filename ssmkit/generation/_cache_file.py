@@ -98,10 +98,12 @@ def _cache(model: Any, tensors: dict[str, np.ndarray]) -> Any:
 
     **Raises:** `ValueError` when names, shapes or dtypes are not those of the model.
     """
-    form = cache_form(model, None)
+    form = cache_form(model, None, None)
     expected = _named(form)
     if different := sorted(tensors.keys() ^ expected.keys()):
         raise ValueError(f"only one of the two has {shown(different)}.")
+    form = cache_form(model, None, jax.tree.unflatten(jax.tree.structure(form), [tensors[name] for name in expected]))
+    expected = _named(form)
     arrays = {name: _as_kept(tensors[name], leaf.dtype) for name, leaf in expected.items()}
     batches = {array.shape[: array.ndim - expected[name].ndim] for name, array in arrays.items()}
     for name, leaf in expected.items():

@@ -37,7 +37,7 @@ def begin(inputs: Inputs, capacity: int, cache: Any) -> Generation:
 
     - `inputs`: with prompts, and a key per row where a sampler needs one.
     - `capacity`: static; the most tokens that this executable can generate.
-    - `cache`: donated; `None` for an empty one.
+    - `cache`: donated, with room for the prompts and as many tokens more; `None` for an empty one.
 
     **Returns:** a `Generation` with a buffer of `capacity` tokens.
     """
@@ -45,7 +45,7 @@ def begin(inputs: Inputs, capacity: int, cache: Any) -> Generation:
     assert prompts is not None
     keys, key_kind = plain_keys(inputs.keys, prompts.size)
     if cache is None:
-        cache = rows.init(model, prompts.size)
+        cache = model.reserve(rows.init(model, prompts.size), prompts.tokens.shape[1] + capacity)
     logits, cache = _consume(model, prompts, cache)
     last = jnp.take_along_axis(prompts.tokens, jnp.maximum(prompts.lengths, 1)[:, None] - 1, axis=1)[:, 0]
     start = Rows(
@@ -68,7 +68,7 @@ def proceed(inputs: Inputs, capacity: int, start: Rows) -> Generation:
     **Arguments:**
 
     - `inputs`, `capacity`: as `begin`.
-    - `start`: donated.
+    - `start`: donated; its cache has room for as many tokens more.
 
     **Returns:** as `begin`.
     """

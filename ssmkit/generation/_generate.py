@@ -75,11 +75,12 @@ def generate(
     samplers = read_sampler(sampler, rows)
     check_key(samplers, key is not None)
     keys = row_keys(key, rows, batch.size)
+    capacity = _capacity(limits)
     if cache is not None:
         check_cache(model, cache, rows)
-        cache = _with_rows(cache, rows, batch.size)
+        cache = model.reserve(_with_rows(cache, rows, batch.size), batch.tokens.shape[1] + capacity)
     inputs = Inputs(model, as_request(limits, stops, samplers, batch.size), batch, keys)
-    return _finish(begin(inputs, _capacity(limits), cache), limits, rows)
+    return _finish(begin(inputs, capacity, cache), limits, rows)
 
 
 @checks_itself
@@ -119,8 +120,9 @@ def resume(
     if key is not None:
         data, kind = plain_keys(row_keys(key, rows, size), size)
         start = dataclasses.replace(start, keys=data, key_kind=kind)
+    capacity = _capacity(limits)
     inputs = Inputs(model, as_request(limits, stops, samplers, size))
-    return _finish(proceed(inputs, _capacity(limits), start), limits, rows)
+    return _finish(proceed(inputs, capacity, _reserved(model, start, capacity)), limits, rows)
 
 
 @checks_itself
@@ -155,7 +157,8 @@ def stream(
         while left > 0 and not bool(result.finished[0]):
             ask = min(ask, left)
             inputs = Inputs(model, as_request([ask], stops, samplers, 1))
-            result = _finish(proceed(inputs, _STREAM_TOKENS, result.rows), [ask], 1)
+            start = _reserved(model, result.rows, _STREAM_TOKENS)
+            result = _finish(proceed(inputs, _STREAM_TOKENS, start), [ask], 1)
             yield from np.asarray(result.tokens)[0, : int(result.lengths[0])].tolist()
             left, ask = left - ask, _STREAM_TOKENS
 
@@ -168,6 +171,10 @@ def _padded(rows: Rows[Cache]) -> Rows[Cache]:
     size = batch_bucket(count)
     finished = np.pad(np.asarray(rows.finished), (0, size - count), constant_values=True)
     return dataclasses.replace(_with_rows(rows, count, size), finished=jnp.asarray(finished))
+
+
+def _reserved(model: AbstractLanguageModel[Cache], rows: Rows[Cache], tokens: int) -> Rows[Cache]:
+    return dataclasses.replace(rows, cache=model.reserve(rows.cache, tokens))
 
 
 def _with_rows(tree: Tree, rows: int, size: int) -> Tree:
@@ -186,7 +193,8 @@ def _finish(result: Generation, limits: Sequence[int], rows: int) -> Generation:
     bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(result.rows.logits)[:rows]), axis=1))
     if bad.size:
         raise FloatingPointError(
-            f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or infinity."
+            f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or infinity, "
+            "or its cache had no room for all tokens (an exported model has room for its `context`)."
         )
     # By way of the host: a slice on the device, even `jnp.asarray`, would be compiled for every size.
     tokens = np.asarray(result.tokens)[:rows, : max(limits)]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._extent import Extent, extent_of
-from .._final import refuse_overrides
+from .._final import hook, refuse_overrides
 from .._sharding import sharded_by_xla
 from .._types import Valid, at_least_float32, checks_itself
 from ..layers._dropout import Dropout
@@ -26,7 +26,9 @@ Advance: TypeAlias = Callable[[AbstractSequenceOperator, Any, Any], tuple[Any, A
 
 
 class AbstractMixer(eqx.Module, Generic[Cache]):
-    """Maps a sequence of features to a sequence of features, causally, with a cache of constant size.
+    """Maps a sequence of features to a sequence of features, causally. The cache has a size fixed by `reserve`.
+
+    For recurrences, that size is constant.
 
     The cache is each mixer's own pytree of arrays. Laws, for every split of a sequence into `a` and `b`:
 
@@ -34,10 +36,11 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
     2. `prefill(a ++ b, c)` equals `prefill(b)` after `prefill(a, c)`.
     3. Tokens at or past the extent's `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was
        (but a zero may lose its sign). Outputs at such tokens are unspecified but finite.
-    4. Structure, shapes and dtypes of the cache never change.
+    4. Structure and dtypes of the cache never change, and shapes only by `reserve`.
     5. Results do not depend on a chunk size.
     6. A start forgets: `prefill(a ++ b, c)` with a start at `b` gives the outputs of `prefill(a, c)` and then those of
        `prefill(b, init_cache())`, and the latter's cache.
+    7. `reserve` changes nothing but the room; within the room, all these laws hold.
 
     Written for one sequence; batch with `jax.vmap`.
     """
@@ -45,6 +48,21 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
     @abc.abstractmethod
     def init_cache(self) -> Cache:
         """The cache before the first token."""
+
+    @hook
+    def reserve(self, cache: Cache, tokens: int) -> Cache:
+        """The same cache with room for so many tokens more: the cache itself, unless it keeps tokens one by one.
+
+        **Arguments:**
+
+        - `cache`: of one sequence, or of rows with a leading axis on every array.
+        - `tokens`: how many are to come; a Python integer.
+
+        **Returns:** the cache. Under a trace, where nobody knows how many tokens came, the old room counts as full.
+
+        **Raises:** `ValueError` when `tokens` is no number of tokens.
+        """
+        return cache
 
     @abc.abstractmethod
     def prefill(
@@ -167,6 +185,10 @@ class ResidualBlock(AbstractBlock[Cache]):
     def init_cache(self) -> Cache:
         """The mixer's cache."""
         return self.mixer.init_cache()
+
+    def reserve(self, cache: Cache, tokens: int) -> Cache:
+        """As `AbstractMixer.reserve`."""
+        return self.mixer.reserve(cache, tokens)
 
     def prefill(
         self, x: Float[Array, "time width"], cache: Cache, extent: Extent = Extent()

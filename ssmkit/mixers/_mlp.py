@@ -1,4 +1,4 @@
-"""The gated MLP that many published models put between their sequence mixers."""
+"""The channel mixing that many published models put between their sequence mixers."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -18,7 +18,7 @@ from ._mixer import AbstractMixer, features_of
 
 
 class GatedMLP(AbstractMixer[tuple[()]]):
-    r"""A mixer without a state: $W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202)."""
+    r"""$W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202): a mixer that remembers nothing."""
 
     gate: Linear
     up: Linear
@@ -36,15 +36,15 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Initialise the three projections. The default `activation` gives SwiGLU.
+        """SwiGLU with the default `activation`.
 
         **Arguments:**
 
-        - `width`: the width of the residual stream.
-        - `intermediate_size`: the width of the hidden layer.
-        - `activation`: $\\phi$, as for `ssmkit.activation_of`: a name, or your own function.
-        - `use_bias`, `dtype`: whether the three projections have a bias, and their dtype.
-        - `key`: the key for the initialisation.
+        - `width`: of the residual stream.
+        - `intermediate_size`: width of the layer between.
+        - `activation`: $\\phi$, as `ssmkit.activation_of`: a name, or a function of your own.
+        - `use_bias`, `dtype`: of the three projections.
+        - `key`: for the initialisation.
 
         **Raises:** `ValueError` naming the argument that is out of range.
         """
@@ -55,7 +55,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         self.down = Linear(intermediate_size, width, use_bias=use_bias, dtype=dtype, key=down_key)
 
     def init_cache(self) -> tuple[()]:
-        """The empty cache: an MLP has no state."""
+        """Nothing to remember."""
         return ()
 
     @checks_itself

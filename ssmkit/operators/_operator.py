@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 import equinox as eqx
 
 from .._extent import Extent
+from .._final import hook
 from .._types import Valid
 
 
@@ -15,7 +16,7 @@ OperatorState = TypeVar("OperatorState")
 
 
 class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]):
-    """A causal map along the sequence with a state of constant size.
+    """A causal map along the sequence with a state of a size fixed by `reserve`; constant for recurrences.
 
     Laws, for every split of a sequence into `a` and `b`, with `++` joining along time:
 
@@ -23,9 +24,10 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
     2. `chunk_scan(a ++ b, s)` equals `chunk_scan(b)` after `chunk_scan(a, s)`.
     3. Tokens at or past the extent's `length`, and a `step` with `valid=False`, leave the state bit for bit as it was
        (but a zero may lose its sign). Outputs at such tokens are unspecified but finite.
-    4. Structure, shapes and dtypes of the state never change.
+    4. Structure and dtypes of the state never change, and shapes only by `reserve`.
     6. A start forgets: `chunk_scan(a ++ b, s)` with a start at `b` gives the outputs of `chunk_scan(a, s)` and then
        those of `chunk_scan(b, init_state())`, and the latter's state.
+    7. `reserve` changes nothing but the room; within the room, all these laws hold.
 
     `ssmkit.DiagonalChunkedRecurrence` is the one this package is about; `ssmkit.CausalConv1d`, `ssmkit.Shift`,
     `ssmkit.Stabiliser` and `ssmkit.RunningPhase` prepare its inputs.
@@ -34,6 +36,21 @@ class AbstractSequenceOperator(eqx.Module, Generic[Input, Output, OperatorState]
     @abc.abstractmethod
     def init_state(self) -> OperatorState:
         """The state before the first token."""
+
+    @hook
+    def reserve(self, state: OperatorState, tokens: int) -> OperatorState:
+        """The same state with room for so many tokens more: the state itself, unless it keeps tokens one by one.
+
+        **Arguments:**
+
+        - `state`: of one sequence, or of rows with a leading axis on every array.
+        - `tokens`: how many are to come; a Python integer.
+
+        **Returns:** the state. Under a trace, where nobody knows how many tokens came, the old room counts as full.
+
+        **Raises:** `ValueError` when `tokens` is no number of tokens.
+        """
+        return state
 
     @abc.abstractmethod
     def chunk_scan(

@@ -15,6 +15,7 @@ from ..operators._operator import AbstractSequenceOperator
 from ..operators._recurrence import DiagonalChunkedRecurrence
 from . import _laws as laws, _recurrence_laws as recurrence_laws
 from ._report import Finding, LawError, Report
+from ._room_law import room_law
 from ._row_law import row_law
 from ._subject import Subject, to_numpy
 
@@ -171,6 +172,7 @@ def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Findi
         found += laws.invalid_steps(subject, inputs, cache, np.arange(time) % 3 != 1)
     cache = subject.warm(time // 2)
     found += row_law(subject, inputs, [cache, subject.warm(1), subject.init], tolerance)
+    found += room_law(subject, inputs, cache, tolerance)
     found += laws.unmasked(subject, inputs, cache, tolerance)
     found += laws.chunk_sizes(subject, inputs, cache, _CHUNK_SIZE, tolerance)
     found += laws.gradients(subject, inputs, cache, max(time - 2, 1), gradient)

@@ -92,7 +92,7 @@ def invalid_steps(subject: Subject, inputs: Any, cache: Any, valid: np.ndarray) 
 def form(subject: Subject, inputs: Any) -> list[Finding]:
     """Law 4: structure, shapes and dtypes of the cache never change, nor are there weak types, which compile twice."""
     law = "the cache keeps its form"
-    init, many, step = methods(subject.module)
+    _, many, step = methods(subject.module)
     token = jax.tree.map(lambda array: array[0], inputs)
     runs = {
         "many tokens": lambda inputs, _, cache: many(inputs, cache),
@@ -100,7 +100,7 @@ def form(subject: Subject, inputs: Any) -> list[Finding]:
         "a step": lambda _, token, cache: step(token, cache),
         "a step with valid": lambda _, token, cache: step(token, cache, valid=True),
     }
-    before = jax.eval_shape(init)
+    before = jax.eval_shape(subject.begin)
     found = []
     for path, leaf in jax.tree.leaves_with_path(before):
         where = " has a weak type: name its dtype" if leaf.weak_type else ""

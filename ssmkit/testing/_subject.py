@@ -41,7 +41,7 @@ class Subject:
         self.module = module
         self.inputs = to_numpy(inputs)
         self.time = jax.tree.leaves(self.inputs)[0].shape[0]
-        self.init = to_numpy(methods(module)[0]())
+        self.init = to_numpy(self.begin())
         self.last_only = isinstance(module, AbstractLanguageModel)
         dynamic, static = eqx.partition(module, eqx.is_array)
 
@@ -63,6 +63,10 @@ class Subject:
 
         self.programs = {"many": (dynamic, many), "steps": (dynamic, steps)}
         self._many, self._steps, self._packed = (functools.partial(jit(f), dynamic) for f in (many, steps, packed))
+
+    def begin(self) -> Any:
+        """The cache before the first token, with room for a past and for all tokens."""
+        return self.module.reserve(methods(self.module)[0](), 2 * self.time)
 
     def many(self, inputs: Any, cache: Any, length: int) -> tuple[Any, Any]:
         """Outputs and cache of all tokens at once, of which `length` are valid."""

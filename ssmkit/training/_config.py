@@ -44,7 +44,8 @@ class TrainConfig:
 
     **Arguments:**
 
-    - `model`: the configuration of the model. `ssmkit train` takes keys of `Mamba2Config`, except `vocab_size`, which
+    - `model`: the configuration of the model. `ssmkit train` takes keys of `Mamba2Config`, or of the architecture that
+        the key `model_type` names, such as `"ssmkit"` for a `ssmkit.LanguageModelConfig`. `vocab_size` is no key: it
         follows from the tokenizer. `fit` takes a model and ignores this field.
     - `vocab_size`: the number of ids of the tokenizer that is trained first.
     - `steps`, `batch_size`, `context`: optimiser steps, sequences per step, tokens per sequence.

@@ -148,7 +148,8 @@ def _make_update(config: TrainConfig, optimizer: optax.GradientTransformation, s
             model = with_dropout(eqx.combine(params, static), config.dropout)
 
             def sequence(tokens, key):
-                logits, _ = model.forward(tokens[:-1], model.init_cache(), key=key)
+                cache = model.reserve(model.init_cache(), tokens.size - 1)
+                logits, _ = model.forward(tokens[:-1], cache, key=key)
                 return cross_entropy(logits, tokens[1:])
 
             return jnp.mean(jax.vmap(sequence)(batch, keys))

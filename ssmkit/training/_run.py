@@ -51,10 +51,10 @@ def train_files(
     - `report`: called with each `Progress`.
     - `complete_model`: as for `TrainConfig.from_toml`, which reads a `train.toml` that is already in `out`.
 
-    **Returns:** the trained model, also saved in `out` in HF layout.
+    **Returns:** the trained model, also saved in `out`, in its architecture's first format.
 
-    **Raises:** `ValueError` for texts that are not UTF-8 or too short, for a model that cannot be saved in HF layout,
-    for a directory that holds another model, and as `fit`; `OSError` when a text cannot be read.
+    **Raises:** `ValueError` for texts that are not UTF-8 or too short, for a model that cannot be saved, for a
+    directory that holds another model, and as `fit`; `OSError` when a text cannot be read.
     """
     require("matplotlib")
     check_run(config, report)
@@ -102,7 +102,7 @@ def train_files(
             **tokens,
             directory=out,
             report=record,
-            keep=lambda model: save_pretrained(model, out, format="hf"),
+            keep=lambda model: save_pretrained(model, out),
         )
 
 
@@ -137,7 +137,7 @@ def _read(path: Path) -> str:
 
 def _check_writable(model: AbstractLanguageModel) -> None:
     try:
-        check_writable(model, format="hf")
+        check_writable(model)
     except CheckpointError as error:
         raise ValueError(
             f"this model cannot be saved, so it is not trained: {error} Or train it with "

@@ -1,0 +1,172 @@
+"""A language model as data: its sizes and norms, and the mixers of its layers by name."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
+from ._keys import keys_of, record
+from ._kinds import Problems, boolean, checked, factor, items, only, optional, positive, token_ids
+from ._residual_model import LanguageModel
+from ._shown import shown
+from ._types import PRNGKeyArray
+from .layers._norms import LayerNorm, RMSNorm
+from .mixers._mixer import AbstractMixer
+from .mixers._names import MIXERS
+
+
+_NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+
+
+class Layer(dict[str, Any]):
+    """One layer's table, `{"mixer": name}` and the mixer's keywords; hashable, so it cannot be changed."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(frozenset(self.items()))
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a layer of a configuration cannot be changed: make another configuration.")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """What a `ssmkit.LanguageModel` is made of. In a file, `model_type` is `"ssmkit"`.
+
+        config = ssmkit.LanguageModelConfig(
+            vocab_size=1024,
+            hidden_size=128,
+            layers=[{"mixer": "gla", "num_heads": 4}, {"mixer": "gated_mlp", "intermediate_size": 344}],
+        )
+        model = ssmkit.build(config, key=jax.random.key(0))
+
+    **Arguments:**
+
+    - `vocab_size`: ids that can be produced.
+    - `hidden_size`: width of the residual stream.
+    - `layers`: first to last, each a table of a mixer's name, `mixer`, and that mixer's keywords. A mixer stands in a
+        pre-normalised residual branch, unless it is an `ssmkit.AbstractBlock`. An installed package adds mixers by
+        entry points of the group `ssmkit.mixers`.
+    - `norm`: `"rms_norm"` or `"layer_norm"`, before every mixer and before the head.
+    - `norm_eps`: of these norms.
+    - `tie_word_embeddings`: whether the head is the embedding.
+    - `embedding_multiplier`, `final_logit_softcapping`: as for `ssmkit.LanguageModel`.
+    - `embedding_norm`: whether such a norm follows the embedding.
+    - `bos_token_id`, `eos_token_id`, `pad_token_id`: one id, several, or `None`. Generation stops at an end of text.
+
+    **Raises:** `ValueError` listing every value that cannot be, and every unknown or missing keyword of a mixer.
+    """
+
+    __no_type_check__ = True  # all that is wrong is listed at once
+
+    vocab_size: int
+    hidden_size: int
+    layers: Sequence[Mapping[str, Any]]
+    norm: str = "rms_norm"
+    norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+    embedding_multiplier: float = 1.0
+    embedding_norm: bool = False
+    final_logit_softcapping: float | None = None
+    bos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | Sequence[int] | None = None
+
+    def __post_init__(self):
+        names = [field.name for field in dataclasses.fields(self)]
+        try:
+            values = checked((name, getattr(self, name), KINDS[name]) for name in names)
+        except Problems as problems:
+            raise ValueError(f"LanguageModelConfig: {problems}.") from None
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(self, name, value)
+
+
+def build_language_model(
+    config: LanguageModelConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32
+) -> LanguageModel:
+    """The model of a configuration, initialised at random.
+
+    **Arguments:**
+
+    - `config`: the model.
+    - `key`: for the initialisation.
+    - `dtype`: of projections, convolutions and embeddings; what a mixer keeps in float32 stays so.
+
+    **Raises:** `ValueError` naming the layer whose keywords do not fit.
+    """
+    model_key, *keys = jax.random.split(key, len(config.layers) + 1)
+    norm = functools.partial(_NORMS[config.norm], eps=config.norm_eps)
+    return LanguageModel(
+        config.vocab_size,
+        config.hidden_size,
+        [_mixer(f"layers[{i}]", config, layer, keys[i], dtype) for i, layer in enumerate(config.layers)],
+        norm=norm,
+        tie_word_embeddings=config.tie_word_embeddings,
+        embedding_multiplier=config.embedding_multiplier,
+        embedding_norm=norm if config.embedding_norm else None,
+        final_logit_softcapping=config.final_logit_softcapping,
+        config=config,
+        dtype=dtype,
+        key=model_key,
+    )
+
+
+def _mixer(
+    place: str, config: LanguageModelConfig, layer: Mapping[str, Any], key: PRNGKeyArray, dtype: DTypeLike
+) -> AbstractMixer[Any]:
+    """A layer's mixer.
+
+    **Raises:** `ValueError` naming the layer when its keywords do not fit.
+    """
+    keywords = {name: value for name, value in layer.items() if name != "mixer"}
+    made = MIXERS[layer["mixer"]]
+    if "dtype" in inspect.signature(made).parameters:
+        keywords["dtype"] = dtype
+    try:
+        return made(config.hidden_size, **keywords, key=key)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{place}` ({layer['mixer']}): {error}") from error
+
+
+def _layer(value: Any) -> Layer:
+    """A kind: the table of one layer, whose keywords its mixer has. What they say is the mixer's to judge."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("mixer"), str):
+        raise ValueError('a table with the name of a mixer, such as {"mixer": "gla", "num_heads": 4}')
+    name = value["mixer"]
+    if name not in MIXERS:
+        raise Problems([(".mixer", f"must be one of {', '.join(MIXERS.names())}, got {shown(name)}")])
+    try:
+        made = MIXERS[name]
+    except Exception as error:  # of another package
+        raise Problems([(".mixer", f"is {name}, which cannot be imported: {error}")]) from error
+    keywords = record(keys_of(made, without=("width", "dtype", "key")))
+    given = {word: _frozen(value[word]) for word in value if word != "mixer"}
+    return Layer(mixer=name, **keywords(given))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+KINDS = {
+    "vocab_size": positive,
+    "hidden_size": positive,
+    "layers": items(_layer),
+    "norm": only(*_NORMS),
+    "norm_eps": factor,
+    "tie_word_embeddings": boolean,
+    "embedding_multiplier": factor,
+    "embedding_norm": boolean,
+    "final_logit_softcapping": optional(factor),
+    "bos_token_id": token_ids,
+    "eos_token_id": token_ids,
+    "pad_token_id": token_ids,
+}
+"""What each field of a `LanguageModelConfig` may hold."""

@@ -1,0 +1,52 @@
+"""Objects found by name: those that come with the package, and those that installed packages add."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A table of objects, none of which is imported before it is asked for.
+
+    An installed package adds its own with an entry point of this group
+    (https://packaging.python.org/en/latest/specifications/entry-points). Names that come with ssmkit cannot be taken.
+    """
+
+    group: str
+    """Of the entry points, such as `ssmkit.mixers`."""
+    built_in: Mapping[str, str]
+    """Where each object of ssmkit's own lies, as `package.module:name`."""
+
+    def __getitem__(self, name: str) -> Any:
+        """The object of that name.
+
+        **Raises:** `KeyError` when there is none, and whatever importing it raises.
+        """
+        if name in self.built_in:
+            return pkgutil.resolve_name(self.built_in[name])
+        return self._installed()[name].load()
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an object of that name."""
+        return name in self.built_in or name in self._installed()
+
+    def added(self) -> list[str]:
+        """The names that installed packages add."""
+        return [name for name in self._installed() if name not in self.built_in]
+
+    def names(self) -> list[str]:
+        """All names, those of ssmkit's own first."""
+        return [*self.built_in, *self.added()]
+
+    def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return _entry_points(self.group)
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points of a group by name; packages that are installed later are seen by the next process."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=group)}

@@ -1,0 +1,128 @@
+"""Softmax attention as a mixer: projections around the operator."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+from .._construction import check_dtype, check_one_key, check_sizes, check_switches
+from .._types import PRNGKeyArray, checks_itself, real, shown
+from ..layers._linear import Linear
+from ..layers._norms import RMSNorm
+from ..operators._attention import Attention, AttentionInputs, AttentionState
+from ._mixer import AbstractRecurrentMixer, Advance
+
+
+class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
+    r"""Grouped-query attention with rotary positions: projections, `ssmkit.Attention`, and a projection out.
+
+    With `qk_norm`, each head's query and key are normalised before their rotation; with `use_output_gate`, the heads'
+    outputs are multiplied by $\sigma(W_g x)$ before the projection out.
+    """
+
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    gate: Linear | None
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    attention: Attention
+    o_proj: Linear
+
+    @checks_itself
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        sliding_window: int | None = None,
+        rope_theta: float | None = 10000.0,
+        partial_rotary_factor: float = 1.0,
+        scale: float | None = None,
+        logit_softcapping: float | None = None,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        use_output_gate: bool = False,
+        use_bias: bool = False,
+        use_output_bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Initialised as `ssmkit.Linear`.
+
+        **Arguments:**
+
+        - `width`: of the residual stream.
+        - `num_heads`, `num_kv_heads`, `sliding_window`, `rope_theta`, `scale`, `logit_softcapping`: as for
+            `ssmkit.Attention`.
+        - `head_dim`: features of a head; `width / num_heads` when `None`.
+        - `partial_rotary_factor`: the share of a head's features that is rotated, in (0, 1].
+        - `qk_norm`: whether queries and keys are normalised.
+        - `norm_eps`: of these norms.
+        - `use_output_gate`: whether outputs are gated.
+        - `use_bias`: of the projections of queries, keys and values.
+        - `use_output_bias`: of the projection out.
+        - `dtype`: of the projections; keys and values are kept in float32.
+        - `key`: for the initialisation.
+
+        **Raises:** `ValueError` naming the argument that does not fit.
+        """
+        check_sizes(width=width, num_heads=num_heads)
+        check_switches(
+            qk_norm=qk_norm, use_output_gate=use_output_gate, use_bias=use_bias, use_output_bias=use_output_bias
+        )
+        check_dtype(dtype)
+        check_one_key(key)
+        if head_dim is None:
+            if width % num_heads != 0:
+                raise ValueError(
+                    f"AttentionMixer: `num_heads` must divide `width` = {width} where `head_dim` is left out, got "
+                    f"{num_heads}."
+                )
+            head_dim = width // num_heads
+        check_sizes(head_dim=head_dim)
+        share = real(partial_rotary_factor)
+        if share is None or not 0 < share <= 1:
+            raise ValueError(
+                f"AttentionMixer: `partial_rotary_factor` must be in (0, 1], got {shown(partial_rotary_factor)}; "
+                "`rope_theta=None` rotates nothing."
+            )
+        self.attention = Attention(
+            num_heads,
+            head_dim,
+            num_kv_heads=num_kv_heads,
+            sliding_window=sliding_window,
+            rope_theta=rope_theta,
+            rotary_dim=int(share * head_dim),
+            scale=scale,
+            logit_softcapping=logit_softcapping,
+        )
+        inner, shared = num_heads * head_dim, self.attention.num_kv_heads * head_dim
+        keys = jax.random.split(key, 5)
+        self.q_proj = Linear(width, inner, use_bias=use_bias, dtype=dtype, key=keys[0])
+        self.k_proj = Linear(width, shared, use_bias=use_bias, dtype=dtype, key=keys[1])
+        self.v_proj = Linear(width, shared, use_bias=use_bias, dtype=dtype, key=keys[2])
+        self.gate = Linear(width, inner, dtype=dtype, key=keys[3]) if use_output_gate else None
+        self.q_norm, self.k_norm = (RMSNorm(head_dim, eps=norm_eps) if qk_norm else None for _ in range(2))
+        self.o_proj = Linear(inner, width, use_bias=use_output_bias, dtype=dtype, key=keys[4])
+
+    def init_cache(self) -> AttentionState:
+        """The operator's state."""
+        return self.attention.init_state()
+
+    def reserve(self, cache: AttentionState, tokens: int) -> AttentionState:
+        """As `AbstractMixer.reserve`."""
+        return self.attention.reserve(cache, tokens)
+
+    def mix(
+        self, x: Float[Array, "*time width"], cache: AttentionState, advance: Advance
+    ) -> tuple[Float[Array, "*time width"], AttentionState]:
+        """Many tokens or one."""
+        heads = lambda projected: jnp.reshape(projected, (*x.shape[:-1], -1, self.attention.head_dim))
+        query, key, value = (heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        query = query if self.q_norm is None else self.q_norm(query)
+        key = key if self.k_norm is None else self.k_norm(key)
+        y, cache = advance(self.attention, AttentionInputs(query, key, value), cache)
+        y = jnp.reshape(y, (*x.shape[:-1], -1))
+        return self.o_proj(y if self.gate is None else y * jax.nn.sigmoid(self.gate(x))), cache

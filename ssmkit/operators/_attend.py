@@ -1,0 +1,86 @@
+"""Softmax attention over keys and values that are at hand."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+_MASKED = -1e30  # what a float32 softmax makes exactly zero
+
+
+class Tokens(NamedTuple):
+    """Keys and values, each token with its position and the number of its sequence; -1 for what is no token."""
+
+    keys: Float[Array, "time groups dim"]
+    values: Float[Array, "time groups dim"]
+    position: Int[Array, " time"]
+    sequence: Int[Array, " time"]
+
+
+def attend(
+    query: Float[Array, "query heads dim"],
+    keys: Float[Array, "key groups dim"],
+    values: Float[Array, "key groups dim"],
+    seen: Bool[Array, "query key"],
+    scale: float,
+    softcapping: float | None,
+) -> Float[Array, "query heads dim"]:
+    """The mean of the values that each query sees, weighed by the softmax of its products with their keys.
+
+    **Arguments:**
+
+    - `query`, `keys`, `values`: heads share keys in groups of neighbours.
+    - `seen`: which keys each query sees. A query that sees none has the mean of all values.
+    - `scale`, `softcapping`: as for `ssmkit.Attention`.
+    """
+    exact = jax.lax.Precision.HIGHEST
+    grouped = jnp.reshape(query, (query.shape[0], keys.shape[1], -1, query.shape[2]))
+    scores = scale * jnp.einsum("tgmd,sgd->gmts", grouped, keys.astype(query.dtype), precision=exact)
+    if softcapping is not None:
+        scores = softcapping * jnp.tanh(scores / softcapping)
+    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, _MASKED), axis=-1)
+    y = jnp.einsum("gmts,sgd->tgmd", weights, values.astype(query.dtype), precision=exact)
+    return jnp.reshape(y, query.shape)
+
+
+def attend_in_bands(
+    query: Float[Array, "time heads dim"], old: Tokens, new: Tokens, attend: Callable[..., Array]
+) -> Float[Array, "time heads dim"]:
+    """A window of `W` over many tokens, in blocks of at most `W` queries: memory grows with `time`, not its square.
+
+    **Arguments:**
+
+    - `query`: of the new tokens.
+    - `old`: the `W` tokens before them, in order.
+    - `new`: the tokens themselves.
+    - `attend`: `attend(query, keys, values, seen)`.
+    """
+    window, time = old.keys.shape[0], query.shape[0]
+    size = min(window, time)
+    blocks = -(-time // size)
+    new = Tokens(*[_padded(x, blocks * size, fill) for x, fill in zip(new, (0, 0, 0, -1), strict=True)])
+    columns = Tokens(*[_overlapping(jnp.concatenate([a, b]), blocks, window) for a, b in zip(old, new, strict=True)])
+    block = lambda x: jnp.reshape(x, (blocks, size, *x.shape[1:]))
+
+    def one(query, position, sequence, seen_by):
+        behind = position[:, None] - seen_by.position[None]
+        seen = (seen_by.sequence[None] == sequence[:, None]) & (behind >= 0) & (behind < window)
+        return attend(query, seen_by.keys, seen_by.values, seen)
+
+    rows = block(_padded(query, blocks * size, 0)), block(new.position), block(new.sequence)
+    return jnp.reshape(jax.vmap(one)(*rows, columns), (-1, *query.shape[1:]))[:time]
+
+
+def _padded(x: Array, size: int, fill: int) -> Array:
+    return jnp.pad(x, [(0, size - x.shape[0])] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+
+
+def _overlapping(x: Array, blocks: int, window: int) -> Array:
+    """The `window` entries before each block, and those of the block; several blocks are of `window` entries each."""
+    if blocks == 1:
+        return x[None]
+    parts = jnp.reshape(x, (blocks + 1, window, *x.shape[1:]))
+    return jnp.concatenate([parts[:-1], parts[1:]], axis=1)

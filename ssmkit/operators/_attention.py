@@ -1,0 +1,272 @@
+"""Softmax attention as an operator: its state holds keys and values of earlier tokens, and has room by `reserve`."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from .._construction import check_integers, check_sizes, positive
+from .._extent import CheckedExtent, Extent, extent_of
+from .._sharding import sharded_by_xla
+from .._types import Valid, at_least_float32, check_valid, checks_itself, shown, whole
+from ._attend import Tokens, attend, attend_in_bands
+from ._checks import many_tokens, one_token
+from ._operator import AbstractSequenceOperator
+from ._rotary import rotate
+
+
+_FEWEST = 16  # the least room that is made at a time
+
+
+class AttentionInputs(NamedTuple):
+    """One token, or many with an axis of time in front."""
+
+    query: Float[Array, "*time heads dim"]
+    key: Float[Array, "*time groups dim"]
+    value: Float[Array, "*time groups dim"]
+
+
+class AttentionState(NamedTuple):
+    """The keys and values of earlier tokens, and how many there were; rows of a batch may stand in front."""
+
+    keys: Float[Array, "*rows room groups dim"]
+    """With their rotations. Without a window, token `i` stands at `i`; in a window of `W`, at `i % W`."""
+    values: Float[Array, "*rows room groups dim"]
+    length: Int[Array, "*rows"]
+    """How many tokens there were since the last start."""
+
+
+class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time heads dim"], AttentionState]):
+    r"""$y_t = \sum_{s \le t} \operatorname{softmax}_s(c(\lambda q_t^\top k_s)) \, v_s$ in each head (arXiv 1706.03762).
+
+    Groups of neighbouring heads share keys and values (arXiv 2305.13245). $c(z) = z$, or $c \tanh(z / c)$ with
+    `logit_softcapping` $c$. With `sliding_window` $W$, a token sees itself and $W - 1$ tokens before it. The first
+    `rotary_dim` features of queries and keys are rotated by their token's position (arXiv 2104.09864), which counts
+    from the last start.
+
+    The state of a window has a fixed size. Without a window it grows with `reserve`, and only so: one token more than
+    there is room for is NaN, and so are all that follow it.
+    """
+
+    num_heads: int = eqx.field(static=True)
+    num_kv_heads: int = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
+    sliding_window: int | None = eqx.field(static=True)
+    rope_theta: float | None = eqx.field(static=True)
+    rotary_dim: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+    logit_softcapping: float | None = eqx.field(static=True)
+
+    @checks_itself
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        num_kv_heads: int | None = None,
+        sliding_window: int | None = None,
+        rope_theta: float | None = 10000.0,
+        rotary_dim: int | None = None,
+        scale: float | None = None,
+        logit_softcapping: float | None = None,
+    ):
+        """**Arguments:**
+
+        - `num_heads`: of queries.
+        - `head_dim`: features of a head.
+        - `num_kv_heads`: of keys and values, a divisor of `num_heads`; `num_heads` when `None`.
+        - `sliding_window`: $W$; `None` for all earlier tokens.
+        - `rope_theta`: the base of the rotations' wavelengths; `None` for no rotations.
+        - `rotary_dim`: how many features are rotated, an even number; all when `None`.
+        - `scale`: $\\lambda$; `head_dim ** -0.5` when `None`.
+        - `logit_softcapping`: $c$; `None` for none.
+
+        **Raises:** `ValueError` naming the argument that does not fit.
+        """
+        groups = num_heads if num_kv_heads is None else num_kv_heads
+        check_sizes(num_heads=num_heads, head_dim=head_dim, num_kv_heads=groups)
+        if num_heads % groups != 0:
+            raise ValueError(
+                f"`num_kv_heads` must divide `num_heads` = {num_heads}: heads share keys in equal groups, got {groups}."
+            )
+        if sliding_window is not None:
+            check_sizes(sliding_window=sliding_window)
+        rotary = head_dim if rotary_dim is None else rotary_dim
+        check_integers(rotary_dim=rotary)
+        if rope_theta is not None and not (0 < rotary <= head_dim and rotary % 2 == 0):
+            raise ValueError(
+                f"`rotary_dim` must be even and in [2, `head_dim` = {head_dim}], as rotations turn pairs of features, "
+                f"got {rotary}: give another, or `rope_theta=None` for no rotations."
+            )
+        self.num_heads, self.num_kv_heads, self.head_dim = int(num_heads), int(groups), int(head_dim)
+        self.sliding_window = None if sliding_window is None else int(sliding_window)
+        self.rope_theta = None if rope_theta is None else positive("rope_theta", rope_theta)
+        self.rotary_dim = int(rotary)
+        self.scale = head_dim**-0.5 if scale is None else positive("scale", scale)
+        self.logit_softcapping = None if logit_softcapping is None else positive("logit_softcapping", logit_softcapping)
+
+    def init_state(self) -> AttentionState:
+        """No tokens yet: room for none, or for a window of them."""
+        empty = jnp.zeros((self.sliding_window or 0, self.num_kv_heads, self.head_dim), jnp.float32)
+        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+
+    def reserve(self, state: AttentionState, tokens: int) -> AttentionState:
+        """As `AbstractSequenceOperator.reserve`: a window needs no more; otherwise the next power of two, 16 at least.
+
+        Where the count is traced, as many tokens as there is room for may have come already: `tokens` more are added.
+        """
+        more, room = whole(tokens), state.keys.shape[-3]
+        if more is None or more < 0:
+            raise ValueError(f"Attention.reserve: `tokens` must be an integer of at least 0, got {shown(tokens)}.")
+        if self.sliding_window is not None or more == 0:
+            return state
+        if isinstance(state.length, Tracer):
+            grown = room + more
+        else:
+            grown = max(room, _FEWEST, 1 << (int(jnp.max(state.length)) + more - 1).bit_length())
+        pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, grown - room), (0, 0), (0, 0)])
+        return state if grown == room else AttentionState(pad(state.keys), pad(state.values), state.length)
+
+    @sharded_by_xla
+    @checks_itself
+    def chunk_scan(
+        self, inputs: AttentionInputs, state: AttentionState, extent: Extent = Extent()
+    ) -> tuple[Float[Array, "time heads dim"], AttentionState]:
+        """As `AbstractSequenceOperator.chunk_scan`."""
+        query, key, value = self._checked("chunk_scan", inputs, many=True)
+        time, state = query.shape[0], self._checked_state(state, query.shape[0])
+        extent = extent_of(extent, time)
+        index, sequence = jnp.arange(time, dtype=jnp.int32), extent.sequences(time)
+        began = 0 if extent.starts is None else jax.lax.cummax(jnp.where(extent.starts, index, 0))
+        position = index - began + jnp.where(sequence == 0, state.length, 0)
+        query, key = (self._rotated(x, position) for x in (query, key))
+        after = self._written(state, key, value, position, sequence, extent)
+        if self.sliding_window is not None:
+            y = self._in_window(state, AttentionInputs(query, key, value), position, sequence)
+        elif extent.starts is None:
+            place = jnp.arange(after.keys.shape[0], dtype=jnp.int32)
+            seen = (place < after.length)[None] & (place[None] <= position[:, None])
+            y = self._attend(query, after.keys, after.values, seen)
+        else:
+            place = jnp.arange(state.keys.shape[0], dtype=jnp.int32)
+            old = (place < state.length)[None] & (sequence == 0)[:, None]
+            new = (sequence[None] == sequence[:, None]) & (index[None] <= index[:, None])
+            keys, values = jnp.concatenate([state.keys, key]), jnp.concatenate([state.values, value])
+            y = self._attend(query, keys, values, jnp.concatenate([old, new], axis=1))
+        return self._only_in_room(y, state, position, extent.valid(time)), after
+
+    @sharded_by_xla
+    @checks_itself
+    def step(
+        self, inputs: AttentionInputs, state: AttentionState, *, valid: Valid | None = None
+    ) -> tuple[Float[Array, "heads dim"], AttentionState]:
+        """As `AbstractSequenceOperator.step`; the cost is that of the room, not of the tokens in it."""
+        query, key, value = self._checked("step", inputs, many=False)
+        state = self._checked_state(state, 1)
+        valid = None if valid is None else check_valid(valid)
+        room, position = state.keys.shape[0], state.length
+        query, key = (self._rotated(x[None], position[None])[0] for x in (query, key))
+        place = position if self.sliding_window is None else position % room
+        place = place if valid is None else jnp.where(valid, place, room)
+        write = lambda kept, new: kept.at[place].set(new.astype(kept.dtype), mode="drop")
+        count = position + (1 if valid is None else valid.astype(jnp.int32))
+        after = AttentionState(write(state.keys, key), write(state.values, value), count)
+        seen = jnp.arange(room, dtype=jnp.int32) <= position  # of a full ring, all
+        y = self._attend(query[None], after.keys, after.values, seen[None])
+        return self._only_in_room(y, state, position[None], None if valid is None else valid[None])[0], after
+
+    def _attend(self, query: Array, keys: Array, values: Array, seen: Array) -> Array:
+        return attend(query, keys, values, seen, self.scale, self.logit_softcapping)
+
+    def _in_window(
+        self,
+        state: AttentionState,
+        inputs: AttentionInputs,
+        position: Int[Array, " time"],
+        sequence: Int[Array, " time"],
+    ) -> Float[Array, "time heads dim"]:
+        """Many tokens after those of the ring, which are put in order."""
+        window = state.keys.shape[0]
+        earlier = state.length - window + jnp.arange(window, dtype=jnp.int32)
+        old = Tokens(
+            state.keys[earlier % window], state.values[earlier % window], earlier, jnp.where(earlier >= 0, 0, -1)
+        )
+        new = Tokens(inputs.key, inputs.value, position, sequence)
+        return attend_in_bands(inputs.query, old, new, self._attend)
+
+    def _written(
+        self,
+        state: AttentionState,
+        key: Float[Array, "time groups dim"],
+        value: Float[Array, "time groups dim"],
+        position: Int[Array, " time"],
+        sequence: Int[Array, " time"],
+        extent: CheckedExtent,
+    ) -> AttentionState:
+        """The state after the tokens of the last sequence; what does not count, or has no room, is dropped."""
+        room, time, last = state.keys.shape[0], key.shape[0], sequence[-1]
+        kept = sequence == last
+        if (valid := extent.valid(time)) is not None:
+            kept &= valid
+        goes_on = last == 0
+        count = jnp.where(goes_on, state.length, 0) + jnp.sum(kept, dtype=jnp.int32)
+        place = position
+        if self.sliding_window is not None:
+            kept &= position >= count - room
+            place = position % room
+        place = jnp.where(kept, place, room)
+
+        def write(old, new):
+            if extent.starts is not None:
+                old = jnp.where(goes_on, old, jnp.zeros_like(old))
+            return old.at[place].set(new.astype(old.dtype), mode="drop")
+
+        return AttentionState(write(state.keys, key), write(state.values, value), count)
+
+    def _only_in_room(
+        self, y: Array, state: AttentionState, position: Int[Array, " time"], valid: Bool[Array, " time"] | None
+    ) -> Array:
+        """Never a wrong number: NaN where a token that counts found no room."""
+        if self.sliding_window is not None:
+            return y
+        lost = position >= state.keys.shape[0]
+        return jnp.where((lost if valid is None else lost & valid)[:, None, None], jnp.nan, y)
+
+    def _rotated(self, x: Float[Array, "time some dim"], position: Int[Array, " time"]) -> Array:
+        return x if self.rope_theta is None else rotate(x, position, self.rope_theta, self.rotary_dim)
+
+    def _checked(self, method: str, inputs: Any, *, many: bool) -> AttentionInputs:
+        if not isinstance(inputs, tuple) or len(inputs) != 3:
+            raise ValueError(f"Attention.{method}: `inputs` must be `AttentionInputs`, got {type(inputs).__name__}.")
+        check, groups = many_tokens if many else one_token, (self.num_kv_heads, self.head_dim)
+        (query,) = check(self, (self.num_heads, self.head_dim), {"query": inputs[0]})
+        key, value = check(self, groups, {"key": inputs[1], "value": inputs[2]})
+        if many and key.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"Attention.{method}: axis 0 (time) of `key` must be {query.shape[0]}, as in `query`, got "
+                f"{key.shape[0]}: they are of the same tokens."
+            )
+        dtype = at_least_float32(query.dtype)
+        return AttentionInputs(query.astype(dtype), key.astype(dtype), value.astype(dtype))
+
+    def _checked_state(self, state: Any, tokens: int) -> AttentionState:
+        groups, dim = self.num_kv_heads, self.head_dim
+        if not isinstance(state, tuple) or len(state) != 3:
+            raise ValueError("Attention: `state` must be an `AttentionState`. Start from `init_state()`.")
+        state = AttentionState(*[jnp.asarray(array) for array in state])
+        window = self.sliding_window
+        room = state.keys.shape[0] if window is None and state.keys.ndim else window
+        for name, want in (("keys", (room, groups, dim)), ("values", (room, groups, dim)), ("length", ())):
+            if (got := getattr(state, name)).shape != want:
+                raise ValueError(
+                    f"Attention: `state.{name}` must have shape {want}, got {got.shape}. Start from `init_state()`."
+                )
+        if window is None and tokens > state.keys.shape[0]:
+            raise ValueError(
+                f"Attention: the cache has room for {state.keys.shape[0]} tokens, got {tokens} at once: make room with "
+                f"`reserve(cache, {tokens})` first."
+            )
+        return state
