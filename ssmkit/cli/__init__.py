@@ -1,4 +1,4 @@
-"""The command line: a file per command, and one place where mistakes become a line and an exit code."""
+"""The command line: one file per command, and one place that turns errors into a line and an exit code."""
 
 import sys
 import warnings
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     - `arguments`: the words after `ssmkit`; `None` takes them from the command line.
 
-    **Returns:** the exit code: 0; 1 when computing failed; 2 for bad input, after one line on standard error; 130 when
-    interrupted. A reader that closes the pipe early is no error.
+    **Returns:** the exit code: 0 for success; 1 when the computation failed; 2 for bad input, after one line on
+    standard error; 130 when interrupted. A reader that closes the pipe early is not an error.
 
-    **Raises:** whatever is a bug.
+    **Raises:** any exception that is a bug.
     """
     failure: BaseException | None = None
     code = 0
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
-    """One line, without the place in the source that Python adds."""
+    """Show a warning on one line, without the source line that Python adds."""
     tell(f"warning: {message}")
 
 

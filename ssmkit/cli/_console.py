@@ -1,4 +1,4 @@
-"""What commands show: aligned text, JSON, and a progress bar."""
+"""The output of commands: aligned text, JSON, and a progress bar."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from ._streams import tell
 
 
 def aligned(pairs: Mapping[str, str]) -> str:
-    """One line per pair, values under each other."""
+    """One line per pair, with aligned values."""
     width = max(map(len, pairs))
     return "\n".join(f"{name:{width}}  {value}" for name, value in pairs.items())
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """Strict JSON on standard output: an infinity becomes the string `"Infinity"`."""
+    """Print strict JSON on standard output: an infinity becomes the string `"Infinity"`."""
     print(json.dumps(_strict(content), indent=2, allow_nan=False))
 
 
@@ -35,9 +35,9 @@ def _strict(value: Any) -> Any:
 
 @contextlib.contextmanager
 def without_panics() -> Iterator[None]:
-    """Keep libraries that panic beneath Python from writing on standard error, when an error follows that says it all.
+    """Hold back what libraries beneath Python write to standard error when they panic.
 
-    What they write while the block runs is shown after it; not if it ends in a `ValueError`.
+    The text is shown after the block. It is dropped if the block ends in a `ValueError`, whose message suffices.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -63,20 +63,20 @@ def without_panics() -> Iterator[None]:
 
 
 class Update(Protocol):
-    """Moves a bar."""
+    """A function that moves a progress bar."""
 
     def __call__(self, completed: int, note: str) -> None:
-        """To `completed` steps, with a `note` beside it."""
+        """Move the bar to `completed` steps, with a `note` beside it."""
 
 
 @contextlib.contextmanager
 def progress_bar(total: int, *, log: bool) -> Iterator[Update]:
-    """A bar on standard error while the block runs.
+    """Show a progress bar on standard error while the block runs.
 
     **Arguments:**
 
-    - `total`: steps of the whole.
-    - `log`: where standard error is no terminal, whether each update becomes a line; nothing is shown otherwise.
+    - `total`: the number of all steps.
+    - `log`: whether each update becomes a line if standard error is not a terminal. Otherwise nothing is shown there.
     """
     if not sys.stderr.isatty():
         yield lambda completed, note: tell(f"{completed}/{total}  {note}") if log else None

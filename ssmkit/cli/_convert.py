@@ -15,17 +15,17 @@ def convert(
         list[str],
         typer.Argument(
             metavar="[SRC] DST",
-            help="A checkpoint, as --model of `generate`, the embedded model if left out; and the folder to write.",
+            help="A checkpoint, as --model of `generate` (default: the embedded model), and the folder to write.",
         ),
     ],
     revision: RevisionOption = None,
     format: Annotated[str, typer.Option(help="hf or state-spaces.")] = "hf",
-    dtype: Annotated[DType | None, typer.Option(help="Of the weights.", show_default="as they are stored")] = None,
+    dtype: Annotated[DType | None, typer.Option(help="The dtype of the weights.", show_default="as stored")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Write a checkpoint in another format.
 
-    Or in another dtype. Its tokenizer, its chat template and its settings for generation come along.
+    The dtype can change too. The tokenizer, the chat template and the settings for generation are copied.
     """
     from .._files import replacing
     from ..checkpoint import save_pretrained

@@ -11,7 +11,7 @@ from ._options import DType, ModelOption, RevisionOption
 
 
 class Platform(enum.StrEnum):
-    """What programs can be exported for."""
+    """The platforms that programs can be exported for."""
 
     cpu = enum.auto()
     cuda = enum.auto()
@@ -26,19 +26,20 @@ def export(
     platform: Annotated[
         list[Platform] | None,
         typer.Option(
-            help="Where it shall run; need not be at hand. Can be given more than once.", show_default="as this process"
+            help="A platform to export for; this machine need not have it. Can be given more than once.",
+            show_default="as this process",
         ),
     ] = None,
     weights: Annotated[bool, typer.Option(help="Write the weights too.")] = True,
     context: Annotated[
         int | None, typer.Option(help="Tokens that the cache has room for; only models with attention need it.")
     ] = None,
-    dtype: Annotated[DType | None, typer.Option(help="Of the weights.", show_default="as they are stored")] = None,
+    dtype: Annotated[DType | None, typer.Option(help="The dtype of the weights.", show_default="as stored")] = None,
 ) -> None:
     """Write a model as StableHLO.
 
-    Any process with JAX runs it, without the model's Python code; its tokenizer comes along. `generate` and `score`
-    take it like a checkpoint: `--model DIR`. An artefact that DIR already holds is replaced.
+    Any process with JAX runs the artefact, without the model's Python code. The tokenizer is copied. `generate` and
+    `score` take the artefact like a checkpoint: `--model DIR`. An artefact that DIR already holds is replaced.
     """
     from ..export import save_exported
 

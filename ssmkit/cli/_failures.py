@@ -1,4 +1,4 @@
-"""What went wrong, as an exit code and a line. An exception that is none of these is a bug, and keeps its traceback."""
+"""Expected exceptions as an exit code and a line. Any other exception is a bug, and keeps its traceback."""
 
 import errno
 import os
@@ -7,21 +7,21 @@ import sys
 import typer
 
 
-# The root of the errors that typer raises about arguments; its home depends on the version of typer.
+# The base class of the errors that typer raises about arguments; its module depends on the version of typer.
 _ArgumentError: type[Exception] = next(
     error for error in typer.BadParameter.__mro__ if error.__name__ == "ClickException"
 )
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """The exit code for an exception, and what to say.
+    """The exit code and the message for an exception.
 
     **Arguments:**
 
-    - `error`: raised by a command.
+    - `error`: the exception that a command raised.
 
-    **Returns:** 0 when the reader of standard output went away, 1 when computing failed, 2 for bad input or
-    surroundings, 130 when interrupted; nothing is said where there is nothing to say. `None` for a bug.
+    **Returns:** the code: 0 when the reader of standard output closed it, 1 when the computation failed, 2 for bad
+    input or a bad environment, 130 when interrupted. The message may be empty. `None` for a bug.
     """
     if isinstance(error, BrokenPipeError):
         return 0, ""
@@ -45,7 +45,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     return None if reason is None else (2, reason)
 
 
-# What writing to a stream can fail with; files that cannot be written are named by their errors.
+# The errors of writing to a stream; errors of writing to a file name the file.
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -62,7 +62,7 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _why_no_device() -> str | None:
-    """Why JAX has no device to compute on, which it says in exceptions of many kinds; `None` if it has one."""
+    """Why JAX has no device to compute on, from its exceptions of many kinds; `None` if it has one."""
     jax = sys.modules.get("jax")
     try:
         if jax is not None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..text._tokenizer import Tokenizer
 
 
-# Tokens that a batch generates per dispatch.
+# The number of tokens that a batch generates per dispatch.
 _TURN = 256
 
 
@@ -40,14 +40,12 @@ def generate(
     ] = None,
     prompt_file: Annotated[
         str | None,
-        typer.Option(
-            "--file", "--prompt-file", metavar="FILE", help="Read the prompt from a file instead, used as it is."
-        ),
+        typer.Option("--file", "--prompt-file", metavar="FILE", help="Read the prompt from a file, unchanged."),
     ] = None,
     model: ModelOption = None,
     revision: RevisionOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0, help="The most tokens to add.")] = 200,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many continuations, all in one batch.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0, help="The most new tokens.")] = 200,
+    n: Annotated[int, typer.Option("--n", min=1, help="The number of continuations, all in one batch.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")] = None,
     top_p: Annotated[
@@ -57,15 +55,15 @@ def generate(
         float | None, typer.Option(help="Choose among tokens at least this fraction as likely as the likeliest.")
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1, tokens that occurred become less likely.")
+        float | None, typer.Option(help="Above 1, tokens that have occurred become less likely.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Of the random choices.", show_default="another every time")
+        int | None, typer.Option(min=0, max=2**32 - 1, help="The seed of the random choices.", show_default="a new one")
     ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help=r"End before this text; `\n` and `\t` are written so. Can be given more than once."
+            metavar="TEXT", help=r"End before this text; `\n` and `\t` are escapes. Can be given more than once."
         ),
     ] = None,
     tokenizer: TokenizerOption = None,
@@ -75,8 +73,9 @@ def generate(
 ) -> None:
     """Continue a text.
 
-    It is written as it comes, after the prompt; statistics follow on standard error. Several continuations are written
-    when all have ended, each under a line such as `=== 1 of 4 ===`; the first is that of the same seed alone.
+    The text is written as it is generated, after the prompt; statistics follow on standard error. Several continuations
+    are written when all have ended, each under a line such as `=== 1 of 4 ===`. The first of them is the one that the
+    same seed gives alone.
     """
     text = _read_prompt(prompt, prompt_file)
     enable_compilation_cache()
@@ -89,7 +88,7 @@ def generate(
     seed = random.randrange(2**32) if seed is None else seed
 
     def pieces(tokens: Iterable[int]) -> Iterator[str]:
-        """A continuation's text, up to whatever ends it."""
+        """The pieces of a continuation's text, up to its end."""
         from ..text._tokenizer import until
 
         before_stop = itertools.takewhile(lambda token: token not in stops, tokens)
@@ -104,7 +103,7 @@ def generate(
 
 
 class _Request(NamedTuple):
-    """What is generated from what."""
+    """The model, prompt and settings of one call."""
 
     model: Any
     prompt: list[int]
@@ -115,7 +114,7 @@ class _Request(NamedTuple):
 
 
 def _show_one(ask: _Request, text: str, pieces: Callable[[Iterable[int]], Iterator[str]]) -> dict[str, str]:
-    """Write the prompt and its continuation as it comes.
+    """Write the prompt and its continuation as it is generated.
 
     **Returns:** the statistics.
     """
@@ -161,7 +160,7 @@ def _show_several(ask: _Request, n: int, text: str, pieces: Callable[[Iterable[i
     key, stops = jax.random.key(ask.seed), sorted(ask.stops)
     batch = generate_tokens(ask.model, [ask.prompt] * n, 0, ask.sampler, stop_token=stops, key=key)
     rows: list[list[int]] = [[] for _ in range(n)]
-    # Turns of equal length share a program, and the memory does not grow with what was asked for.
+    # Turns of equal length share a program, and the memory does not grow with the number of tokens.
     turns = -(-ask.max_new_tokens // _TURN)
     left = ask.max_new_tokens
     while left and not np.all(batch.finished):
@@ -183,9 +182,9 @@ def _write(piece: str) -> None:
 
 
 def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt, from wherever it comes.
+    """Read the prompt from the argument, the file or standard input.
 
-    **Raises:** `ValueError` when there is none, or two, or it is empty or not UTF-8.
+    **Raises:** `ValueError` when there is no prompt or more than one, or when it is empty or not UTF-8.
     """
     from ..text._tokenizer import read_text
 
@@ -205,9 +204,9 @@ def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 
 def _stop_texts(stops: list[str]) -> list[str]:
-    """The texts to end before, their escapes read.
+    """The stop texts, with their escapes resolved.
 
-    **Raises:** `ValueError` for an empty one.
+    **Raises:** `ValueError` for an empty text.
     """
     if "" in stops:
         raise ValueError("--stop must be a text of at least one character, got an empty one")
@@ -216,9 +215,9 @@ def _stop_texts(stops: list[str]) -> list[str]:
 
 
 def _stop_tokens(words: "Tokenizer", stops: list[str], own: tuple[int, ...]) -> set[int]:
-    """The ids to stop at: the model's own ends of a text, and special tokens that were asked for.
+    """The ids to stop at: the model's own stop tokens, and stop texts that are special tokens.
 
-    Decoding leaves special tokens out, so that they are never found in a text.
+    Decoding leaves special tokens out, so that they would never be found in a text.
     """
     ids = {words.token_id(stop) for stop in stops}
     return set(own) | {id for id in ids if id is not None and not words.decode([id])}
@@ -231,7 +230,7 @@ def _sampler(
     min_p: float | None,
     repetition_penalty: float | None,
 ) -> "AbstractSampler":
-    """Greedy at temperature 0, where the filters change nothing, but the penalty does.
+    """The sampler. At temperature 0 it is greedy: filters change nothing there, but the penalty does.
 
     **Raises:** `ValueError` naming every option that is out of range.
     """

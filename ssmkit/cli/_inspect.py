@@ -24,9 +24,9 @@ def inspect(
     revision: RevisionOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Show what a checkpoint or an exported model holds.
+    """Show the contents of a checkpoint or an exported model.
 
-    Its weights are not read.
+    The weights are not read.
     """
     from ..export import is_exported
 
@@ -91,7 +91,7 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def _describe_exported(source: str) -> dict[str, Any]:
-    """Everything that `inspect` prints of an artefact: its manifest, in the words of a checkpoint's description.
+    """Everything that `inspect` prints for an artefact: its manifest, in the form of a checkpoint's description.
 
     **Raises:** `CheckpointError` when the manifest cannot be read.
     """

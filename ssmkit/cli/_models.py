@@ -1,4 +1,4 @@
-"""Models and the files beside them, as the command line names them."""
+"""Loading of models, and of the files beside them, for the command line."""
 
 import os
 import tempfile
@@ -18,10 +18,10 @@ _CACHE_SETTING = "jax_compilation_cache_dir"
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that a second start is quick. Call before anything is computed.
+    """Keep compiled programs on disk, so that a second start is quick. Call it before anything is computed.
 
-    They lie in `xla` of `$SSMKIT_CACHE_DIR`, else of `ssmkit` in `$XDG_CACHE_HOME`, else of `ssmkit` in `~/.cache`. A
-    folder that cannot be written is no error: nothing is kept then. A cache that JAX was told of otherwise stays.
+    The folder is `xla` in `$SSMKIT_CACHE_DIR`, else in `$XDG_CACHE_HOME/ssmkit`, else in `~/.cache/ssmkit`. If the
+    folder cannot be written, nothing is kept, without an error. A cache that is configured in JAX itself stays.
     """
     import jax
 
@@ -44,15 +44,15 @@ def enable_compilation_cache() -> None:
 
 
 def load_model(source: str | None, revision: str | None, dtype: str | None, quantize: str | None) -> Any:
-    """The model of `--model` to run, a checkpoint or an exported model, or the embedded one.
+    """Load the model of `--model` to run it: a checkpoint, an exported model, or the embedded model.
 
     **Arguments:**
 
-    - `source`: as `--model`.
-    - `revision`, `dtype`, `quantize`: as the options of these names; `None` where they were not given. Weights are
-        float32 then.
+    - `source`: the value of `--model`.
+    - `revision`, `dtype`, `quantize`: the options of these names; `None` if they were not given. Without `dtype`,
+        weights are float32.
 
-    **Raises:** `ValueError` for an exported model with any of them: its programs are made for its weights.
+    **Raises:** `ValueError` for an exported model with any of these options: its programs fit its own weights only.
     """
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
@@ -71,7 +71,7 @@ def load_model(source: str | None, revision: str | None, dtype: str | None, quan
 
 
 def load_checkpoint(source: str | None, revision: str | None, dtype: str | None) -> Any:
-    """The model of a checkpoint to write in another form, or the embedded one; `None` keeps dtypes as they are stored.
+    """Load a checkpoint, or the embedded model, to write it in another form. `None` keeps the stored dtypes.
 
     **Raises:** `ValueError` for an exported model.
     """
@@ -98,9 +98,9 @@ def device_name() -> str:
 
 
 def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | None) -> "Tokenizer":
-    """The tokenizer of `--tokenizer`, or the one beside the model, of the model's revision.
+    """Load the tokenizer of `--tokenizer`, or the one beside the model, of the model's revision.
 
-    **Raises:** `FileNotFoundError` when there is none, `ValueError` when it cannot be read.
+    **Raises:** `FileNotFoundError` when there is no tokenizer, `ValueError` when it cannot be read.
     """
     from ..checkpoint import locate
     from ..text._tokenizer import Tokenizer
@@ -121,20 +121,20 @@ def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | No
 def encode(tokenizer: "Tokenizer", text: str, *, special: bool = True) -> list[int]:
     """The ids of a text.
 
-    **Raises:** `ValueError` when it cannot be encoded.
+    **Raises:** `ValueError` when the text cannot be encoded.
     """
     with without_panics():
         return tokenizer.encode(text, special=special)
 
 
 def companions(source: str | None, revision: str | None) -> list[Path]:
-    """The files beside a checkpoint that go where it goes, such as its tokenizer's, fetched if need be.
+    """The files to copy along with a checkpoint, such as its tokenizer, fetched if necessary.
 
     **Arguments:**
 
-    - `source`, `revision`: of a model that was loaded: a folder, a file or a hub id; `None` for the embedded one.
+    - `source`, `revision`: those of a loaded model: a folder, a file or a hub id; `None` for the embedded model.
 
-    **Raises:** `ValueError` when the hub cannot be asked.
+    **Raises:** `ValueError` when the hub is unreachable.
     """
     from ..checkpoint import locate
     from ..text._files import COMPANIONS

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 import enum
 from typing import Annotated
@@ -15,7 +15,7 @@ class DType(enum.StrEnum):
 
 
 class Kind(enum.StrEnum):
-    """How matrices can be quantised."""
+    """The kinds of quantised matrices."""
 
     int8 = enum.auto()
     bfloat16 = enum.auto()
@@ -46,12 +46,13 @@ TokenizerOption = Annotated[
     ),
 ]
 NoSpecialTokensOption = Annotated[
-    bool, typer.Option("--no-special-tokens", help="Leave out what the tokenizer puts around a text, such as a BOS.")
+    bool, typer.Option("--no-special-tokens", help="Leave out the tokens that the tokenizer puts around a text.")
 ]
 DTypeOption = Annotated[
-    DType | None, typer.Option(help="Of the weights; norms and decay rates stay float32.", show_default="float32")
+    DType | None,
+    typer.Option(help="The dtype of the weights; norms and decay rates stay float32.", show_default="float32"),
 ]
 QuantizeOption = Annotated[
-    Kind | None, typer.Option(help="Store the matrices of projections and embeddings so.", show_default="no")
+    Kind | None, typer.Option(help="Quantise the matrices of projections and embeddings.", show_default="no")
 ]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TextScore(NamedTuple):
-    """How well a model predicts a text: `nats` for the `tokens` after the first, which stand for `bytes` of UTF-8."""
+    """The score of a text: `nats` for the `tokens` after the first, and the number of their UTF-8 `bytes`."""
 
     nats_per_token: float
     perplexity: float
@@ -48,8 +48,8 @@ def score(
 ) -> None:
     """Measure how well a model predicts a text.
 
-    Nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off. The first
-    token is not predicted, unless the tokenizer puts one before every text.
+    It prints nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off.
+    The first token is not predicted, unless the tokenizer puts a token before every text.
     """
     from ..text._tokenizer import read_text
 
@@ -74,11 +74,11 @@ def score(
 
 
 def score_text(model: Any, tokenizer: "Tokenizer", text: str, *, special: bool = True) -> TextScore:
-    """Score a text, with a bar on standard error.
+    """Score a text, with a progress bar on standard error.
 
     **Arguments:**
 
-    - `special`: whether the special tokens that the tokenizer puts around a text are there.
+    - `special`: whether to add the special tokens that the tokenizer puts around a text.
 
     **Raises:** as `ssmkit.score`.
     """
@@ -108,11 +108,11 @@ def score_text(model: Any, tokenizer: "Tokenizer", text: str, *, special: bool =
 
 
 def _first_length(tokenizer: "Tokenizer", text: str, tokens: list[int]) -> int:
-    """Bytes of a text that the first of its tokens stands for: none if the tokenizer put it before the text."""
+    """The number of a text's bytes that its first token covers: none if the tokenizer put it before the text."""
     bare = tokenizer.encode(text, special=False)
     if tokens[: len(bare)] != bare:
         return 0
     length, first = tokenizer.byte_length(tokens[0]), tokenizer.decode(tokens[:1])
-    # A word that begins a text may have a space of its own, which nobody wrote.
+    # The token of a text's first word may contain a space that is not in the text.
     spaced = length == len(first.encode()) + 1 and text.startswith(first) and not text.startswith(" ")
     return length - spaced

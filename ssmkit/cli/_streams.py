@@ -1,4 +1,4 @@
-"""Standard input, output and error: closed, full, or unable to show a character."""
+"""Standard input, output and error that may be closed, full, or unable to show a character."""
 
 import contextlib
 import io
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def prepare() -> None:
-    """Make the standard streams safe to write to. Call first.
+    """Make the standard streams safe to write to. Call it first.
 
-    A stream that was closed leads nowhere from here on. Otherwise the next file to be opened would get its number, and
-    Python would write to standard output what is meant for a closed standard error.
+    A closed stream is redirected to the null device. Otherwise the next opened file would get its number, and Python
+    would write text for a closed standard error to standard output.
 
-    **Raises:** `OSError` when standard output was closed: nobody would see the results.
+    **Raises:** `OSError` when standard output was closed, because nobody would see the results.
     """
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for number in range(3):
@@ -29,7 +29,7 @@ def prepare() -> None:
 
 
 def _occupy(number: int) -> None:
-    """Let a file descriptor that is not open lead nowhere."""
+    """Redirect a closed file descriptor to the null device."""
     try:
         os.fstat(number)
     except OSError:
@@ -40,9 +40,9 @@ def _occupy(number: int) -> None:
 
 
 def settle() -> OSError | None:
-    """Write out what is buffered; what cannot be written vanishes, so that Python does not complain at its end.
+    """Flush the buffers, and drop text that cannot be written, so that Python does not complain at exit.
 
-    **Returns:** why standard output cannot be written, if so. A lost word on standard error is no failure.
+    **Returns:** the reason why standard output cannot be written, if any. Lost text on standard error is not a failure.
     """
     _flush(sys.stderr)
     refusal = _flush(sys.stdout)
@@ -61,15 +61,15 @@ def _flush(stream: Any) -> OSError | None:
 
 
 def tell(text: str) -> None:
-    """A line on standard error, if that can be written."""
+    """Write a line on standard error, if possible."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def read_input() -> str:
-    """All of standard input, which is UTF-8 whatever the locale.
+    """Read all of standard input, as UTF-8 in every locale.
 
-    **Raises:** `ValueError` when it is closed or no UTF-8 text, `OSError` when it cannot be read.
+    **Raises:** `ValueError` when it is closed or not UTF-8, `OSError` when it cannot be read.
     """
     if sys.stdin is None:
         raise ValueError("standard input is closed")

@@ -44,7 +44,8 @@ def train(
     texts: Annotated[Path, typer.Option("--train", metavar="FILE", help="UTF-8 text to learn from.")],
     valid: Annotated[Path, typer.Option("--valid", metavar="FILE", help="UTF-8 text to measure progress on.")],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where model, tokenizer, configuration and loss curve go.")
+        Path,
+        typer.Option("--out", metavar="DIR", help="The folder of model, tokenizer, settings and loss curve."),
     ],
     config: Annotated[
         Path | None,
@@ -66,8 +67,8 @@ def train(
 ) -> None:
     """Train a language model and its tokenizer: a Mamba-2, or what [model] says.
 
-    An interrupted run continues when the same command is given again; what it has learnt so far is a model in DIR
-    already. DIR/train.toml holds the configuration in full. Other texts or settings want another DIR.
+    The same command, given again, continues an interrupted run. The model so far is already in DIR. DIR/train.toml
+    holds the complete configuration. Other texts or settings need another DIR.
     """
     _require_extra()
     enable_compilation_cache()
@@ -98,7 +99,10 @@ def train(
 
 
 def _require_extra() -> None:
-    """**Raises:** `ValueError` naming the extra when a package of it is missing."""
+    """Check that the packages of the extra `train` are installed.
+
+    **Raises:** `ValueError` naming the extra when a package is missing.
+    """
     try:
         from ..training._extra import require
 
@@ -109,7 +113,7 @@ def _require_extra() -> None:
 
 
 def _configuration(path: Path | None, **changes: int | None) -> "TrainConfig":
-    """The run of a file, or the default one, every key of its model filled in, with the changes that are no `None`."""
+    """The run of a file, or the default run, with every key of its model filled in, and with the given changes."""
     from ..training import TrainConfig
 
     if path is None:
@@ -121,7 +125,7 @@ def _configuration(path: Path | None, **changes: int | None) -> "TrainConfig":
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: the state is kept."""
+    """A context in which SIGTERM acts like Ctrl-C, so that the state is saved."""
     if threading.current_thread() is not threading.main_thread():  # others cannot be told
         yield
         return
@@ -133,7 +137,7 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def _note(progress: "Progress", run: "TrainConfig") -> str:
-    """What to show of a run's progress."""
+    """The note beside the progress bar of a run."""
     left = (run.steps - progress.step) * run.batch_size * run.context / progress.tokens_per_second
     parts = [f"loss {progress.train_loss:.3f}"]
     if progress.valid_loss is not None:
