@@ -31,10 +31,11 @@ from .export import (
 )
 from .generation import rows as rows
 from .generation._cache_file import load_cache as load_cache, save_cache as save_cache
-from .generation._generate import generate as generate, resume as resume, stream as stream
+from .generation._generate import generate as generate, resume as resume
 from .generation._requests import Request as Request
 from .generation._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler
-from .generation._state import Generation as Generation, Rows as Rows
+from .generation._state import Generation as Generation, Rows as Rows, TextGeneration as TextGeneration
+from .generation._stream import Stream as Stream, stream as stream
 from .generation.rows import fork as fork
 from .kernels._coefficients import Coefficients as Coefficients
 from .layers._activations import activation_of as activation_of

@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import pytest
 from command_line import checkpoint, own_cache, run, text_file  # noqa: F401 fixtures
+from generating import case, model, quick_compilation  # noqa: F401
 
 
 jax.config.update("jax_enable_x64", True)  # for float64 references; the package itself asks for float32 by name

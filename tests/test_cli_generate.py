@@ -26,7 +26,7 @@ def test_generate(run, checkpoint):
     """Prompt and continuation on standard output, statistics elsewhere; the same tokens as the library's."""
     tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
     prompt = tokenizer.encode("To be")
-    words = ("generate", "To be", "--model", checkpoint, "-n", "24")
+    words = ("generate", "To be", "--model", checkpoint, "--max-new-tokens", "24")
 
     code, out, err = run(*words, "--temperature", "0")
     expected = tokenizer.decode([*prompt, *ssmkit.stream(model, prompt, 24)])
@@ -46,12 +46,12 @@ def test_generate(run, checkpoint):
 def test_generate_streams(run, checkpoint, monkeypatch):
     pieces = []
     monkeypatch.setattr(_generate, "_write", pieces.append)
-    assert run("generate", "To be", "--model", checkpoint, "-n", "24", "--temperature", "0")[0] == 0
+    assert run("generate", "To be", "--model", checkpoint, "--max-new-tokens", "24", "--temperature", "0")[0] == 0
     assert pieces[0] == "To be" and len(pieces) > 3
 
 
 def test_generate_nothing(run, checkpoint):
-    assert run("generate", "To", "--model", checkpoint, "-n", "0")[:2] == (0, "To\n")
+    assert run("generate", "To", "--model", checkpoint, "--max-new-tokens", "0")[:2] == (0, "To\n")
 
 
 def test_penalty_without_randomness(run, checkpoint):
@@ -60,7 +60,7 @@ def test_penalty_without_randomness(run, checkpoint):
     sampler = ssmkit.Sampler(top_k=1, repetition_penalty=1.5)
     expected = list(ssmkit.stream(model, prompt, 24, sampler, key=jax.random.key(0)))
     assert expected != list(ssmkit.stream(model, prompt, 24))
-    words = ("generate", "To be", "--model", checkpoint, "-n", "24", "--temperature", "0")
+    words = ("generate", "To be", "--model", checkpoint, "--max-new-tokens", "24", "--temperature", "0")
     code, out, err = run(*words, "--repetition-penalty", "1.5")
     assert (code, out.rstrip("\n")) == (0, tokenizer.decode(prompt + expected).rstrip("\n"))
 
@@ -72,7 +72,7 @@ def test_stop_token_is_not_written(run, checkpoint):
     texts = [tokenizer.decode([token]) for token in tokens]
     index = next(i for i in range(5, 100) if tokenizer.encode(texts[i]) == [tokens[i]])
     index = tokens.index(tokens[index])
-    words = ("generate", "To be", "--model", checkpoint, "-n", "100", "--seed", "5", "-t", "1.5")
+    words = ("generate", "To be", "--model", checkpoint, "--max-new-tokens", "100", "--seed", "5", "-t", "1.5")
     code, out, err = run(*words, "--stop", texts[index], "--stop", texts[index])
     expected = tokenizer.decode(prompt + tokens[:index])
     assert (code, out.rstrip("\n")) == (0, expected.rstrip("\n"))
@@ -87,7 +87,7 @@ def test_stop_texts_are_found_across_tokens(run, checkpoint):
     added = tokenizer.decode(prompt + tokens).removeprefix("To be")
     several = tokenizer.decode(prompt + tokens[:12]).removeprefix("To be")[-6:]
     assert len(tokenizer.encode(several)) > 2 and "\n" in added.lstrip("\n")
-    words = ("generate", "To be", "--model", checkpoint, "-n", "100", "--seed", "4", "-t", "1.5")
+    words = ("generate", "To be", "--model", checkpoint, "--max-new-tokens", "100", "--seed", "4", "-t", "1.5")
     for stop, written in ((several, several), ("\n", "\n"), ("\n", r"\n")):
         code, out, _ = run(*words, "--stop", written, "--stop", "To be")
         assert (code, out.rstrip("\n")) == (0, ("To be" + added[: added.index(stop)]).rstrip("\n"))
@@ -103,7 +103,14 @@ def test_end_of_text_of_the_model_stops(run, checkpoint, tmp_path):
 
 
 def test_prompt_from_a_file_or_standard_input(run, checkpoint, text_file, monkeypatch):
-    words = ("--model", checkpoint / "model.safetensors", "-n", "1", "--tokenizer", checkpoint / "tokenizer.json")
+    words = (
+        "--model",
+        checkpoint / "model.safetensors",
+        "--max-new-tokens",
+        "1",
+        "--tokenizer",
+        checkpoint / "tokenizer.json",
+    )
     text_file.write_bytes(b"To\r\nbe")
     expected = run("generate", "To\r\nbe", *words, "--seed", "1")[1]
     assert expected.startswith("To\r\nbe")
@@ -116,19 +123,30 @@ def test_prompt_from_a_file_or_standard_input(run, checkpoint, text_file, monkey
 
 def test_embedded_model(run, checkpoint, monkeypatch):
     monkeypatch.setattr(_models, "default_model_path", lambda: checkpoint)
-    assert run("generate", "To be", "-n", "2")[0] == 0
+    assert run("generate", "To be", "--max-new-tokens", "2")[0] == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype(run, checkpoint, dtype):
-    assert run("generate", "To be", "--model", checkpoint, "-n", "2", "--dtype", dtype)[0] == 0
+    assert run("generate", "To be", "--model", checkpoint, "--max-new-tokens", "2", "--dtype", dtype)[0] == 0
 
 
 @pytest.mark.parametrize("quantize", ["int8", "bfloat16"])
 def test_quantize(run, checkpoint, text_file, quantize):
     tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint, quantize=quantize)
     prompt = tokenizer.encode("To be")
-    words = ("generate", "To be", "--model", checkpoint, "-n", "8", "--temperature", "0", "--quantize", quantize)
+    words = (
+        "generate",
+        "To be",
+        "--model",
+        checkpoint,
+        "--max-new-tokens",
+        "8",
+        "--temperature",
+        "0",
+        "--quantize",
+        quantize,
+    )
     expected = tokenizer.decode([*prompt, *ssmkit.stream(model, prompt, 8)])
     assert run(*words)[1].rstrip("\n") == expected.rstrip("\n")
     result = json.loads(run("score", "--model", checkpoint, text_file, "--json", "--quantize", quantize)[1])
@@ -153,30 +171,3 @@ def test_an_exported_model_is_no_checkpoint(run, checkpoint, tmp_path, command):
     source = ["--model", tmp_path / "exported"] if command == "export" else [tmp_path / "exported"]
     assert_one_line(*run(command, *source, tmp_path / "new"), "is an exported model, and no checkpoint")
     assert not (tmp_path / "new").exists()
-
-
-def test_several_continuations(run, checkpoint):
-    """As a batch of the library's, of which the first is what the same seed gives alone."""
-    tokenizer, model = Tokenizer.from_file(checkpoint), from_pretrained(checkpoint)
-    words = ("generate", "To be", "-m", checkpoint, "-n", "40", "--seed", "5", "-t", "1.5")
-    code, out, err = run(*words, "--n", "3")
-    key = jax.random.key(5)
-    batch = ssmkit.generate(model, [tokenizer.encode("To be")] * 3, 40, ssmkit.Sampler(1.5), key=key)
-    texts = [tokenizer.decode(tokenizer.encode("To be") + row) for row in np.asarray(batch.tokens).tolist()]
-    ended = [text + "\n" * (not text.endswith("\n")) for text in texts]
-    assert code == 0 and out == "".join(f"=== {i + 1} of 3 ===\n{text}" for i, text in enumerate(ended))
-    assert len(set(texts)) == 3 and ended[0] == run(*words)[1]
-    assert "new     120 tokens in 3 texts\n" in err and "seed    5\n" in err and "device  cpu\n" in err
-
-
-def test_several_continuations_in_turns(run, checkpoint, monkeypatch):
-    """The number of tokens per dispatch changes nothing, and each text ends where it would alone."""
-    words = ("generate", "To be", "-m", checkpoint, "-n", "20", "--seed", "5", "-t", "1.5", "--n", "2")
-    whole = run(*words)[1]
-    stop = whole.splitlines()[1][8:10]
-    monkeypatch.setattr(_generate, "_TURN", 7)
-    assert run(*words)[1] == whole
-    expected = [text[: text.index(stop)] if stop in text else text.rstrip("\n") for text in whole.split("===\n")[1:]]
-    shown = run(*words, "--stop", stop)[1]
-    assert shown.startswith(f"=== 1 of 2 ===\n{expected[0]}\n===")
-    assert run(*words[:4], "-n", "0", "--n", "2")[1] == "=== 1 of 2 ===\nTo be\n=== 2 of 2 ===\nTo be\n"

@@ -27,7 +27,7 @@ BAD = {
     "prompt file a folder": (["generate", "--prompt-file", "MODEL", "-m", "MODEL"], "Is a directory"),
     "prompt file binary": (["generate", "--prompt-file", "BINARY", "-m", "MODEL"], "is not UTF-8 text"),
     "no model": (["generate", "x", "-m", "MISSING"], "neither a folder, a file nor the id"),
-    "negative tokens": (["generate", "x", "-m", "MODEL", "-n", "-1"], "Invalid value for "),
+    "negative tokens": (["generate", "x", "-m", "MODEL", "--max-new-tokens", "-1"], "Invalid value for "),
     "temperature no number": (["generate", "x", "-m", "MODEL", "-t", "hot"], "Invalid value for '--temperature'"),
     "temperature negative": (
         ["generate", "x", "-m", "MODEL", "-t", "-1"],
@@ -76,8 +76,15 @@ BAD = {
 }
 
 
+class Terminal(io.StringIO):
+    """Standard input that nobody has sent anything to."""
+
+    def isatty(self):
+        return True
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_mistakes(name, run, checkpoint, tmp_path):
+def test_mistakes(name, run, checkpoint, tmp_path, monkeypatch):
     words, problem = BAD[name]
     places = {"MODEL": checkpoint, "NEW": tmp_path / "new", "MISSING": tmp_path / "MISSING"}
     places |= {name: tmp_path / name for name in ("TEXT", "BINARY", "EMPTY", "TOKEN", "LONG", "BARE", "BIGGER")}
@@ -91,6 +98,7 @@ def test_mistakes(name, run, checkpoint, tmp_path):
         shutil.copy(checkpoint / part, places["BARE"])
     places["BIGGER"].mkdir()
     Tokenizer.train([TEXT] * 20, 320).save(places["BIGGER"] / "tokenizer.json")
+    monkeypatch.setattr(sys, "stdin", Terminal())
     code, out, err = run(*(places.get(word, word) for word in words))
     if name == "inspect a text":  # a list of what was found and what is known follows
         assert code == 2 and out == "" and err.startswith("error: ") and problem in err
@@ -115,7 +123,7 @@ def test_hub_model(run, checkpoint, monkeypatch):
         return str(checkpoint)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert run("generate", "To be", "-n", "1", "--model", "someone/some-model")[0] == 0
+    assert run("generate", "To be", "--max-new-tokens", "1", "--model", "someone/some-model")[0] == 0
     assert "tokenizer.json" in asked
 
 
@@ -129,7 +137,7 @@ def test_a_revision_of_a_model_on_the_hub(run, checkpoint, tmp_path, monkeypatch
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     options = ("--revision", "v1.0")
-    assert run("generate", "To be", "-n", "1", "--model", "someone/some-model", *options)[0] == 0
+    assert run("generate", "To be", "--max-new-tokens", "1", "--model", "someone/some-model", *options)[0] == 0
     assert run("inspect", "someone/some-model", *options)[0] == 0
     assert run("convert", "someone/some-model", tmp_path / "out", *options)[0] == 0
     assert set(asked) == {("someone/some-model", "v1.0")}

@@ -51,7 +51,7 @@ def test_compilation_cache(monkeypatch, tmp_path):
 
 def test_a_closed_pipe_is_no_error(checkpoint):
     """Also: programs are kept for the next start."""
-    with start("generate", "To be", "--model", checkpoint, "-n", "1000000") as process:
+    with start("generate", "To be", "--model", checkpoint, "--max-new-tokens", "1000000") as process:
         assert process.stdout.read(5) == b"To be"
         process.stdout.close()
         err = process.stderr.read()
@@ -62,9 +62,9 @@ def test_a_closed_pipe_is_no_error(checkpoint):
 STREAMS = {
     ">&- --version": (2, "", "error: standard output is closed: send it to /dev/null if nobody reads it\n"),
     ">/dev/full --version": (2, "", "error: standard output: No space left on device\n"),
-    ">/dev/full generate To -m MODEL -n 1": (2, "", "error: standard output: No space left on device\n"),
-    "2>&- generate To -m MODEL -n 0": (0, "To\n", ""),
-    "2>/dev/full generate To -m MODEL -n 0": (0, "To\n", ""),
+    ">/dev/full generate To -m MODEL --max-new-tokens 1": (2, "", "error: standard output: No space left on device\n"),
+    "2>&- generate To -m MODEL --max-new-tokens 0": (0, "To\n", ""),
+    "2>/dev/full generate To -m MODEL --max-new-tokens 0": (0, "To\n", ""),
     "<&- 2>&- genrate": (2, "", ""),
     "<&- generate - -m MODEL": (2, "", "error: standard input is closed\n"),
 }
@@ -97,13 +97,13 @@ def test_surroundings(checkpoint, setting):
 
 def test_a_prompt_is_utf8_whatever_the_locale(checkpoint):
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    with start("generate", "Être".encode(), "--model", checkpoint, "-n", "0", **plain) as process:
+    with start("generate", "Être".encode(), "--model", checkpoint, "--max-new-tokens", "0", **plain) as process:
         out, err = process.communicate()
     assert (process.returncode, out) == (0, b"\\xcatre\n")
 
 
 def test_interrupt(checkpoint):
-    with start("generate", "To be", "--model", checkpoint, "-n", "1000000") as process:
+    with start("generate", "To be", "--model", checkpoint, "--max-new-tokens", "1000000") as process:
         try:
             assert process.stdout.read(500).startswith(b"To be")
             process.send_signal(signal.SIGINT)

@@ -64,7 +64,7 @@ def run(capfd):
 def test_generate_follows_the_tokenizer(run, folder, model, plain):
     begin, tokens = plain.token_id(BEGIN), plain.encode("To be")
     for words, prompt in (([], [begin, *tokens]), (["--no-special-tokens"], tokens)):
-        code, out, err = run("generate", "To be", "--model", folder, "-n", "8", "-t", "0", *words)
+        code, out, err = run("generate", "To be", "--model", folder, "--max-new-tokens", "8", "-t", "0", *words)
         expected = plain.decode([*tokens, *ssmkit.stream(model, prompt, 8)])
         assert (code, out.rstrip("\n")) == (0, expected.rstrip("\n"))
         assert f"prompt       {len(prompt)} tokens" in err
@@ -106,7 +106,9 @@ def test_a_tokenizer_on_the_hub(run, folder, plain, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     (tmp_path / "hub").mkdir()
     plain.save(tmp_path / "hub")
-    code, out, err = run("generate", "To be", "--model", folder, "-n", "0", "--tokenizer", "someone/words")
+    code, out, err = run(
+        "generate", "To be", "--model", folder, "--max-new-tokens", "0", "--tokenizer", "someone/words"
+    )
     assert code == 0 and asked == ["someone/words"] and f" {len(plain.encode('To be'))} tokens\nnew" in err
 
 
@@ -115,7 +117,7 @@ def test_a_sentencepiece_model_beside_a_model(run, folder):
     (folder / "tokenizer.json").unlink()
     library = tokenizer_kinds.train_sentencepiece(folder / "tokenizer.model", model_type, **options)
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": true}')
-    code, out, err = run("generate", "To be", "--model", folder, "-n", "0")
+    code, out, err = run("generate", "To be", "--model", folder, "--max-new-tokens", "0")
     assert code == 0 and out.startswith("To be")
     assert f" {len(library.EncodeAsIds('To be')) + 1} tokens\nnew" in err
 

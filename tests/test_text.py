@@ -21,7 +21,8 @@ from tokenizers import (
     trainers,
 )
 
-from ssmkit.text._tokenizer import Tokenizer, read_text, until
+from ssmkit.text._pieces import until
+from ssmkit.text._tokenizer import Tokenizer, read_text
 
 
 PROMPT = "naïve 😀 text"

@@ -1,5 +1,6 @@
 """The command line: one file per command, and one place that turns errors into a line and an exit code."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from ._train import train
 
 
 # Plain text: help and messages read the same on a terminal, in a pipe and in a log.
-app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+_COMPLETE = "_SSMKIT_COMPLETE"
 for _command in (generate, score, inspect, convert, export, train):
     app.command()(_command)
 app.add_typer(bench, name="bench")
@@ -86,6 +88,8 @@ def _show_warning(message: Warning | str, *place: object, **more: object) -> Non
 
 
 def _run(words: list[str]) -> int:
+    if _COMPLETE in os.environ:  # the shell asks what may come next, in variables of its own
+        app(prog_name="ssmkit")
     try:
         with typer.main.get_command(app).make_context("ssmkit", words) as context:
             context.command.invoke(context)

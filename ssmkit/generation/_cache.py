@@ -12,7 +12,13 @@ from ._state import Generation
 
 
 # The axes of the arrays of a `Generation` and its `Rows`, but for the cache.
-OWN_AXES = {"tokens": ("batch", "new"), "lengths": ("batch",)}
+OWN_AXES = {
+    "tokens": ("batch", "new"),
+    "lengths": ("batch",),
+    "log_probs": ("batch", "new"),
+    "top_tokens": ("batch", "new", "top"),
+    "top_log_probs": ("batch", "new", "top"),
+}
 ROWS_AXES = {
     "logits": ("batch", "vocab"),
     "keys": ("batch", "words"),

@@ -123,10 +123,11 @@ def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind:
     """
     kinds = dict(tokens=np.int32, lengths=np.int32, finished=np.bool_, logits=np.inexact, keys=np.uint32)
     kinds |= dict(last=np.int32, consumed=np.int32)
+    optional = dict(history=np.bool_, log_probs=np.float32, top_tokens=np.int32, top_log_probs=np.float32)
     if missing := [name for name in kinds if name not in fields]:
         raise ValueError(f"a generation has {missing} too.")
     for name, array in fields.items():
-        kind = kinds.get(name, np.bool_)
+        kind = (kinds | optional)[name]
         if array.ndim != len(axes := GENERATION_AXES[name]) or not jnp.issubdtype(array.dtype, kind):
             raise ValueError(
                 f"`{name}` must be {kind.__name__} with the axes {axes}, got {array.dtype} of shape {array.shape}."

@@ -12,6 +12,7 @@ from .._extent import Extent
 from . import rows
 from ._keys import plain_keys
 from ._prompts import Prompts
+from ._records import empty, filled, of_token
 from ._requests import Request
 from ._state import Generation, Rows
 
@@ -27,6 +28,8 @@ class Inputs(eqx.Module):
     request: Request
     prompts: Prompts | None = None
     keys: Key[Array, " batch"] | None = None
+    log_probs: int | None = None
+    """Keeps log-probabilities: of every token chosen, and of this many that were the most probable in its place."""
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -58,7 +61,7 @@ def begin(inputs: Inputs, capacity: int, cache: Any) -> Generation:
         consumed=prompts.lengths,
         key_kind=key_kind,
     )
-    return _decode(model, inputs.request, capacity, start)
+    return _decode(inputs, capacity, start)
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -72,7 +75,7 @@ def proceed(inputs: Inputs, capacity: int, start: Rows) -> Generation:
 
     **Returns:** as `begin`.
     """
-    return _decode(inputs.model, inputs.request, capacity, start)
+    return _decode(inputs, capacity, start)
 
 
 def _consume(model, prompts: Prompts, cache):
@@ -98,11 +101,9 @@ def _consume(model, prompts: Prompts, cache):
     return carry[1], rows.outside(carry[2], size)
 
 
-def _decode(model, request: Request, capacity: int, start: Rows) -> Generation:
+def _decode(inputs: Inputs, capacity: int, start: Rows) -> Generation:
     """The decode loop: a scalar predicate, the rows mapped inside, the carry updated in place."""
-    size = start.last.shape[0]
-    if capacity == 0:
-        return Generation(tokens=jnp.zeros((size, 0), jnp.int32), lengths=jnp.zeros_like(start.consumed), rows=start)
+    model, request, size = inputs.model, inputs.request, start.last.shape[0]
     advance = rows.run(lambda token, cache, valid: model.step(token, cache, valid=valid), size)
     settings, kind = eqx.partition(request.sampler, eqx.is_array)
     choose = rows.each(lambda own, logits, key, history: eqx.combine(own, kind)(logits, key=key, history=history))
@@ -115,7 +116,7 @@ def _decode(model, request: Request, capacity: int, start: Rows) -> Generation:
         return jnp.any(active(count, state))
 
     def token(carry):
-        count, tokens, state = carry
+        count, records, state = carry
         live = active(count, state)
         keys, fresh = state.keys, None
         if request.sampler.needs_key:
@@ -137,15 +138,17 @@ def _decode(model, request: Request, capacity: int, start: Rows) -> Generation:
             consumed=state.consumed + live.astype(jnp.int32),
             key_kind=state.key_kind,
         )
-        return count + 1, tokens.at[:, count].set(end.last), end
+        new = of_token(end.last, state.logits, inputs.log_probs)
+        return count + 1, jax.tree.map(lambda record, x: record.at[:, count].set(x), records, new), end
 
-    buffer = jnp.zeros((size, capacity), jnp.int32)
-    carry = (jnp.zeros((), jnp.int32), buffer, dataclasses.replace(start, cache=rows.inside(start.cache, size)))
-    _, tokens, end = jax.lax.while_loop(running, token, carry)
+    start_inside = dataclasses.replace(start, cache=rows.inside(start.cache, size))
+    carry = (jnp.zeros((), jnp.int32), empty(size, capacity, inputs.log_probs), start_inside)
+    if capacity > 0:
+        carry = jax.lax.while_loop(running, token, carry)
+    _, records, end = carry
     lengths = end.consumed - start.consumed
-    written = jnp.arange(capacity, dtype=jnp.int32)[None, :] < lengths[:, None]
     return Generation(
-        tokens=jnp.where(written, tokens, end.last[:, None]),
+        **filled(records, lengths, end.last)._asdict(),
         lengths=lengths,
         rows=dataclasses.replace(end, cache=rows.outside(end.cache, size)),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .._ids import as_array, read_ids
-from .._types import shown
+from .._types import shown, whole
 
 
 class Prompts(eqx.Module):
@@ -73,14 +73,12 @@ def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, 
     return Prompts(jnp.asarray(padded), jnp.asarray(counts)), len(rows)
 
 
-def read_prompt(prompt: Any, vocab_size: int) -> Prompts:
-    """As `read_prompts`, for one sequence of ids, or an array of one row."""
-    array = as_array(prompt)
-    count = len(prompt) if array is None else array.shape[0] if array.ndim == 2 else 1
-    if count != 1:
-        raise ValueError(f"`prompt` must be one sequence of ids, got {count}. Use `generate` for a batch.")
-    row = prompt[0] if array is None or array.ndim == 2 else prompt
-    return read_prompts([_ids("`prompt`", row, "time")], None, vocab_size)[0]
+def is_one(prompts: Any) -> bool:
+    """Whether this is one prompt, its ids or its text, and no batch."""
+    if isinstance(prompts, Sequence):
+        return isinstance(prompts, str) or (len(prompts) > 0 and all(whole(token) is not None for token in prompts))
+    array = as_array(prompts)
+    return array is not None and array.ndim == 1
 
 
 def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
@@ -98,5 +96,6 @@ def _counts(lengths: Any, array: np.ndarray) -> np.ndarray:
 
 
 def _ids(what: str, given: Any, *axes: str) -> np.ndarray:
-    remedy = "One prompt is a list of one list: `[tokenizer.encode(text)]`."
+    is_text = isinstance(given, str)
+    remedy = "Texts need `tokenizer=`." if is_text else "One prompt is a list of one list: `[[1, 2, 3]]`."
     return np.asarray(read_ids(what, given, *axes, least=0, remedy=remedy))

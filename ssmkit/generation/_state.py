@@ -1,5 +1,6 @@
 """Sequences under way, and what was generated."""
 
+import dataclasses
 from typing import Generic
 
 import equinox as eqx
@@ -46,6 +47,12 @@ class Generation(eqx.Module, Generic[Cache]):
     """How many ids of each row were generated, the stop token included."""
     rows: Rows[Cache]
     """The sequences as they are now."""
+    log_probs: Float[Array, "batch new"] | None = None
+    """Natural logarithms of the probabilities that the model gave the ids generated, before any sampler; or `None`."""
+    top_tokens: Int[Array, "batch new top"] | None = None
+    """The most probable ids in the place of each, the most probable first; `None` without `log_probs`."""
+    top_log_probs: Float[Array, "batch new top"] | None = None
+    """Their log-probabilities. All three are 0 past a row's length."""
 
     @property
     def finished(self) -> Bool[Array, " batch"]:
@@ -56,3 +63,13 @@ class Generation(eqx.Module, Generic[Cache]):
     def cache(self) -> Cache:
         """The model's cache, with a leading `batch` axis on every array."""
         return self.rows.cache
+
+
+@dataclasses.dataclass(frozen=True)
+class TextGeneration(Generic[Cache]):
+    """What `ssmkit.generate` gives with a tokenizer."""
+
+    texts: list[str]
+    """What each row adds to its prompt: without its stop token, and up to where a stop text begins."""
+    generation: Generation[Cache]
+    """The same as ids, and everything to go on from; a stop token, and a stop text, are among the ids."""

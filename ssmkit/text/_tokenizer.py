@@ -4,7 +4,7 @@ import functools
 import operator
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -13,6 +13,7 @@ from .._files import replacing
 from .._reading import open_named
 from ._files import contents, read_tokenizer
 from ._json import library_errors
+from ._pieces import REPLACEMENT, Decoding
 
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from ._sentencepiece import SentencePiece
 
-# Decoders write this in place of bytes that are not, or not yet, a character.
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST_VOCABULARY = 1_000_000
 
@@ -138,26 +137,17 @@ class Tokenizer:
         - `after`: ids before the first of them, such as a prompt's: some decoders drop the space that a text begins
             with.
         """
-        window = _checked(after)
-        shown = self._decode(window)
-        begin = len(window)  # of the window's tokens that are not shown
+        decoding = self.decoding(after)
         for token in tokens:
-            window += _checked([token])
-            text = self._decode(window)
-            # A replacement at the end may be the first bytes of a character whose last bytes are still to come.
-            if len(text) > len(shown) and not text.endswith(_REPLACEMENT):
-                piece = text[len(shown) :]
+            (id,) = _checked([token])
+            if piece := decoding.push(id):
                 yield piece
-                # Its tokens suffice as context, unless they are spaces that vanish at the beginning of a text.
-                alone = self._decode(window[begin:])
-                if alone == piece or alone.strip():
-                    window, shown = window[begin:], alone
-                else:
-                    del window[begin:]
-                begin = len(window)
-        rest = self._decode(window)[len(shown) :]
-        if rest:
+        if rest := decoding.end():
             yield rest
+
+    def decoding(self, after: Iterable[SupportsIndex] = ()) -> Decoding:
+        """What `decode_stream` does, for ids that are pushed instead of asked for."""
+        return Decoding(self._decode, _checked(after))
 
     @checks_itself
     def byte_length(self, token: int) -> int:
@@ -170,7 +160,7 @@ class Tokenizer:
         (id,) = _checked([token])
         piece = self._raw.id_to_token(id) or ""
         text = self._decode([id], special=True)
-        if _REPLACEMENT in text and _REPLACEMENT not in piece:
+        if REPLACEMENT in text and REPLACEMENT not in piece:
             # One byte is one letter of a byte-level vocabulary, or one entry such as `<0xE2>` of the others.
             return 1 if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece) else len(piece)
         before = self._before or [id]
@@ -227,44 +217,6 @@ def _checked(tokens: Any) -> list[int]:
     if ids and not 0 <= min(ids) <= max(ids) < 2**32:
         raise ValueError(f"`tokens` must be token ids from 0 to 2**32 - 1, got ids from {min(ids)} to {max(ids)}.")
     return ids
-
-
-def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:
-    """The pieces of a text before the first occurrence of any stop text. No part of the stop text is yielded.
-
-    A possible beginning of a stop text is held back until the next piece decides. No piece is requested after the stop.
-
-    Law: `"".join(until(pieces, stops))` is `text[: min(text.find(stop) for those stops that occur)]` for
-    `text = "".join(pieces)`, however the text is cut in pieces.
-
-    **Arguments:**
-
-    - `pieces`: pieces of text, for example from `Tokenizer.decode_stream`.
-    - `stops`: texts of at least one character; without any, all pieces pass as they are.
-    """
-    longest = max(map(len, stops), default=0)
-    held = ""
-    for piece in pieces:
-        held += piece
-        found, undecided = _first(held, stops), len(held)
-        for begin in range(max(0, len(held) - longest + 1), len(held)):
-            if any(stop != held[begin:] and stop.startswith(held[begin:]) for stop in stops):
-                undecided = begin  # what follows decides whether one of them begins here
-                break
-        safe = min(found, undecided)
-        if safe:
-            yield held[:safe]
-        if found <= undecided and found < len(held):
-            return
-        held = held[safe:]
-    rest = held[: _first(held, stops)]
-    if rest:
-        yield rest
-
-
-def _first(text: str, parts: Collection[str]) -> int:
-    """The index at which the first of some parts begins in a text; the text's length if no part occurs."""
-    return min((begin for part in parts if (begin := text.find(part)) >= 0), default=len(text))
 
 
 def read_text(path: Path) -> str:

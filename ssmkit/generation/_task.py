@@ -1,0 +1,269 @@
+"""What `generate`, `resume` and `stream` have in common: their arguments, checked, and two ways of running them."""
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._types import shown, whole
+from . import rows as axis
+from ._cache import check_cache, check_generation
+from ._engine import Inputs, begin, proceed
+from ._keys import check_key, plain_keys, row_keys
+from ._prompts import Prompts, batch_bucket, bucket, read_prompts
+from ._records import Records, empty
+from ._requests import as_request, read_limits, read_sampler, read_stops
+from ._sampling import AbstractSampler
+from ._state import Generation, Rows
+from ._texts import Transcript, encoded, read_stop_texts, read_tokenizer
+
+
+Tree = TypeVar("Tree")
+
+
+class Asked(NamedTuple):
+    """What a user asks for, as given."""
+
+    max_new_tokens: Any
+    sampler: Any
+    stop_token: Any
+    key: Any
+    tokenizer: Any = None
+    stop_text: Any = None
+    log_probs: Any = None
+
+
+class Task(NamedTuple):
+    """What a user asks for, checked. It is run once: a start is donated."""
+
+    model: Any
+    start: Rows | tuple[Prompts, Any, Any]
+    """Rows to go on from, or prompts, a key per row, and a cache."""
+    limits: list[int]
+    stops: list[list[int]]
+    samplers: list[AbstractSampler]
+    size: int
+    """How many rows the executable has; the user has as many as `limits`."""
+    transcripts: list[Transcript] | None
+    has_stop_texts: bool
+    log_probs: int | None
+
+    def run(self, limits: Sequence[int], capacity: int, start: Any) -> Generation:
+        """Run the engine once.
+
+        **Arguments:**
+
+        - `limits`: for each row of the user.
+        - `capacity`: at least the largest of them; static.
+        - `start`: as the field; donated.
+
+        **Raises:** `FloatingPointError` when the model's logits are not finite.
+        """
+        request = as_request(limits, self.stops, self.samplers, self.size)
+        inputs = Inputs(self.model, request, log_probs=self.log_probs)
+        if isinstance(start, Rows):
+            cache = self.model.reserve(start.cache, capacity)
+            result = proceed(inputs, capacity, dataclasses.replace(start, cache=cache))
+        else:
+            prompts, keys, cache = start
+            if cache is not None:
+                cache = self.model.reserve(cache, prompts.tokens.shape[1] + capacity)
+            result = begin(dataclasses.replace(inputs, prompts=prompts, keys=keys), capacity, cache)
+        bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(result.rows.logits)[: len(limits)]), axis=1))
+        if bad.size:
+            raise FloatingPointError(
+                f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or "
+                "infinity, or its cache had no room for all tokens (an exported model has room for its `context`)."
+            )
+        return result
+
+
+def from_prompts(model: Any, prompts: Any, lengths: Any, cache: Any, asked: Asked) -> Task:
+    """The task of `generate`.
+
+    **Raises:** `ValueError` naming the argument.
+    """
+    tokenizer = read_tokenizer(asked.tokenizer)
+    batch, rows = read_prompts(encoded(prompts, tokenizer, special=cache is None), lengths, model.vocab_size)
+    samplers = read_sampler(asked.sampler, rows)
+    check_key(samplers, asked.key is not None)
+    keys = row_keys(asked.key, rows, batch.size)
+    if cache is not None:
+        check_cache(model, cache, rows)
+        cache = _with_rows(cache, rows, batch.size)
+    after = [ids[:length] for ids, length in zip(*map(np.asarray, (batch.tokens, batch.lengths)), strict=True)]
+    return _task(model, (batch, keys, cache), batch.size, samplers, after[:rows], asked)
+
+
+def from_generation(model: Any, generation: Any, asked: Asked) -> Task:
+    """The task of `resume`.
+
+    **Raises:** `ValueError` naming the argument.
+    """
+    rows = check_generation(model, generation)
+    samplers = read_sampler(asked.sampler, rows)
+    if samplers[0].needs_history and generation.rows.history is None:
+        raise ValueError("`sampler` has a repetition penalty, but `generation` was made by one without.")
+    has_key = asked.key is not None or generation.rows.key_kind is not None
+    check_key(samplers, has_key, "`generation` was made without one; ")
+    start = _padded(generation.rows)
+    size = start.finished.shape[0]
+    if asked.key is not None:
+        data, kind = plain_keys(row_keys(asked.key, rows, size), size)
+        start = dataclasses.replace(start, keys=data, key_kind=kind)
+    tokens, lengths, last = map(np.asarray, (generation.tokens, generation.lengths, generation.rows.last))
+    after = [tokens[i, : lengths[i]] if lengths[i] else last[i : i + 1] for i in range(rows)]
+    return _task(model, start, size, samplers, after, asked)
+
+
+def at_once(task: Task) -> Generation:
+    """All tokens in one executable."""
+    most = max(task.limits)
+    result = task.run(task.limits, 0 if most == 0 else bucket(most), task.start)
+    ids = _new_ids(result, len(task.limits))
+    if task.transcripts is not None:
+        _read(task.transcripts, ids, result, [True] * len(ids))
+    return _concluded(task, [_records(result, most)], result.rows, list(map(len, ids)))
+
+
+def turns(task: Task, first: int, length: int) -> Generator[list[list[Any]], None, Generation]:
+    """A few tokens at a time, each turn one dispatch.
+
+    **Arguments:**
+
+    - `first`: tokens of the first turn, at most `length`.
+    - `length`: tokens of every other.
+
+    **Returns:** an iterator over turns: for every row its new ids, or the pieces of its text; fewer, or none, where it
+    has ended. The iterator's value is what all of them together give, as `at_once` would.
+    """
+    start = task.start if isinstance(task.start, Rows) else task.run([0] * len(task.limits), 0, task.start).rows
+    left, ask, records, lengths = task.limits, first, [], [0] * len(task.limits)
+    while any(limits := _next_limits(left, ask, np.asarray(start.finished))):
+        is_last = [limit == most for limit, most in zip(limits, left, strict=True)]
+        turn, items = _turn(task, limits, length, is_last, start)
+        records.append(_records(turn, max(limits)))
+        lengths = [before + len(new) for before, new in zip(lengths, items, strict=True)]
+        left = [most - limit for most, limit in zip(left, limits, strict=True)]
+        start, ask = turn.rows, length
+        yield items
+    return _concluded(task, records, start, lengths)
+
+
+def _next_limits(left: Sequence[int], most: int, finished: np.ndarray) -> list[int]:
+    return [0 if finished[i] else min(count, most) for i, count in enumerate(left)]
+
+
+def exhausted(generator: Generator[Any, None, Tree]) -> Tree:
+    """The value of a generator, whose items nobody wants."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+def _turn(task: Task, limits: list[int], capacity: int, is_last: Sequence[bool], start: Rows):
+    """One turn, and for every row its new ids, or the pieces of its text.
+
+    Where a stop text ends rows before their limits, the turn is run again from its start with limits that end them
+    there: rows are always what their tokens give, and nothing of what would have followed.
+    """
+    kept = jax.tree.map(jnp.copy, start) if task.has_stop_texts else None
+    turn = task.run(limits, capacity, start)
+    ids = _new_ids(turn, len(limits))
+    if task.transcripts is None:
+        return turn, ids
+    pieces = _read(task.transcripts, ids, turn, is_last)
+    if kept is not None:
+        counts = list(map(len, pieces))
+        if counts != list(map(len, ids)):
+            turn = task.run(counts, capacity, kept)
+        finished = np.array(turn.finished)
+        finished[: len(limits)] |= [transcript.ended for transcript in task.transcripts]
+        turn = dataclasses.replace(turn, rows=dataclasses.replace(turn.rows, finished=jnp.asarray(finished)))
+    return turn, pieces
+
+
+def _new_ids(result: Generation, rows: int) -> list[list[int]]:
+    tokens, lengths = np.asarray(result.tokens), np.asarray(result.lengths)
+    return [tokens[i, : lengths[i]].tolist() for i in range(rows)]
+
+
+def _read(
+    transcripts: list[Transcript], ids: list[list[int]], result: Generation, is_last: Sequence[bool]
+) -> list[list[str]]:
+    """What new ids add to the texts of all rows."""
+    finished = np.asarray(result.finished)
+    return [
+        transcript.read(own, at_stop_token=bool(finished[i]), is_last=bool(finished[i] or is_last[i]))
+        for i, (transcript, own) in enumerate(zip(transcripts, ids, strict=True))
+    ]
+
+
+def _concluded(task: Task, records: list[Records], rows: Rows, lengths: list[int]) -> Generation:
+    """The user's rows, with what was written down turn by turn."""
+    count, most = len(task.limits), max(task.limits)
+    # On the host: there, nothing is compiled for a size.
+    nothing = jax.tree.map(np.asarray, empty(count, 0, task.log_probs))
+    whole = jax.tree.map(lambda *parts: np.concatenate([part[:count] for part in parts], axis=1), nothing, *records)
+    short = most - whole.tokens.shape[1]
+    whole = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)), whole)
+    is_past = np.arange(most) >= np.array(lengths)[:, None]
+    whole = whole._replace(tokens=np.where(is_past, np.asarray(rows.last)[:count, None], whole.tokens))
+    if task.size != count:
+        rows = _resized(rows, count)
+    return Generation(**jax.device_put(whole)._asdict(), lengths=jax.device_put(np.array(lengths, np.int32)), rows=rows)
+
+
+def _task(model, start, size: int, samplers, after: list[np.ndarray], asked: Asked) -> Task:
+    rows = len(after)
+    tokenizer = read_tokenizer(asked.tokenizer)
+    stop_texts = read_stop_texts(asked.stop_text, tokenizer, rows)
+    transcripts = None
+    if tokenizer is not None:
+        pairs = zip(after, stop_texts, strict=True)
+        transcripts = [Transcript(tokenizer, ids.tolist(), texts) for ids, texts in pairs]
+    return Task(
+        model=model,
+        start=start,
+        limits=read_limits(asked.max_new_tokens, rows),
+        stops=read_stops(asked.stop_token, model.vocab_size, model.stop_tokens, rows),
+        samplers=samplers,
+        size=size,
+        transcripts=transcripts,
+        has_stop_texts=any(stop_texts),
+        log_probs=_read_log_probs(asked.log_probs, model.vocab_size),
+    )
+
+
+def _read_log_probs(log_probs: Any, vocab_size: int) -> int | None:
+    count = whole(log_probs)
+    if log_probs is not None and (count is None or not 0 <= count <= vocab_size):
+        raise ValueError(f"`log_probs` must be an integer in [0, {vocab_size}], or `None`, got {shown(log_probs)}.")
+    return count
+
+
+def _records(result: Generation, count: int) -> Records:
+    """What was written down for the first `count` tokens."""
+    return jax.tree.map(lambda x: np.asarray(x)[:, :count], Records(*(getattr(result, n) for n in Records._fields)))
+
+
+def _padded(rows: Rows) -> Rows:
+    """A copy with as many rows as an executable has; those that are added are finished."""
+    count = rows.finished.shape[0]
+    size = batch_bucket(count)
+    finished = np.pad(np.asarray(rows.finished), (0, size - count), constant_values=True)
+    return dataclasses.replace(_with_rows(rows, count, size), finished=jnp.asarray(finished))
+
+
+def _with_rows(tree: Tree, rows: int, size: int) -> Tree:
+    """A copy of so many rows with `size` rows: the first ones, or the last one again and again."""
+    return jax.tree.map(jnp.copy, tree) if rows == size else _resized(tree, size)
+
+
+_resized = eqx.filter_jit(axis.resized)

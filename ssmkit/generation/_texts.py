@@ -1,0 +1,100 @@
+"""Texts in place of ids: prompts are encoded, and what is generated is decoded as it comes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .._types import shown
+from ..text._pieces import Before
+from ..text._tokenizer import Tokenizer
+
+
+class Transcript:
+    """The text of one row, from its tokens as they come, up to where a stop text begins."""
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stops: Sequence[str]):
+        """**Arguments:**
+
+        - `after`: ids before the first of the row's tokens.
+        - `stops`: the texts to end before.
+        """
+        self._decoding, self._before = tokenizer.decoding(after), Before(stops)
+        self.text = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether a stop text was found."""
+        return self._before.found
+
+    def read(self, ids: Sequence[int], *, at_stop_token: bool, is_last: bool) -> list[str]:
+        """What further tokens add to the text.
+
+        **Arguments:**
+
+        - `ids`: the tokens.
+        - `at_stop_token`: whether the last of them is a stop token, which is no part of the text.
+        - `is_last`: whether nothing follows.
+
+        **Returns:** a piece for each token that was read: all of them, or those up to the end of a stop text.
+        """
+        pieces = []
+        for i, token in enumerate(ids):
+            is_text = not (at_stop_token and i == len(ids) - 1)
+            pieces.append(self._before.push(self._decoding.push(token)) if is_text else "")
+            if self.ended:
+                break
+        if is_last and pieces and not self.ended:
+            pieces[-1] += self._before.push(self._decoding.end()) + self._before.end()
+        self.text += "".join(pieces)
+        return pieces
+
+
+def read_tokenizer(tokenizer: Any) -> Tokenizer | None:
+    """**Raises:** `ValueError` for what is none."""
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise ValueError(f"`tokenizer` must be an `ssmkit.Tokenizer`, got {shown(tokenizer)}.")
+    return tokenizer
+
+
+def encoded(prompts: Any, tokenizer: Tokenizer | None, *, special: bool) -> Any:
+    """Prompts with the ids of texts in place of these; one text is a batch of one."""
+    if tokenizer is None:
+        return prompts
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, Sequence):
+        return prompts
+    return [tokenizer.encode(prompt, special=special) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def read_stop_texts(stop_text: Any, tokenizer: Tokenizer | None, rows: int) -> list[list[str]]:
+    """The stop texts of each row.
+
+    **Arguments:**
+
+    - `stop_text`: the user's: one text, several, or `None`; or a list of these, one per row.
+    - `tokenizer`: what decodes.
+    - `rows`: how many rows the user has.
+
+    **Raises:** `ValueError`.
+    """
+    if stop_text is None:
+        return [[]] * rows
+    if tokenizer is None:
+        raise ValueError("`stop_text` needs the tokenizer that decodes: pass `tokenizer=`.")
+    if isinstance(stop_text, str) or not isinstance(stop_text, Sequence) or all(isinstance(s, str) for s in stop_text):
+        return [_texts(stop_text)] * rows
+    if len(stop_text) != rows:
+        raise ValueError(
+            f"`stop_text` must be texts for all prompts, or one entry per prompt, {rows}, got {len(stop_text)} "
+            f"entries: {shown(stop_text)}."
+        )
+    return [_texts(stops) for stops in stop_text]
+
+
+def _texts(stops: Any) -> list[str]:
+    if stops is None:
+        return []
+    texts = [stops] if isinstance(stops, str) else stops
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"`stop_text` must have texts of at least one character, got {shown(stops)}.")
+    return list(texts)
