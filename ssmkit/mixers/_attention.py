@@ -1,11 +1,14 @@
 """Softmax attention as a mixer: projections around the operator."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from .._construction import check_dtype, check_one_key, check_sizes, check_switches
-from .._types import PRNGKeyArray, checks_itself, real, shown
+from .._construction import checks_arguments
+from .._types import PRNGKeyArray
+from ..layers._array_kinds import ArrayKind
 from ..layers._linear import Linear
 from ..layers._norms import RMSNorm
 from ..operators._attention import Attention, AttentionInputs, AttentionState
@@ -26,9 +29,9 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
     attention: Attention
-    o_proj: Linear
+    o_proj: Annotated[Linear, ArrayKind.PROJECTION_OUT]
 
-    @checks_itself
+    @checks_arguments
     def __init__(
         self,
         width: int,
@@ -68,12 +71,6 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
 
         **Raises:** `ValueError` naming the argument that does not fit.
         """
-        check_sizes(width=width, num_heads=num_heads)
-        check_switches(
-            qk_norm=qk_norm, use_output_gate=use_output_gate, use_bias=use_bias, use_output_bias=use_output_bias
-        )
-        check_dtype(dtype)
-        check_one_key(key)
         if head_dim is None:
             if width % num_heads != 0:
                 raise ValueError(
@@ -81,11 +78,9 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
                     f"{num_heads}."
                 )
             head_dim = width // num_heads
-        check_sizes(head_dim=head_dim)
-        share = real(partial_rotary_factor)
-        if share is None or not 0 < share <= 1:
+        if not 0 < partial_rotary_factor <= 1:
             raise ValueError(
-                f"AttentionMixer: `partial_rotary_factor` must be in (0, 1], got {shown(partial_rotary_factor)}; "
+                f"AttentionMixer: `partial_rotary_factor` must be in (0, 1], got {partial_rotary_factor}; "
                 "`rope_theta=None` rotates nothing."
             )
         self.attention = Attention(
@@ -94,7 +89,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
             num_kv_heads=num_kv_heads,
             sliding_window=sliding_window,
             rope_theta=rope_theta,
-            rotary_dim=int(share * head_dim),
+            rotary_dim=int(partial_rotary_factor * head_dim),
             scale=scale,
             logit_softcapping=logit_softcapping,
         )
