@@ -1,16 +1,26 @@
-"""Writing of files: a file is complete or absent, and a failure to write names the file and the reason."""
+"""Writing of files and folders: each is complete or absent, and a failure to write names the file and the reason.
+
+A file is written beside its place first. It moves there when it is on the disk and as readable as the umask says.
+"""
 
 import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`. The file written there replaces `path` when the block ends without an error.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `keep`: where what `path` held before goes; `None` to lose it.
 
     **Raises:** `OSError`, as `writing`; the previous file at `path` is then still there.
     """
@@ -18,12 +28,94 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         temporary.unlink(missing_ok=True)  # what a killed process left, whatever kind of file it is
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            _settle(temporary, mode)
+            if keep is not None and path.exists():
+                os.replace(path, keep)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_files(folder: Path, names: Iterable[str]) -> Iterator[Mapping[str, Path]]:
+    """Paths to write several files to, which take their places in a folder when all of them are written.
+
+    **Arguments:**
+
+    - `folder`: made if it does not exist; other files in it stay as they are.
+    - `names`: of the files, each of which must be written.
+
+    **Raises:** `OSError`, as `writing`; what the files held before is still there then.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".save-", dir=folder) as scratch:
+        mode, _ = _modes(Path(scratch))
+        paths = {name: Path(scratch, name) for name in names}
+        yield paths
+        for name, path in paths.items():
+            with writing(folder / name):
+                _settle(path, mode)
+        for name, path in paths.items():
+            os.replace(path, folder / name)
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `target` when the block ends without an error.
+
+    **Raises:** `OSError`, as `writing`; whatever `target` held before is still there then.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with writing(target):
+            mode, folder_mode = _modes(scratch)
+            yield scratch
+            scratch.chmod(folder_mode)
+            for path in filter(Path.is_file, scratch.rglob("*")):
+                _settle(path, mode)
+        _move(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(scratch: Path, target: Path) -> None:
+    """Put a finished folder in the place of the old one."""
+    if not target.exists():
+        os.rename(scratch, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    os.rename(target, old)  # over the empty folder
+    try:
+        os.rename(scratch, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _modes(folder: Path) -> tuple[int, int]:
+    """The modes that the umask gives to files and folders; what libraries write, and temporary folders, are private."""
+    file, inner = folder / ".file", folder / ".folder"
+    file.touch()
+    inner.mkdir()
+    try:
+        return file.stat().st_mode, inner.stat().st_mode
+    finally:
+        file.unlink()
+        inner.rmdir()
+
+
+def _settle(path: Path, mode: int) -> None:
+    """A file that is written is on the disk, and of a mode."""
+    path.chmod(mode)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

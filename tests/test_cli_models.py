@@ -117,7 +117,7 @@ def test_inspect_the_embedded_model(run, checkpoint, monkeypatch):
 
 def test_inspect_an_exported_model(run, checkpoint, tmp_path):
     model = from_pretrained(checkpoint)
-    ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,))
+    ssmkit.save_exported(model, tmp_path / "artefact", lengths=(16,))
     result = json.loads(run("inspect", tmp_path / "artefact", "--json")[1])
     expected = json.loads(run("inspect", checkpoint, "--json")[1])
     for name in ("parameters", "bytes", "cache_bytes_per_sequence"):

@@ -24,7 +24,7 @@ from ssmkit.export import _save, is_exported
 from ssmkit.models import Mamba2, Mamba2Config
 
 
-SEGMENTS = (2, 16)
+LENGTHS = (2, 16)
 PROMPTS = [[1, 2, 3], [4], list(range(1, 18)) * 2]
 CONFIG = Mamba2Config(
     vocab_size=VOCAB, hidden_size=8, num_hidden_layers=1, state_size=4, head_dim=4, chunk_size=4, eos_token_id=3
@@ -40,7 +40,7 @@ def model():
 def artefact(model, tmp_path_factory):
     """A folder that no test may change."""
     folder = tmp_path_factory.mktemp("export") / "model"
-    save_exported(model, folder, segments=SEGMENTS)
+    save_exported(model, folder, lengths=LENGTHS)
     return folder
 
 
@@ -64,7 +64,7 @@ def close(got, expected, bound=1e-6):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_engine_gives_the_same(model, loaded, batch):
-    """One sequence runs the program for one, several that for any number; prompts of one and of more segments."""
+    """One sequence runs the program for one, several that for any number; prompts of one and of more pieces."""
     prompts = PROMPTS[-batch:]
     got, expected = (ssmkit.generate(m, prompts, 8) for m in (loaded, model))
     np.testing.assert_array_equal(got.tokens, expected.tokens)
@@ -84,14 +84,14 @@ def test_sampling_streaming_and_scoring_give_the_same(model, loaded):
 @over(LANGUAGE_MODELS, "mamba2-bf16-no-conv-bias-padded-vocab")
 def test_other_models(case, tmp_path):
     model = build(case)
-    save_exported(model, tmp_path / "model", segments=(4,))
+    save_exported(model, tmp_path / "model", lengths=(4,))
     loaded = load_exported(tmp_path / "model")
     after = eqx.filter_jit(lambda m: m.prefill(jnp.arange(6), m.init_cache(), ssmkit.Extent(length=5))[0])
     assert close(after(loaded), after(model))
 
 
 def test_methods_give_the_same(model, loaded):
-    """With any split into segments and single tokens, mapped once and twice."""
+    """With any split into pieces and single tokens, mapped once and twice."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(VOCAB, size=(2, 1, 5)), jnp.int32)
     logits = [eqx.filter_jit(lambda m: jax.vmap(jax.vmap(m))(tokens))(m) for m in (loaded, model)]
     assert close(*logits)
@@ -174,7 +174,7 @@ def test_plain_jax_reads_it(model, artefact):
 
 
 def test_programs_for_a_machine_that_is_not_here(model, tmp_path):
-    save_exported(model, tmp_path, platforms=["tpu", "cuda", "tpu"], segments=(4,), weights=False)
+    save_exported(model, tmp_path, platforms=["tpu", "cuda", "tpu"], lengths=(4,), weights=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cuda", "exported.json", "tpu"]
     for path in tmp_path.glob("*/*.bin"):
         assert export.deserialize(bytearray(path.read_bytes())).platforms == (path.parent.name,)
@@ -286,7 +286,7 @@ def relaid(manifest, name, steps):
         (lambda m: m.update(version=1), "has version 1 of the format"),
         (lambda m: m.pop("vocab_size"), "`vocab_size` is missing"),
         (lambda m: m.update(vocab_size=0), "`vocab_size` must be an integer, at least 1, got 0"),
-        (lambda m: m.update(segments=[16, 2]), "`segments` must be increasing lengths, got"),
+        (lambda m: m.update(lengths=[16, 2]), "`lengths` must be increasing lengths, got"),
         (lambda m: m.update(weights=[]), r"`weights` must be a table of keys and values, got \[\]"),
         (
             lambda m: m["weights"].update(x={"dtype": "object", "shape": []}),
@@ -362,7 +362,7 @@ def test_programs_that_are_none(copy, content):
 def test_a_model_that_needs_a_custom_call_is_not_written(model, tmp_path, monkeypatch):
     monkeypatch.setattr(_save, "foreign_operations", lambda module: ["stablehlo.custom_call @f"])
     with pytest.raises(CheckpointError, match="is more than StableHLO"):
-        save_exported(model, tmp_path / "model", segments=(4,))
+        save_exported(model, tmp_path / "model", lengths=(4,))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -384,7 +384,7 @@ def test_only_an_artefact_is_replaced(model, copy, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             save_exported(model, copy)
     assert sorted((copy / "exported.json").read_text()) == before
-    save_exported(model, copy, segments=(4,), weights=False, beside=[folder / "novel.txt"])
+    save_exported(model, copy, lengths=(4,), weights=False, beside=[folder / "novel.txt"])
     assert is_exported(copy) and not (copy / "weights.safetensors").exists() and (copy / "novel.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
 
@@ -394,8 +394,8 @@ def test_only_an_artefact_is_replaced(model, copy, tmp_path, monkeypatch):
     [
         ({"platforms": ["gpu"]}, "`platforms` must be some of cpu, cuda, rocm, tpu, got \\['gpu'\\]"),
         ({"platforms": []}, "`platforms` must be some of"),
-        ({"segments": ()}, "`segments` must be lengths of at least 1"),
-        ({"segments": (0, 4)}, "`segments` must be lengths of at least 1"),
+        ({"lengths": ()}, "`lengths` must be integers of at least 1"),
+        ({"lengths": (0, 4)}, "`lengths` must be integers of at least 1"),
     ],
 )
 def test_options_that_make_no_sense(model, tmp_path, options, message):
@@ -420,7 +420,7 @@ def test_the_command_and_the_commands_that_read_it(model, tmp_path, capsys, monk
     tokenizer.save(tmp_path / "source" / "tokenizer.json")
     monkeypatch.setattr("ssmkit.cli._models.enable_compilation_cache", lambda: None)
     monkeypatch.setattr("ssmkit.cli._generate.enable_compilation_cache", lambda: None)
-    monkeypatch.setattr("ssmkit.export.save_exported", functools.partial(save_exported, segments=(4,)))
+    monkeypatch.setattr("ssmkit.export.save_exported", functools.partial(save_exported, lengths=(4,)))
     target = tmp_path / "out" / "artefact"
     assert main(["export", str(target), "--model", str(tmp_path / "source")]) == 0
     assert (target / "tokenizer.json").is_file()

@@ -11,7 +11,7 @@ import safetensors.numpy
 from damage import full_disk
 
 import ssmkit
-from ssmkit._files import replacing
+from ssmkit._files import replacing, replacing_files, replacing_folder
 from ssmkit.models import Mamba2, Mamba2Config
 from ssmkit.text._tokenizer import Tokenizer
 
@@ -73,6 +73,72 @@ def test_a_folder_that_may_not_be_written(tmp_path):
     assert caught.value.filename == str(tmp_path / "file.bin")
 
 
+def test_what_a_file_held_is_kept_where_asked(tmp_path):
+    path, kept = tmp_path / "file.bin", tmp_path / "kept.bin"
+    for content in ("first", "second", "third"):
+        with replacing(path, keep=kept) as temporary:
+            temporary.write_text(content)
+    assert (path.read_text(), kept.read_text()) == ("third", "second")
+    with pytest.raises(KeyError), replacing(path, keep=kept) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert (path.read_text(), kept.read_text()) == ("third", "second") and len(os.listdir(tmp_path)) == 2
+
+
+def test_several_files_are_replaced_together(tmp_path):
+    (tmp_path / "a").write_text("as it was")
+    (tmp_path / "other").write_text("stays")
+    for names in ("a",), ("a", "b"):
+        with pytest.raises(OSError) as caught, replacing_files(tmp_path, ("a", "b")) as paths:
+            for name in names:
+                paths[name].write_text("new")
+            if len(names) == 1:  # `b` was not written
+                continue
+            raise OSError(errno.EIO, "broken", "x")
+        assert caught.value.filename == ("x" if len(names) == 2 else str(tmp_path / "b"))
+        assert (tmp_path / "a").read_text() == "as it was" and sorted(os.listdir(tmp_path)) == ["a", "other"]
+    with replacing_files(tmp_path, ("a", "b")) as paths:
+        paths["a"].write_text("new")
+        paths["b"].write_text("too")
+    found = {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)}
+    assert found == {"a": "new", "b": "too", "other": "stays"}
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    target = tmp_path / "new" / "folder"
+    for content in ("first", "second"):
+        with replacing_folder(target) as folder:
+            (folder / content).write_text(content)
+        assert os.listdir(target) == [content]
+    with pytest.raises(KeyError), replacing_folder(target) as folder:
+        (folder / "third").write_text("third")
+        raise KeyError
+    assert os.listdir(target) == ["second"] and os.listdir(target.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_are_as_readable_as_the_umask_says(tmp_path, mask):
+    """Whatever a library that writes them, or a temporary folder, would make of them."""
+
+    def private(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        path.chmod(0o600)
+
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a") as path:
+            private(path)
+        with replacing_files(tmp_path, ["b"]) as paths:
+            private(paths["b"])
+        with replacing_folder(tmp_path / "c") as folder:
+            private(folder / "d")
+    finally:
+        os.umask(before)
+    files = (tmp_path / "a", tmp_path / "b", tmp_path / "c" / "d")
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o666 & ~mask] * 3
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
 # Models.
 
 
@@ -114,15 +180,15 @@ def test_a_tokenizer_is_saved_with_its_model(model, tmp_path):
 
 
 def test_exporting_to_a_full_disk_leaves_what_was_there(model, tmp_path):
-    ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,))
+    ssmkit.save_exported(model, tmp_path / "artefact", lengths=(16,))
     before = contents(tmp_path)
     with full_disk(1000), pytest.raises(OSError) as caught:
-        ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,))
+        ssmkit.save_exported(model, tmp_path / "artefact", lengths=(16,))
     assert caught.value.filename == str(tmp_path / "artefact") and caught.value.strerror
     assert contents(tmp_path) == before and os.listdir(tmp_path) == ["artefact"]
 
 
 def test_a_companion_that_is_missing_is_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        ssmkit.save_exported(model, tmp_path / "artefact", segments=(16,), beside=[tmp_path / "nowhere.json"])
+        ssmkit.save_exported(model, tmp_path / "artefact", lengths=(16,), beside=[tmp_path / "nowhere.json"])
     assert not os.listdir(tmp_path)

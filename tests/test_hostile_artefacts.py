@@ -25,7 +25,7 @@ def artefact(tmp_path_factory):
     """A folder whose files each test puts back."""
     config = Mamba2Config(vocab_size=7, hidden_size=4, num_hidden_layers=1, state_size=2, head_dim=4, chunk_size=2)
     folder = tmp_path_factory.mktemp("export") / "model"
-    save_exported(Mamba2(config, key=jax.random.key(0)), folder, segments=(2,))
+    save_exported(Mamba2(config, key=jax.random.key(0)), folder, lengths=(2,))
     return folder
 
 
@@ -121,7 +121,7 @@ def test_no_interpreter(program, monkeypatch):
         ("vocab_size", "1" + "0" * 400, "an integer of 401 digits"),
         ("version", '{"__float__": 1' + "0" * 400 + "}", "an integer of 401 digits"),
         ("logits", json.dumps("x" * 100_000), "`logits` must be a dtype, got 'xxx"),
-        ("segments", json.dumps(list(range(1, 2000))), "`segments` must be from 1 to 1000 lengths, got"),
+        ("lengths", json.dumps(list(range(1, 2000))), "`lengths` must be from 1 to 1000 lengths, got"),
         ("format", "[" * 50_000, "cannot be read as JSON"),
     ],
 )

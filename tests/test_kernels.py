@@ -104,7 +104,7 @@ def sequence():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("chunk", [50, 1000])
 def test_any_chunk_size(sequence, schedule, chunk):
-    """Also those that no block of the segment decays divides, and those longer than the sequence."""
+    """Also those that no block of the pairwise decays divides, and those longer than the sequence."""
     coefficients, state, expected = sequence
     assert max(map(relative_error, scan(schedule, chunk)(coefficients, state), expected)) <= BOUND
 

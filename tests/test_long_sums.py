@@ -14,17 +14,17 @@ def by_steps(operator, inputs, state):
     return outputs, state
 
 
-def by_segments(operator, inputs, state):
+def by_pieces(operator, inputs, state):
     """`chunk_scan` of 100 tokens at a time."""
-    segments = jax.tree.map(lambda x: x.reshape(-1, 100, *x.shape[1:]), inputs)
-    state, outputs = jax.lax.scan(lambda state, some: operator.chunk_scan(some, state)[::-1], state, segments)
+    pieces = jax.tree.map(lambda x: x.reshape(-1, 100, *x.shape[1:]), inputs)
+    state, outputs = jax.lax.scan(lambda state, some: operator.chunk_scan(some, state)[::-1], state, pieces)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs), state
 
 
 WAYS = {
     "step": by_steps,
     "chunk_scan": lambda operator, inputs, state: operator.chunk_scan(inputs, state),
-    "segments": by_segments,
+    "pieces": by_pieces,
 }
 
 

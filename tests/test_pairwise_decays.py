@@ -10,13 +10,13 @@ from helpers import all_finite, jit, random_coefficients, relative_error
 from kernel_runs import BOUND, decays_of_differences
 
 from ssmkit import kernels
-from ssmkit.kernels import _pairwise_decays as _segment
+from ssmkit.kernels import _pairwise_decays
 
 
-# Segment decays.
+# Pairwise decays.
 
 
-SEGMENT_DECAYS = jit(kernels.pairwise_decays)
+PAIRWISE = jit(kernels.pairwise_decays)
 
 
 def exact_sums(x: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_pairwise_decays_are_relatively_precise_entry_by_entry(chunk, cumulative
     )
     x = coefficients.log_decay[..., 0].T
     sums = exact_sums(np.asarray(x))
-    decays = SEGMENT_DECAYS(x)
+    decays = PAIRWISE(x)
     assert decays.dtype == x.dtype and decays.shape == (3, chunk, chunk)
     upper = np.triu(np.ones((chunk, chunk), bool), 1)
     assert not np.asarray(decays)[:, upper].any()
@@ -69,9 +69,9 @@ def test_pairwise_decays_are_relatively_precise_entry_by_entry(chunk, cumulative
 def test_pairwise_decays_of_infinities(chunk):
     """-inf is an ordinary value: it reaches the decays that contain it, and no other."""
     x = jnp.asarray(np.where(np.arange(chunk) % 7 == 3, -np.inf, -0.5), jnp.float32)
-    np.testing.assert_allclose(SEGMENT_DECAYS(x), np.exp(exact_sums(np.asarray(x))), rtol=1e-6)
+    np.testing.assert_allclose(PAIRWISE(x), np.exp(exact_sums(np.asarray(x))), rtol=1e-6)
     suffix = [np.asarray(x)[j + 1 :].sum() for j in range(chunk)]
-    assert np.array_equal(jit(_segment.suffix_sums)(x), np.asarray(suffix, np.float32))
+    assert np.array_equal(jit(_pairwise_decays.suffix_sums)(x), np.asarray(suffix, np.float32))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 10.0, 1000.0, math.inf])

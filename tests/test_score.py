@@ -63,14 +63,14 @@ def test_equals_one_pass(model, tokens):
     np.testing.assert_allclose(result.nats, naive(model, tokens), rtol=1e-5)
 
 
-@pytest.mark.parametrize("segment", [7, 44])
-def test_does_not_depend_on_segments(model, tokens, segment, monkeypatch):
-    monkeypatch.setattr(_score, "SEGMENT", segment)
+@pytest.mark.parametrize("piece", [7, 44])
+def test_does_not_depend_on_pieces(model, tokens, piece, monkeypatch):
+    monkeypatch.setattr(_score, "PIECE", piece)
     np.testing.assert_allclose(score(model, tokens).nats, naive(model, tokens), rtol=1e-5)
 
 
 def test_progress(model, tokens, monkeypatch):
-    monkeypatch.setattr(_score, "SEGMENT", 7)
+    monkeypatch.setattr(_score, "PIECE", 7)
     done = []
     score(model, tokens.tolist(), progress=done.append)
     assert done == [7, 14, 21, 28, 35, 42, 44]

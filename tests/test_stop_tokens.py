@@ -122,7 +122,7 @@ def test_damaged_generation_settings_are_named(tmp_path, text):
 
 def test_exported_models_have_them_too(tmp_path):
     model = model_of("mamba2", eos_token_id=[3, 2, 11])
-    ssmkit.save_exported(model, tmp_path / "artefact", segments=(4,))
+    ssmkit.save_exported(model, tmp_path / "artefact", lengths=(4,))
     assert ssmkit.load_exported(tmp_path / "artefact").stop_tokens == (3, 2)
     path = tmp_path / "artefact" / "exported.json"
     for stored, stops in ((None, ()), (3, (3,)), ([], ())):

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import safetensors.numpy
 
 from .._arguments import check_is, path_of
 from .._config import checks_itself
-from .._files import writing
+from .._files import replacing_files, writing
 from ..layers._matrix import Int8Matrix
 from ..text._tokenizer import Tokenizer
 from ._dialect import Dialect, architectures
@@ -67,18 +66,10 @@ def save_pretrained(
     }
     if tokenizer is not None:
         writers["tokenizer.json"] = tokenizer.save
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".save-", dir=directory) as scratch:
-        written = {directory / name: pathlib.Path(scratch, name) for name in writers}
-        for target, path in written.items():
-            with writing(target):
-                writers[target.name](path)
-                path.chmod(pathlib.Path(scratch, dialect.config_file).stat().st_mode)  # not private: as the umask says
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        for target, path in written.items():
-            os.replace(path, target)
+    with replacing_files(directory, writers) as paths:
+        for name, write in writers.items():
+            with writing(directory / name):
+                write(paths[name])
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:

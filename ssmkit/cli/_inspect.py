@@ -114,7 +114,7 @@ def _describe_exported(source: str) -> dict[str, Any]:
         "parameters": sum(spec.size for spec in manifest.weights.values()),
         "bytes": dict(sizes),
         "cache_bytes_per_sequence": sum(map(nbytes, manifest.cache.values())),
-        "config": {"vocab_size": manifest.vocab_size, "segments": list(manifest.segments), "logits": manifest.logits},
+        "config": {"vocab_size": manifest.vocab_size, "lengths": list(manifest.lengths), "logits": manifest.logits},
         "tensors": [
             {"name": name, "dtype": spec.dtype, "shape": list(spec.shape), "bytes": nbytes(spec)}
             for name, spec in manifest.weights.items()

@@ -15,7 +15,7 @@ from .._sharding import sharded_by_xla
 from .._types import Tokens, checks_itself
 
 
-SEGMENT = 512
+PIECE = 512
 
 
 @sharded_by_xla
@@ -51,7 +51,7 @@ def score(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Score:
-    """Score a text of any length as one sequence: the cache is carried from segment to segment.
+    """Score a text of any length as one sequence: the cache is carried from piece to piece.
 
     Memory does not grow with the length, no context is cut off, and one executable serves every length.
 
@@ -59,7 +59,7 @@ def score(
 
     - `model`: any language model.
     - `tokens`: at least two ids; every one but the first is predicted from all before it.
-    - `progress`: called with the number of tokens done after each segment.
+    - `progress`: called with the number of tokens done after each piece.
 
     **Returns:** a `Score`.
 
@@ -69,12 +69,12 @@ def score(
     ids = np.asarray(read_ids("`tokens`", tokens, "time", least=2, vocab_size=model.vocab_size))
     inputs, targets = ids[:-1], ids[1:]
     cache, nats = model.init_cache(), 0.0
-    for start in range(0, len(inputs), SEGMENT):
-        valid = min(SEGMENT, len(inputs) - start)
-        padding = (0, SEGMENT - valid)
-        given = np.pad(inputs[start : start + SEGMENT], padding).astype(np.int32)
-        wanted = np.pad(targets[start : start + SEGMENT], padding).astype(np.int32)
-        losses, cache = _segment(model, given, wanted, model.reserve(cache, SEGMENT))
+    for start in range(0, len(inputs), PIECE):
+        valid = min(PIECE, len(inputs) - start)
+        padding = (0, PIECE - valid)
+        given = np.pad(inputs[start : start + PIECE], padding).astype(np.int32)
+        wanted = np.pad(targets[start : start + PIECE], padding).astype(np.int32)
+        losses, cache = _piece(model, given, wanted, model.reserve(cache, PIECE))
         nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
         if progress is not None:
             progress(start + valid)
@@ -84,6 +84,6 @@ def score(
 
 
 @eqx.filter_jit
-def _segment(model, inputs, targets, cache):
+def _piece(model, inputs, targets, cache):
     logits, cache = model.forward(inputs, cache)
     return cross_entropy(logits, targets), cache

@@ -67,7 +67,7 @@ def load_exported(directory: str | os.PathLike[str], *, weights: str | os.PathLi
 
 def _read_programs(folder: pathlib.Path, manifest: Manifest, platform: str) -> dict[str, Any]:
     """Read and check every program."""
-    methods = [f"{method}_{length}" for length in manifest.segments for method in ("prefill", "forward")]
+    methods = [f"{method}_{length}" for length in manifest.lengths for method in ("prefill", "forward")]
     names = ["init", *(name + end for name in ("step", *methods) for end in ("", BATCH))]
     files = manifest.programs[platform]
     problems = [f"`{name}`: missing in `{MANIFEST}`" for name in names if name not in files]

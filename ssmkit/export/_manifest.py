@@ -23,8 +23,8 @@ from ..checkpoint._source import Reshape, Shape, Slice, Source, Stack, Step, Tra
 MANIFEST = "exported.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = "ssmkit exported model"
-VERSION = 2
-_MOST_SEGMENTS = 1000
+VERSION = 3
+_MOST_LENGTHS = 1000
 _KINDS: dict[type, str] = {Reshape: "reshape", Transpose: "transpose", Slice: "slice", Stack: "stack"}
 
 
@@ -70,7 +70,7 @@ class Manifest:
     """The versions of the software that made the artefact, for a report."""
     vocab_size: int
     eos_token_id: tuple[int, ...]
-    segments: tuple[int, ...]
+    lengths: tuple[int, ...]
     """Tokens that `prefill_*` and `forward_*` take at a time, increasing."""
     weights: Mapping[str, Spec]
     cache: Mapping[str, Spec]
@@ -151,8 +151,8 @@ def _ids(value: Any) -> tuple[int, ...]:
 def _lengths(value: Any) -> tuple[int, ...]:
     """A kind: the lengths of programs."""
     lengths = items(positive)(value)
-    if not 0 < len(lengths) <= _MOST_SEGMENTS:
-        raise ValueError(f"from 1 to {_MOST_SEGMENTS} lengths")
+    if not 0 < len(lengths) <= _MOST_LENGTHS:
+        raise ValueError(f"from 1 to {_MOST_LENGTHS} lengths")
     if list(lengths) != sorted(set(lengths)):
         raise ValueError("increasing lengths")
     return lengths
@@ -201,7 +201,7 @@ _KEYS = {
     "versions": Key(mapping(text), "versions"),
     "vocab_size": Key(positive, "vocab_size"),
     "eos_token_id": Key(_ids, "eos_token_id"),
-    "segments": Key(_lengths, "segments"),
+    "lengths": Key(_lengths, "lengths"),
     "weights": Key(mapping(_SPEC), "weights"),
     "cache": Key(mapping(_SPEC), "cache"),
     "logits": Key(_DTYPE, "logits"),

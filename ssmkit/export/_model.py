@@ -17,7 +17,7 @@ from ._manifest import Manifest
 from ._programs import BATCH
 
 
-# The cost of one pass over all weights, in tokens. It decides between few long segments and little padding.
+# The cost of one pass over all weights, in tokens. It decides between few long pieces and little padding.
 _TURN = 16
 
 Cache = dict[str, Array]
@@ -99,7 +99,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
 
     @checks_itself
     def prefill(self, tokens: Tokens, cache: Cache, extent: Extent = Extent()) -> tuple[Logits, Cache]:
-        """As `AbstractLanguageModel.prefill`, in padded segments of one of the exported lengths.
+        """As `AbstractLanguageModel.prefill`, in padded pieces of one of the exported lengths.
 
         **Raises:** `ValueError` for starts: the programs of an artefact take one sequence only.
         """
@@ -109,21 +109,21 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         if starts is not None:
             raise ValueError("`starts` must be None for an exported model, whose programs take one sequence at a time.")
         length = jnp.asarray(time, jnp.int32) if length is None else length
-        turns = lambda segment: -(-time // segment)
-        segment = min(reversed(self.config.segments), key=lambda segment: turns(segment) * (segment + _TURN))
-        program, count = self.programs[f"prefill_{segment}"], turns(segment)
+        turns = lambda size: -(-time // size)
+        size = min(reversed(self.config.lengths), key=lambda size: turns(size) * (size + _TURN))
+        program, count = self.programs[f"prefill_{size}"], turns(size)
         if count == 1:
-            return program(self.weights, jnp.pad(tokens, (0, segment - time)), cache, length)
-        pieces = jnp.reshape(jnp.pad(tokens, (0, count * segment - time)), (count, segment))
+            return program(self.weights, jnp.pad(tokens, (0, size - time)), cache, length)
+        pieces = jnp.reshape(jnp.pad(tokens, (0, count * size - time)), (count, size))
 
         def turn(carry, inputs):
             logits, cache = carry
             tokens, start = inputs
-            valid = jnp.clip(length - start, 0, segment)
+            valid = jnp.clip(length - start, 0, size)
             new, cache = program(self.weights, tokens, cache, valid)
             return (jnp.where(valid > 0, new, logits), cache), None
 
-        start = jnp.arange(0, count * segment, segment, dtype=jnp.int32)
+        start = jnp.arange(0, count * size, size, dtype=jnp.int32)
         carry, _ = jax.lax.scan(turn, (jnp.zeros(self.vocab_size, self.config.logits), cache), (pieces, start))
         return carry
 
@@ -142,7 +142,7 @@ class ExportedModel(AbstractLanguageModel[Cache]):
         *,
         key: PRNGKeyArray | None = None,  # an artefact has nothing that drops features
     ) -> tuple[Float[Array, "time vocab"], Cache]:
-        """As `AbstractLanguageModel.forward`, in segments of the exported lengths and then token by token.
+        """As `AbstractLanguageModel.forward`, in pieces of the exported lengths and then token by token.
 
         **Raises:** `ValueError` for an `extent`: an artefact has no program for it.
         """
@@ -155,13 +155,13 @@ class ExportedModel(AbstractLanguageModel[Cache]):
             found.append(jnp.reshape(logits, (-1, self.vocab_size)))
             return cache
 
-        for segment in reversed(self.config.segments):
-            count = (tokens.shape[0] - done) // segment
+        for size in reversed(self.config.lengths):
+            count = (tokens.shape[0] - done) // size
             if count:
-                run = self.programs[f"forward_{segment}"]
-                pieces = jnp.reshape(tokens[done : done + count * segment], (count, segment))
+                run = self.programs[f"forward_{size}"]
+                pieces = jnp.reshape(tokens[done : done + count * size], (count, size))
                 cache = scan(cache, pieces, lambda piece, cache, run=run: run(self.weights, piece, cache))
-                done += count * segment
+                done += count * size
         if done < tokens.shape[0]:
             cache = scan(cache, tokens[done:], self.step)
         return jnp.concatenate(found), cache

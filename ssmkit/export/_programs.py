@@ -86,17 +86,17 @@ def _storable(leaf: Any) -> bool:
     return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) and not jnp.iscomplexobj(leaf)
 
 
-def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., Any]]:
+def functions(parts: Parts, lengths: Sequence[int]) -> dict[str, Callable[..., Any]]:
     """The functions to export, by name: pure functions of dictionaries of arrays, for one sequence.
 
-    `init(weights) -> cache`, `step(weights, token, cache, valid) -> (logits, cache)`, and for every segment length
+    `init(weights) -> cache`, `step(weights, token, cache, valid) -> (logits, cache)`, and for every length `n`
     `prefill_<n>(weights, tokens, cache, length) -> (logits, cache)` and
     `forward_<n>(weights, tokens, cache) -> (logits, cache)`; see `AbstractLanguageModel`.
 
     **Arguments:**
 
     - `parts`: the model.
-    - `segments`: the numbers of tokens that programs take at a time.
+    - `lengths`: the numbers of tokens that programs take at a time.
     """
 
     def init(weights):
@@ -114,7 +114,7 @@ def functions(parts: Parts, segments: Sequence[int]) -> dict[str, Callable[..., 
         logits, after = parts.join(weights).forward(tokens, parts.enter(cache))
         return logits, _named(after)[0]
 
-    sized = {f"{f.__name__}_{length}": f for length in segments for f in (prefill, forward)}
+    sized = {f"{f.__name__}_{length}": f for length in lengths for f in (prefill, forward)}
     return {"init": init, "step": step, **sized}
 
 
@@ -150,13 +150,13 @@ def results(name: str, vocab_size: int, logits: str, cache: Mapping[str, Spec], 
     return jax.ShapeDtypeStruct((*axes, *time, vocab_size), Spec(logits, ()).numpy_dtype), state
 
 
-def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Iterator[tuple[str, Any]]:
+def export_programs(parts: Parts, lengths: Sequence[int], platform: str) -> Iterator[tuple[str, Any]]:
     """Export every program of a model for one platform, each for one sequence and for any number of sequences.
 
     **Arguments:**
 
     - `parts`: the model.
-    - `segments`: as for `functions`.
+    - `lengths`: as for `functions`.
     - `platform`: `cpu`, `cuda`, `rocm` or `tpu`; this machine need not have it.
 
     **Returns:** pairs of a name and a `jax.export.Exported`.
@@ -165,7 +165,7 @@ def export_programs(parts: Parts, segments: Sequence[int], platform: str) -> Ite
 
     weights = {name: Spec.of(leaf) for name, leaf in parts.weights.items()}
     (batch,) = export.symbolic_shape("batch")
-    for name, function in functions(parts, segments).items():
+    for name, function in functions(parts, lengths).items():
         with _tracing_for(platform):
             yield name, export.export(jax.jit(function), platforms=[platform])(*signature(name, weights, parts.cache))
         if name != "init":

@@ -4,8 +4,6 @@ import contextlib
 import importlib.metadata
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ import safetensors.numpy
 
 from .._arguments import check_model, path_of
 from .._config import checks_itself
-from .._files import writing
+from .._files import replacing_folder
 from .._language_model import AbstractLanguageModel
 from .._types import shown, whole
 from ..checkpoint import CheckpointError, architectures
@@ -25,7 +23,7 @@ from ._manifest import MANIFEST, WEIGHTS, File, Manifest, Spec
 from ._programs import Parts, export_programs, take_apart
 
 
-SEGMENTS = (16, 128, 512)
+LENGTHS = (16, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -36,7 +34,7 @@ def save_exported(
     *,
     platforms: Sequence[str] | None = None,
     weights: bool = True,
-    segments: Sequence[int] = SEGMENTS,
+    lengths: Sequence[int] = LENGTHS,
     context: int | None = None,
     beside: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
@@ -51,7 +49,7 @@ def save_exported(
     - `platforms`: some of `cpu`, `cuda`, `rocm` and `tpu`; this machine need not have them. `None` means the platform
         of this process.
     - `weights`: whether the weights are written too.
-    - `segments`: the numbers of tokens that programs take at a time. Prompts of any length are cut into segments and
+    - `lengths`: the numbers of tokens that programs take at a time. Prompts of any length are cut into pieces and
         padded.
     - `context`: the room of the cache, in tokens, for a model with attention over all earlier tokens. Outputs past the
         room are NaN. Other models need no `context`.
@@ -68,10 +66,9 @@ def save_exported(
     copied = [path_of("beside", path) for path in _listed("beside", beside)]
     chosen = [export.default_export_platform()] if platforms is None else _listed("platforms", platforms)
     platforms = [name for i, name in enumerate(chosen) if name not in chosen[:i]]
-    lengths = [whole(length) or 0 for length in _listed("segments", segments)]
-    if not lengths or min(lengths) < 1:
-        raise ValueError(f"`segments` must be lengths of at least 1, got {shown(segments)}.")
-    segments = sorted(set(lengths))
+    sizes = [whole(length) or 0 for length in _listed("lengths", lengths)]
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"`lengths` must be integers of at least 1, got {shown(lengths)}.")
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or not platforms:
         raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, got {shown(unknown or platforms)}.")
@@ -79,18 +76,12 @@ def save_exported(
     _check_replaceable(target)
     files = {path.name: path.read_bytes() for path in copied}
     room = _room(model, context)
+    sizes = sorted(set(sizes))
     if room:
-        segments = [length for length in segments if length <= room] or [room]
+        sizes = [length for length in sizes if length <= room] or [room]
     parts = take_apart(model, room)
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with writing(target):
-            _write(scratch, model, parts, platforms, segments, weights, files)
-        _move(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with replacing_folder(target) as folder:
+        _write(folder, model, parts, platforms, sizes, weights, files)
 
 
 def _listed(name: str, given: Any) -> list[Any]:
@@ -143,7 +134,7 @@ def _write(
     model: Any,
     parts: Parts,
     platforms: Sequence[str],
-    segments: Sequence[int],
+    lengths: Sequence[int],
     weights: bool,
     beside: Mapping[str, bytes],
 ) -> None:
@@ -151,7 +142,7 @@ def _write(
     for platform in platforms:
         (folder / platform).mkdir()
         programs[platform] = {}
-        for name, exported in export_programs(parts, segments, platform):
+        for name, exported in export_programs(parts, lengths, platform):
             foreign = foreign_operations(exported.mlir_module())
             if foreign:
                 raise CheckpointError(f"The model's `{name}` is more than StableHLO on {platform}.", foreign)
@@ -167,7 +158,7 @@ def _write(
         versions={name: _version(name) for name in ("ssmkit", "jax", "jaxlib")},
         vocab_size=parts.vocab_size,
         eos_token_id=model.stop_tokens,
-        segments=tuple(segments),
+        lengths=tuple(lengths),
         weights={name: Spec.of(leaf) for name, leaf in parts.weights.items()},
         cache=parts.cache,
         logits=parts.logits,
@@ -175,28 +166,6 @@ def _write(
         layouts=_layouts(model, parts),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
-    # Temporary folders, and files of some libraries, are private. Here the umask decides instead.
-    folder.chmod((folder / platforms[0]).stat().st_mode)
-    mode = (folder / MANIFEST).stat().st_mode
-    for path in filter(pathlib.Path.is_file, folder.rglob("*")):
-        path.chmod(mode)
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-
-
-def _move(scratch: pathlib.Path, target: pathlib.Path) -> None:
-    """Put a finished folder in the place of the old one."""
-    if not target.exists():
-        os.rename(scratch, target)
-        return
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    os.rename(target, old)  # over the empty folder
-    try:
-        os.rename(scratch, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _version(name: str) -> str:

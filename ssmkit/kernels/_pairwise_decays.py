@@ -1,4 +1,4 @@
-"""Decays over segments of a chunk, without cancellation."""
+"""Decays between every two tokens of a chunk, without cancellation."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact

@@ -11,7 +11,10 @@ from typing import NamedTuple
 import jax
 
 from .._types import checks_itself, shown, whole
+from ._elementwise import ELEMENTWISE
 from ._family import Family
+from ._per_key import DECAY_PER_KEY
+from ._scalar import SCALAR_DECAY
 from ._schedule import Schedule, parallel, serial
 
 
@@ -37,15 +40,15 @@ class Tuning(NamedTuple):
             return self.chunk_size
         if self.platform != "cpu":
             return _ACCELERATOR
-        return next(size for least, size in _CPU[family.name] if members >= least)
+        return next(size for least, size in _CPU[family] if members >= least)
 
 
 # Pairs: the least number of heads per group, and the tokens per chunk for it. Heads that share a group share the scores
 # of its chunks, and the number of scores grows with the chunk.
 _CPU = {
-    "K1, one decay per head": [(2, 64), (1, 32)],
-    "K2, one decay per key": [(1, 32)],
-    "K3, elementwise": [(1, 32)],
+    SCALAR_DECAY: [(2, 64), (1, 32)],
+    DECAY_PER_KEY: [(1, 32)],
+    ELEMENTWISE: [(1, 32)],
 }
 _ACCELERATOR = 128
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")

@@ -27,16 +27,10 @@ class TrainState(eqx.Module):
 
 def save_state(directory: Path, state: TrainState) -> None:
     """Save a state and keep the previous one. At every moment at least one file is complete."""
-    newest = directory / NEWEST
-    with replacing(newest) as temporary:
-        with open(temporary, "wb") as file:
-            summed = _Summed(file)
-            eqx.tree_serialise_leaves(summed, state)
-            file.write(summed.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        if newest.exists():
-            os.replace(newest, directory / PREVIOUS)
+    with replacing(directory / NEWEST, keep=directory / PREVIOUS) as temporary, open(temporary, "wb") as file:
+        summed = _Summed(file)
+        eqx.tree_serialise_leaves(summed, state)
+        file.write(summed.digest())
 
 
 def load_state(directory: Path, like: TrainState) -> TrainState | None:
