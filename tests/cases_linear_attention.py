@@ -8,7 +8,7 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import published
+import published_attention
 from helpers import Case
 
 import ssmkit
@@ -152,7 +152,7 @@ def _hgrn2(name: str, bound: np.ndarray | None) -> Oracle:
     return Oracle(
         f"hgrn2-{name}",
         lambda: HGRN2Recurrence(SHAPE, bound),
-        lambda m, x, s: published.hgrn2(x.q, x.f, x.i, 0.0 if bound is None else m.lower_bound, s),
+        lambda m, x, s: published_attention.hgrn2(x.q, x.f, x.i, 0.0 if bound is None else m.lower_bound, s),
         _sampler(lambda q, _, i, f: HGRN2Inputs(q=q, f=f, i=i), gate),
     )
 
@@ -161,13 +161,13 @@ ORACLES = [
     Oracle(
         "retnet",  # its decays are constants
         lambda: RetNetRecurrence(SHAPE),
-        lambda m, x, s: published.retention(x.q, x.k, x.v, s),
+        lambda m, x, s: published_attention.retention(x.q, x.k, x.v, s),
         _draws(RetNetInputs, KEY, KEY, VALUE, scales=(1, 1, 1)),
     ),
     Oracle(
         "gla",
         lambda: GLARecurrence(SHAPE),
-        lambda m, x, s: published.gla(x.q, x.k, x.v, x.gate, s),
+        lambda m, x, s: published_attention.gla(x.q, x.k, x.v, x.gate, s),
         _sampler(GLAInputs, lambda log_decay: _logit(16 * log_decay)),
     ),
     _hgrn2("plain", None),
@@ -175,7 +175,7 @@ ORACLES = [
     Oracle(
         "rwkv6",
         lambda: _rwkv6(jax.random.key(3)),
-        lambda m, x, s: published.rwkv6(x.r, x.k, x.v, x.w + m.time_decay[None], m.bonus, s),
+        lambda m, x, s: published_attention.rwkv6(x.r, x.k, x.v, x.w + m.time_decay[None], m.bonus, s),
         _sampler(RWKV6Inputs, lambda log_decay: np.log(-log_decay) - np.asarray(_rwkv6(jax.random.key(3)).time_decay)),
     ),
 ]

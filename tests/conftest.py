@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import pytest
 from command_line import checkpoint, own_cache, run, text_file  # noqa: F401 fixtures
+from exported_models import artefact, artefact_copy, exported_source  # noqa: F401 fixtures
 from generating import case, model, quick_compilation  # noqa: F401
 
 

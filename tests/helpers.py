@@ -15,15 +15,11 @@ import pytest
 
 import ssmkit
 from ssmkit.models import Mamba2Config
-from ssmkit.testing._report import relative_error as relative_error
+from ssmkit.testing._report import relative_error as relative_error, widened
 from ssmkit.testing._subject import jit as jit, methods as methods, with_chunk_size as with_chunk_size
 
 
 # Comparisons.
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 class Difference(str):
@@ -68,7 +64,7 @@ def trees_close(got, expected, bound: float) -> bool | Difference:
 
 def all_finite(tree) -> bool:
     """Neither NaN nor infinity anywhere."""
-    return all(bool(np.isfinite(_widened(np.asarray(leaf))).all()) for leaf in jax.tree.leaves(tree))
+    return all(bool(np.isfinite(widened(leaf)).all()) for leaf in jax.tree.leaves(tree))
 
 
 # Random coefficients.

@@ -1,5 +1,7 @@
 """A model that trains in a moment, and the settings of its runs."""
 
+import contextlib
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -72,3 +74,19 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def uninterrupted(model, tmp_path_factory):
     return fit(model, CONFIG, TEXT, TEXT[:50], tmp_path_factory.mktemp("whole"), ignore)
+
+
+class Killed(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def dying(step, error=Killed):
+    """A `report` that raises after a step."""
+
+    def report(progress):
+        if progress.step == step:
+            raise error
+
+    with pytest.raises(error):
+        yield report

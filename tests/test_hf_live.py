@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import forward, prefill
+from hf_models import BOUND, check, hf_logits
 from mamba2_numpy import CONFIG, VARIANTS, random_parameters
 
 import ssmkit
@@ -21,9 +22,6 @@ transformers = pytest.importorskip("transformers")
 # transformers logs and warns that it has no CUDA kernels
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# As a share of the largest logit. Float32 against float32, summed in other orders: 1e-6 to 5e-6 was measured, the most
-# where one of four groups of channels nearly vanishes before it is normalised.
-BOUND = 2e-5
 LENGTHS = (1, 2, 3, 17, 255, 256, 257, 611)
 # These are written in several files.
 SHARDED = ("4 groups, chunks of 64", "tied, biases")
@@ -57,18 +55,6 @@ def case(request, tmp_path_factory) -> Case:
     assert (directory / "model.safetensors.index.json").is_file() == (request.param in SHARDED)
     tokens = np.random.default_rng(1).integers(0, config["vocab_size"], max(LENGTHS))
     return Case(directory, theirs, ssmkit.from_pretrained(directory), tokens)
-
-
-def hf_logits(theirs, tokens) -> np.ndarray:
-    """Of every token of one sequence, without a cache."""
-    with torch.no_grad():
-        return theirs(torch.from_numpy(np.array(tokens))[None], use_cache=False).logits[0].float().numpy()
-
-
-def check(actual, expected, bound: float = BOUND):
-    actual = np.asarray(actual)
-    assert actual.shape == expected.shape
-    assert np.max(np.abs(actual - expected)) <= bound * np.max(np.abs(expected))
 
 
 def test_logits(case):

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import published
+import published_attention
 import pytest
 from cases_linear_attention import MIXERS, WIDTH
 from helpers import build, jit, over, relative_error
@@ -112,7 +112,9 @@ def retnet(m, x, state):
     q, k, v = (a.reshape(len(x), -1, size) for a, size in ((q, key), (k, key), (v, value)))
     k, v = (a.repeat(heads // a.shape[1], axis=1) for a in (k, v))
     positions = jnp.arange(len(x))
-    o, state = published.retention(published.rotate(q, positions), published.rotate(k, positions), v, state)
+    o, state = published_attention.retention(
+        published_attention.rotate(q, positions), published_attention.rotate(k, positions), v, state
+    )
     return _gated(m, x, o), state
 
 
@@ -127,13 +129,13 @@ def gla(m, x, state):
     if m.recurrence.clamp_min is not None:  # on the logarithm of the decay: as a gate that is not below this
         least = m.recurrence.clamp_min * 16
         gate = jnp.maximum(gate, least - jnp.log(-jnp.expm1(least)))
-    o, states = published.gla(q, k, v, gate, state.repeat(m.num_heads // len(state), axis=0))
+    o, states = published_attention.gla(q, k, v, gate, state.repeat(m.num_heads // len(state), axis=0))
     return _gated(m, x, o), states[:: m.num_heads // len(state)]
 
 
 def hgrn2(m, x, state):
     q, f, i = (a.reshape(len(x), 3, -1) for a in _projected(m, x, (m.q_proj, m.f_proj, m.i_proj)))
-    o, state = published.hgrn2(q, f, i, jnp.clip(m.recurrence.lower_bound, 0, 1), state)
+    o, state = published_attention.hgrn2(q, f, i, jnp.clip(m.recurrence.lower_bound, 0, 1), state)
     return _rms(o.reshape(x.shape), m.norm.weight, 1e-5) @ m.o_proj.weight.T, state
 
 
@@ -146,7 +148,7 @@ def rwkv6(m, x, state):
     w = jnp.tanh(xs[1] @ m.decay_down.weight.T) @ m.decay_up.weight.T
     w = w.reshape(len(x), 3, -1) + m.recurrence.time_decay[None]
     r, k, v = (_heads(xs[j], proj.weight, 3) for j, proj in ((0, m.r_proj), (2, m.k_proj), (3, m.v_proj)))
-    o, state = published.rwkv6(r, k, v, w, m.recurrence.bonus, state)
+    o, state = published_attention.rwkv6(r, k, v, w, m.recurrence.bonus, state)
     o = o - jnp.mean(o, axis=-1, keepdims=True)
     o = _rms(o, m.norm.weight.reshape(o.shape[1:]), 1e-5) + m.norm.bias.reshape(o.shape[1:])[None]
     return (o.reshape(len(x), -1) * jax.nn.silu(xs[4] @ m.g_proj.weight.T)) @ m.o_proj.weight.T, state

@@ -5,7 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import published
+import published_state_spaces
 import pytest
 from helpers import WIDTH, relative_error
 
@@ -200,7 +200,7 @@ def test_the_first_token_of_a_sequence():
     x = 0.5 * jax.random.normal(KEY, (7, WIDTH), jnp.float32)
     gates = mixer.input_gate(x), mixer.recurrence_gate(x)
     wide = (np.asarray(array, np.float64) for array in (x, *gates, r.Lambda, np.zeros(WIDTH)))
-    expected, _ = published.rg_lru(*map(jnp.asarray, wide), starts=np.arange(7) == 0)
+    expected, _ = published_state_spaces.rg_lru(*map(jnp.asarray, wide), starts=np.arange(7) == 0)
     seen = jnp.minimum(jnp.arange(7, dtype=jnp.float32), 1.0)
     got, _ = r.chunk_scan(RGLRUInputs(x, *gates, seen), r.init_state())
     assert relative_error(got[..., 0], expected) <= against.BOUND

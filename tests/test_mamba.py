@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import published
+import published_state_spaces
 import pytest
 from cases_mamba import LANGUAGE_MODELS, mamba_config, mamba_mixer
 from helpers import build, forward, relative_error
@@ -43,7 +43,9 @@ def test_the_recurrence_is_the_selective_scan():
     def oracle(recurrence, inputs, state):
         x, dt, B, C = inputs.x, inputs.dt, inputs.B, inputs.C
         with jax.numpy_rank_promotion("allow"):
-            y, state = published.selective_scan(x, dt, B, C, recurrence.A_log, recurrence.dt_bias, state[..., 0])
+            y, state = published_state_spaces.selective_scan(
+                x, dt, B, C, recurrence.A_log, recurrence.dt_bias, state[..., 0]
+            )
         return y[..., None], state[..., None]
 
     errors = against.errors(recurrence, oracle, inputs, draw(channels, size, 1))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import forward, prefill, trees_equal_bitwise
+from hf_models import BOUND, check, hf_logits
 
 import ssmkit
 from ssmkit.models import Mamba
@@ -20,7 +21,6 @@ transformers = pytest.importorskip("transformers")
 # transformers logs and warns that it has no CUDA kernels
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-BOUND = 2e-5  # as a share of the largest logit
 LENGTHS = (1, 3, 64, 65, 200)
 SIZES = {
     "vocab_size": 101,
@@ -90,20 +90,6 @@ def case(request, tmp_path_factory) -> Case:
     theirs.save_pretrained(directory)
     tokens = np.random.default_rng(1).integers(0, SIZES["vocab_size"], max(LENGTHS))
     return Case(directory, theirs, ssmkit.from_pretrained(directory), tokens)
-
-
-def hf_logits(theirs, tokens) -> np.ndarray:
-    """Of every token of one sequence, without a cache."""
-    with torch.no_grad():
-        return theirs(torch.from_numpy(np.array(tokens))[None], use_cache=False).logits[0].float().numpy()
-
-
-def check(actual, expected):
-    actual = np.asarray(actual)
-    assert actual.shape == expected.shape
-    error = np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
-    print(f"logits: {error:.1e}")
-    assert error <= BOUND
 
 
 def test_every_parameter_matters(case):

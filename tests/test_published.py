@@ -2,11 +2,11 @@
 
 import against
 import cases_linear_attention
-import cases_linear_rnn
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles_linear_rnn
 import pytest
 from helpers import VOCAB, build, methods, over, trees_close
 from registry import MIXERS
@@ -17,8 +17,8 @@ import ssmkit
 pytestmark = pytest.mark.once
 
 
-ORACLES = cases_linear_attention.ORACLES + cases_linear_rnn.ORACLES
-VARIANTS = cases_linear_rnn.VARIANTS
+ORACLES = cases_linear_attention.ORACLES + oracles_linear_rnn.ORACLES
+VARIANTS = oracles_linear_rnn.VARIANTS
 FLOAT32 = [case.id for case in MIXERS if "bf16" not in case.id and case.id != "gated-mlp"]
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5, 8]]
 

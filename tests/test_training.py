@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from small_training import CONFIG, TEXT, Bigram, assert_same, ignore, make_mamba2, model, uninterrupted  # noqa: F401
+from small_training import CONFIG, TEXT, Bigram, assert_same, dying, ignore, make_mamba2, model, uninterrupted  # noqa: F401
 
 import ssmkit
 from ssmkit.text._tokenizer import Tokenizer
@@ -32,20 +32,12 @@ def test_loss_falls(model, tmp_path):  # noqa: F811
     assert_same(before, eqx.filter(model, eqx.is_array))  # not consumed
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("dies_at", [2, 4, 8])
 def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrupted):  # noqa: F811
     """Killed before the first state was kept, in between, and before the last one."""
 
-    def die(progress):
-        if progress.step == dies_at:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, die)
+    with dying(dies_at) as report:
+        fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, report)
     assert (tmp_path / "state.eqx").exists() == (dies_at > 2)
     steps = []
     resumed = fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, lambda progress: steps.append(progress.step))

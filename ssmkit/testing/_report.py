@@ -70,7 +70,7 @@ def relative_error(got: Any, expected: Any) -> float:
 
     What float32 cannot represent counts as zero.
     """
-    got, expected = _widened(got), _widened(expected)
+    got, expected = widened(got), widened(expected)
     if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
         return np.inf
     return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-30))
@@ -95,7 +95,7 @@ def finite(law: str, what: str, tree: Any) -> list[Finding]:
     """A finding for every leaf that should hold neither NaN nor infinity."""
     found = []
     for path, leaf in jax.tree.leaves_with_path(tree):
-        leaf, name = _widened(leaf), what + jax.tree_util.keystr(path)
+        leaf, name = widened(leaf), what + jax.tree_util.keystr(path)
         where = ""
         if not np.isfinite(leaf).all():
             index = tuple(np.argwhere(~np.isfinite(leaf))[0].tolist())
@@ -117,7 +117,7 @@ def _leaves(law, what, got, expected, bound, error) -> list[Finding]:
 
 def _first(got: Any, expected: Any, bound: float) -> str:
     """Where two arrays first differ by more than `bound` times the typical entry."""
-    got, expected = _widened(got), _widened(expected)
+    got, expected = widened(got), widened(expected)
     if got.shape != expected.shape:
         return f" has shape {got.shape} and not {expected.shape}"
     finite = expected[np.isfinite(expected)]
@@ -132,6 +132,6 @@ def _first(got: Any, expected: Any, bound: float) -> str:
     return f" first at {list(index)}, got {got[index]:.6g} {but}"
 
 
-def _widened(array: Any) -> np.ndarray:
+def widened(array: Any) -> np.ndarray:
     array = np.asarray(array)
     return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

@@ -1,0 +1,159 @@
+"""What the figures of the benchmarks are made of; the documentation shows those that were measured."""
+
+import json
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from benchmark_runs import ROOT, as_users_run_it, invoke  # noqa: F401 a fixture
+
+import ssmkit.models
+from ssmkit.benchmarks import (
+    _environment,
+    _memory,
+    _report,
+    _timing,
+    decode,
+    precision,
+    recurrences,
+    uncached,
+)
+from ssmkit.benchmarks._geometry import GEOMETRIES, Geometry
+
+
+pytestmark = pytest.mark.once
+
+
+# The model of what a token costs.
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        GEOMETRIES["tiny"],
+        GEOMETRIES["10m"],
+        Geometry(100, 48, 3, state_size=24, head_dim=12, n_groups=2, conv_kernel=3, tied=False),
+    ],
+)
+def test_bytes_and_flops_are_those_of_the_real_model(geometry):
+    model = eqx.filter_eval_shape(ssmkit.models.Mamba2, geometry.config, key=jax.random.key(0))
+    arrays = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    size = sum(leaf.size for leaf in arrays)
+    assert geometry.parameters == size
+    embedding = 0 if geometry.tied else model.embedding.weight.size
+    assert geometry.weight_bytes() == 4 * (size - embedding)
+    cache = eqx.filter_eval_shape(model.init_cache)
+    assert geometry.state_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert geometry.step_bytes(3) == geometry.weight_bytes() + 6 * geometry.state_bytes
+    mixers = [block.mixer for block in model.blocks]
+    assert geometry.projection_flops == sum(2 * (m.in_proj.weight.size + m.out_proj.weight.size) for m in mixers)
+    assert geometry.prefill_flops(10, 2) == 20 * geometry.projection_flops + 2 * 2 * model.embedding.weight.size
+
+
+def test_narrow_weights_are_fewer_bytes():
+    geometry = GEOMETRIES["130m"]
+    matrices = sum(count * rows * columns for count, rows, columns in geometry.matrices)
+    rows = sum(count * rows for count, rows, _ in geometry.matrices)
+    assert geometry.weight_bytes("float32") - geometry.weight_bytes("bfloat16") == 2 * matrices
+    assert geometry.weight_bytes("float32") - geometry.weight_bytes("int8") == 3 * matrices - 4 * rows
+    assert geometry.weight_bytes("q8_0") < geometry.weight_bytes("bfloat16")
+
+
+def test_flops_of_the_recurrence_grow_with_the_chunk():
+    geometry = GEOMETRIES["130m"]
+    per_layer = (geometry.recurrence_flops(128) - geometry.recurrence_flops(64)) / 24
+    assert per_layer == 2 * 64 * (128 + 1536)  # scores and their products with values
+
+
+@pytest.mark.parametrize(
+    "name, parameters, rows",
+    [("130m", 0.129e9, 3352), ("370m", 0.37e9, 4384), ("780m", 0.78e9, 6448), ("1.3b", 1.34e9, 8512)]
+    + [("2.7b", 2_702_599_680, 10576)],
+)
+def test_geometries_are_the_published_ones(name, parameters, rows):
+    geometry = GEOMETRIES[name]
+    assert geometry.parameters == pytest.approx(parameters, rel=0.01 if name != "2.7b" else 0)
+    assert geometry.matrices[0][1] == rows
+
+
+def test_utilisation_is_of_the_memory():
+    """A share of its bandwidth is given where a step must read from it."""
+    times, best = _timing.Times([0.5, 1.0, 2.0]), {"matvec": 4e9, "read": 1e12, "matmul": 1e12, "sheet_matvec": 8e9}
+    nbytes = GEOMETRIES["2.7b"].step_bytes(2)
+    figures = decode._figures(GEOMETRIES["2.7b"], "ssmkit", 2, 3, times, best)
+    assert nbytes > _environment.cache_bytes() > GEOMETRIES["tiny"].step_bytes()
+    assert figures["hbu"] == pytest.approx(3 * nbytes / 4e9)
+    assert figures["hbu_of_data_sheet"] == pytest.approx(3 * nbytes / 8e9)
+    figures = decode._figures(GEOMETRIES["tiny"], "ssmkit", 1, 3, times, best)
+    assert figures["hbu"] is None and figures["hbu_of_data_sheet"] is None
+    assert "hbu" not in decode._figures(GEOMETRIES["2.7b"], "ssmkit", 2, 3, times, {})
+
+
+def test_recurrences_are_measured(monkeypatch, tmp_path):
+    path = tmp_path / "recurrences.json"
+    words = ["--only", "LRU", "-n", 24, "-w", 128, "-r", 1, "-o", path]
+    code, output, error = invoke("recurrences", *words)
+    assert code == 0, (output, error)
+    content = json.loads(path.read_text())
+    assert list(content["results"]) == ["LRU"] and content["tokens"] == 24 and content["width"] == 128
+    assert output.strip() == recurrences.table(content["results"])
+    code, output, error = invoke("chunks", *words, "--sizes", "16")
+    assert code == 0, (output, error)
+    times = json.loads(path.read_text())["results"]["LRU"]["times"]
+    expected = {(order, 16, what) for order in ("serial", "parallel") for what in ("forwards", "gradients")}
+    assert {(time["schedule"], time["size"], time["what"]) for time in times} == expected
+    monkeypatch.setattr(precision, "FORMS", {"K3": precision.FORMS["K3"]})
+    code, output, error = invoke("precision", "-n", 4, "-o", path)
+    assert code == 0, (output, error)
+    assert output.strip() == precision.table(json.loads(path.read_text())["results"])
+
+
+@pytest.mark.parametrize("command", ["recurrences", "chunks"])
+@pytest.mark.parametrize(
+    "words, message", [(["--only", "LRU,nobody"], "no model is called nobody"), (["-w", "100"], "a multiple of 128")]
+)
+def test_what_recurrences_are_measured_is_checked(command, words, message):
+    code, output, _ = invoke(command, *words)
+    assert code == 2 and message in output
+
+
+# Times and memory.
+
+
+def test_repeats_alternate_and_the_first_is_not_counted():
+    order = []
+    runs = {name: _timing.Run(order.append, lambda name=name: name) for name in "ab"}
+    times = _timing.alternate(runs, 2)
+    assert "".join(order) == "ababab"
+    assert [len(times[name].seconds) for name in "ab"] == [2, 2]
+    assert times["a"].fastest <= times["a"].median
+    assert len(_timing.alternate(runs, 2, warm=True)["a"].seconds) == 2
+
+
+def test_peak_memory_is_noticed():
+    _memory.reset_peak()
+    before = _memory.peak_bytes()
+    block = np.ones(1 << 26, np.uint8)
+    assert _memory.peak_bytes() >= before + block.nbytes // 2  # the other half may take the place of freed pages
+    assert 0 < _memory.resident_bytes() <= _memory.peak_bytes() + (1 << 20)
+
+
+def test_prefixes_are_padded_for_generation_without_a_cache():
+    assert [uncached.padded(n) for n in (1, 64, 65)] == [64, 64, 128]
+
+
+# What the documentation shows.
+
+
+def test_the_table_of_recurrences_is_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "recurrences_cpu.json").read_text())
+    assert list(measured["results"]) == list(recurrences.mixers(measured["width"]))
+    assert recurrences.table(measured["results"]) in (ROOT / "docs" / "models.md").read_text()
+
+
+def test_the_page_of_benchmarks_shows_the_committed_results():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    shown = page.split(_report.BEGIN)[1].split(_report.END)[0]
+    for content in _report.read(ROOT / "benchmarks" / "results").values():
+        assert _report.table(content["command"], content["rows"]) in shown
