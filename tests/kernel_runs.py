@@ -30,17 +30,26 @@ def with_gradients(kernel, jit=jit):
     return run
 
 
+def in_chunks(chunk: int | None, schedule=None, kernel=kernels.chunk_scan):
+    """A kernel that runs in chunks of so many tokens, in this order."""
+
+    def run(*arguments, **keywords):
+        with kernels.tuned(chunk_size=chunk, schedule=schedule):
+            return kernel(*arguments, **keywords)
+
+    return run
+
+
 @functools.cache
 def scan(schedule: str, chunk: int):
     """`chunk_scan`, compiled once per shape."""
-    return jit(functools.partial(kernels.chunk_scan, chunk_size=chunk, schedule=SCHEDULES[schedule]))
+    return jit(in_chunks(chunk, SCHEDULES[schedule]))
 
 
 @functools.cache
 def scan_with_gradients(schedule: str, chunk: int, jit=jit):
     """Likewise."""
-    kernel = functools.partial(kernels.chunk_scan, chunk_size=chunk, schedule=SCHEDULES[schedule])
-    return with_gradients(kernel, jit)
+    return with_gradients(in_chunks(chunk, SCHEDULES[schedule]), jit)
 
 
 STEP = jit(kernels.step)

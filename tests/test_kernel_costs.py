@@ -1,6 +1,5 @@
 """What the chunked kernels cost: memory kept for the backward pass, work, and what is never repeated."""
 
-import functools
 import math
 import re
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import equations, jit, many_tokens
+from kernel_runs import in_chunks
 
 import ssmkit
 from ssmkit import kernels
@@ -58,10 +58,7 @@ def work(function, *arguments) -> int:
     return total
 
 
-SCANS = {
-    name: functools.partial(kernels.chunk_scan, chunk_size=CHUNK, schedule=schedule)
-    for name, schedule in SCHEDULES.items()
-}
+SCANS = {name: in_chunks(CHUNK, schedule) for name, schedule in SCHEDULES.items()}
 
 
 @pytest.mark.parametrize("kernel", SCANS.values(), ids=SCANS)
@@ -136,7 +133,7 @@ def test_xla_counts_linear_work_too():
 
 def test_work_quadratic_in_time_would_be_noticed():
     """One chunk for the whole sequence."""
-    whole = functools.partial(kernels.chunk_scan, chunk_size=1024, schedule=kernels.serial)
+    whole = in_chunks(1024, kernels.serial)
     assert work(whole, *structs(1024)) > 3.0 * work(whole, *structs(512))
 
 
@@ -176,8 +173,8 @@ def test_coefficients_of_the_whole_sequence_never_exist(schedule, monkeypatch):
             ones = jnp.ones((1, WIDE_KEY), jnp.float32)
             return ssmkit.Coefficients(-rates * step[:, None], ones, step[:, None], ones)
 
-        options = dict(chunk_size=CHUNK, schedule=SCHEDULES[schedule])
-        return kernels.chunk_scan_of(jax.vmap(coefficients), steps, state, **options)
+        run = in_chunks(CHUNK, SCHEDULES[schedule], kernels.chunk_scan_of)
+        return run(jax.vmap(coefficients), steps, state)
 
     shapes = (heads, WIDE_KEY), (time, heads), (heads, WIDE_KEY, 1)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -202,7 +199,8 @@ def test_gradients_of_a_time_invariant_system_are_summed_token_by_token(invarian
             return ssmkit.Coefficients(rates if invariant else rates * x[:, None], ones, x[:, None], ones)
 
         state = jnp.zeros((*rates.shape, 1), jnp.float32)
-        outputs, _ = kernels.chunk_scan_of(jax.vmap(coefficients), x, state, schedule=kernels.serial, chunk_size=CHUNK)
+        run = in_chunks(CHUNK, kernels.serial, kernels.chunk_scan_of)
+        outputs, _ = run(jax.vmap(coefficients), x, state)
         return jnp.sum(jnp.square(outputs))
 
     heads = GROUPS * MEMBERS

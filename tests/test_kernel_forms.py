@@ -18,6 +18,7 @@ from kernel_runs import (
     VALUE,
     cotangents_of,
     errors,
+    in_chunks,
     in_float64,
     scan,
     scan_with_gradients,
@@ -89,7 +90,7 @@ def test_every_form_starts_anew_where_it_is_told(form, chunk, schedule):
     starts = jnp.isin(jnp.arange(67), jnp.asarray([0, 5, 6, 16, 47]))
     outputs, _ = jax.eval_shape(kernels.reference, coefficients, state)
     arguments = coefficients, state, cotangents_of(9, outputs, state)
-    kernel = functools.partial(kernels.chunk_scan, chunk_size=chunk, schedule=SCHEDULES[schedule], starts=starts)
+    kernel = functools.partial(in_chunks(chunk, SCHEDULES[schedule]), starts=starts)
     got = with_gradients(kernel)(*arguments)
     expected = with_gradients(functools.partial(kernels.reference, starts=starts))(*in_float64(arguments))
     named = zip(RESULTS, got, expected, strict=True)

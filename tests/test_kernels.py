@@ -156,13 +156,6 @@ def test_narrow_operands_are_widened_before_they_are_multiplied(sequence, kernel
     assert max(map(relative_error, (outputs, final), expected)) <= BOUND
 
 
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_chunk_size_below_one(sequence, chunk):
-    coefficients, state, _ = sequence
-    with pytest.raises(ValueError, match=rf"`chunk_size` must be an integer, at least 1, got {chunk}\."):
-        kernels.chunk_scan(coefficients, state, chunk_size=chunk)
-
-
 def test_all_finite_finds_what_is_not():
     assert all_finite((jnp.ones(2), jnp.arange(3)))
     assert not all_finite((jnp.ones(2), jnp.asarray([0.0, -jnp.inf])))
@@ -209,7 +202,7 @@ STATE = np.zeros((4, 3, 5), np.float32)
             lambda: kernels.chunk_scan(many(), STATE[None]),
             r"= \(4, 3, 5\), as the coefficients say, got \(1, 4, 3, 5\)",
         ),
-        (lambda: kernels.chunk_scan(many(), STATE, schedule="serial"), "`schedule` must be `kernels.serial` or"),
+        (lambda: kernels.tuned(schedule="serial"), "`schedule` must be `kernels.serial` or"),
     ],
 )
 def test_what_a_kernel_refuses(run, message):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import jit, many_tokens, relative_error, trees_equal_bitwise
+from kernel_runs import in_chunks
 
 import ssmkit
 from ssmkit import kernels
@@ -53,8 +54,8 @@ def by_steps(c, state):
 
 WAYS = {
     "step": by_steps,
-    "serial": functools.partial(kernels.chunk_scan, schedule=kernels.serial, chunk_size=32),
-    "parallel": functools.partial(kernels.chunk_scan, schedule=kernels.parallel, chunk_size=128),
+    "serial": in_chunks(32, kernels.serial),
+    "parallel": in_chunks(128, kernels.parallel),
 }
 
 

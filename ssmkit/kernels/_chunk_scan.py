@@ -18,7 +18,6 @@ from ._operands import check_operands
 from ._per_key import DECAY_PER_KEY
 from ._precision import in_dtype, working_dtype
 from ._scalar import SCALAR_DECAY
-from ._schedule import Schedule
 from ._tuning import tuning
 
 
@@ -27,35 +26,27 @@ def chunk_scan(
     coefficients: Coefficients,
     state: StateLike,
     *,
-    chunk_size: int | None = None,
-    schedule: Schedule | None = None,
     starts: Bool[Array, " time"] | None = None,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     """Run the recurrence over many tokens, in chunks (arXiv 2405.21060, section 6).
 
-    The function is differentiable in all arguments, states included. The result does not depend on `chunk_size` or
-    `schedule` beyond rounding.
+    The function is differentiable in all arguments, states included. `kernels.tuned` says in chunks of how many tokens
+    it runs, and in which order; the result does not depend on either beyond rounding.
 
     **Arguments:**
 
     - `coefficients`: the coefficients, with a leading `time` axis on every field.
     - `state`: the state before the first token; its dtype is kept.
-    - `chunk_size`: tokens per chunk, any positive number; `None` takes it from `kernels.tuning()`.
-    - `schedule`: `serial` or `parallel`; `None` takes it from `kernels.tuning()`.
     - `starts`: true for tokens before which the state is reset to zero; `None` means no such token.
 
     **Returns:** outputs `(time, heads, value)`, with an axis of reads before `value` if `read` has one, and the state
     after the last token.
 
-    **Raises:** `ValueError` for coefficients without a `time` axis, a state of another shape or dtype, a `chunk_size`
-    below 1, or complex coefficients and a real state.
+    **Raises:** `ValueError` for coefficients without a `time` axis, a state of another shape or dtype, or
+    complex coefficients and a real state.
     """
     state = check_operands(coefficients, state, many=True)
-    if schedule is not None and not callable(schedule):
-        raise ValueError(f"`schedule` must be `kernels.serial` or `kernels.parallel`, got {schedule!r}.")
-    return chunk_scan_of(
-        lambda tokens: tokens, coefficients, state, chunk_size=chunk_size, schedule=schedule, starts=starts
-    )
+    return chunk_scan_of(lambda tokens: tokens, coefficients, state, starts=starts)
 
 
 def chunk_scan_of(
@@ -65,9 +56,7 @@ def chunk_scan_of(
     *,
     length: Length | None = None,
     starts: Bool[Array, " time"] | None = None,
-    chunk_size: int | None = None,
     most: int | None = None,
-    schedule: Schedule | None = None,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     """Run `chunk_scan` on coefficients that are computed from `inputs` chunk by chunk, and never exist all at once.
 
@@ -77,22 +66,16 @@ def chunk_scan_of(
     - `inputs`: any pytree of arrays with a leading `time` axis.
     - `length`: tokens at or past it leave the state unchanged; `None` means that all tokens are valid.
     - `starts`: true for valid tokens before which the state is reset to zero; `None` means no such token.
-    - `most`: a bound on the chunk size that is chosen if `chunk_size` is `None`.
+    - `most`: a bound on the tokens of a chunk; `None` for no other than that of `kernels.tuning()`.
 
     **Returns:** and **Raises:** as `chunk_scan`.
     """
-    for size in (chunk_size, most):
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ValueError(f"`chunk_size` must be an integer, at least 1, got {size}.")
     form, constant = constant_fields(coefficients, inputs)
     fields = lambda made: [getattr(made, name) for name in constant]
     time, groups = form.write.shape[:2]
     dtype, family = working_dtype(form, state), family_of(form)
-    schedule = tuning().order() if schedule is None else schedule
-    if chunk_size is None:
-        chosen = tuning().chunk_size_for(family, members=form.value.shape[1] // groups)
-        chunk_size = min(chosen, most or chosen)
-    size = max(min(chunk_size, time), 1)
+    chosen = tuning().chunk_size_for(family, members=form.value.shape[1] // groups)
+    size = max(min(chosen, most or chosen, time), 1)
 
     padding = -time % size
     masked = time > 0 and (length is not None or padding > 0)
@@ -119,7 +102,7 @@ def chunk_scan_of(
         inputs, starts = jax.tree.map(pad, (inputs, starts))
     by_chunk = lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:]))
     chunks = jax.tree.map(by_chunk, (inputs, valid, starts))
-    outputs, final = schedule(family, prepare, chunks, family.enter(state.astype(dtype), groups))
+    outputs, final = tuning().order()(family, prepare, chunks, family.enter(state.astype(dtype), groups))
     return _by_token(outputs, form), family.leave(final, state.shape).astype(state.dtype)
 
 

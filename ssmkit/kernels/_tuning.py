@@ -81,7 +81,7 @@ def target(platform: str) -> contextlib.AbstractContextManager[None]:
 def tuned(
     *, chunk_size: int | None = None, schedule: Schedule | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """A context in which kernels use this chunk size or schedule, unless an argument names another.
+    """A context in which kernels use this chunk size or schedule.
 
     Functions that are called inside the context are traced and compiled again, including jitted functions.
 
@@ -90,8 +90,10 @@ def tuned(
     - `chunk_size`: tokens per chunk; `None` takes it from the table. A recurrence's own `chunk_size` still bounds it.
     - `schedule`: `kernels.serial` or `kernels.parallel`; `None` takes the platform's schedule.
 
-    **Raises:** `ValueError` for a chunk size below 1.
+    **Raises:** `ValueError` for a chunk size below 1, or what is no schedule.
     """
     if chunk_size is not None and (whole(chunk_size) or 0) < 1:
         raise ValueError(f"`chunk_size` must be an integer, at least 1, got {shown(chunk_size)}.")
+    if schedule is not None and not callable(schedule):
+        raise ValueError(f"`schedule` must be `kernels.serial` or `kernels.parallel`, got {shown(schedule)}.")
     return _chosen(tuning()._replace(chunk_size=chunk_size, schedule=schedule))

@@ -1,6 +1,5 @@
 """A module under test, compiled into the few programs that all laws are stated with."""
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..mixers._mixer import AbstractMixer
 from ..operators._operator import AbstractSequenceOperator
-from ..operators._recurrence import DiagonalChunkedRecurrence
 
 
 # The laws are about what is computed, not how fast: compiling without LLVM's optimisations takes half the time.
@@ -122,18 +120,6 @@ class Subject:
         # Integer inputs have no gradient: they get one of zeros of dtype float0, which says nothing.
         keep = lambda leaf: None if leaf.dtype == jax.dtypes.float0 else np.asarray(leaf)
         return dict(zip(("parameters", "cache", "inputs"), jax.tree.map(keep, found), strict=True))
-
-
-def with_chunk_size(module: Any, chunk_size: int) -> Any:
-    """The same module with another chunk size in every recurrence it holds."""
-
-    def change(node):
-        if isinstance(node, DiagonalChunkedRecurrence):
-            node = copy.copy(node)
-            object.__setattr__(node, "chunk_size", chunk_size)
-        return node
-
-    return jax.tree.map(change, module, is_leaf=lambda node: isinstance(node, DiagonalChunkedRecurrence))
 
 
 def to_numpy(tree: Any) -> Any:
