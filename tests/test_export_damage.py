@@ -178,8 +178,9 @@ def replaced(folder: pathlib.Path, name: str, content: bytes) -> None:
     (folder / "exported.json").write_text(json.dumps(manifest))
 
 
-def test_programs_that_do_more_than_compute_are_refused(model, loaded, copy):
+def test_programs_that_do_more_than_compute_are_refused(artefact, copy):
     """The right arguments and results, and a custom call: nothing of it is run."""
+    loaded = load_exported(artefact)
     weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in loaded.weights.items()}
 
     def init(weights):
