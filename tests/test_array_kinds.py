@@ -52,7 +52,7 @@ def test_kinds_of_a_whole_model():
     [
         (GLAMixer(8, num_heads=2, key=KEY), {"o_proj.weight"}, {"gk_up.bias"}),
         (
-            RGLRUMixer(8, num_attention_heads=2, key=KEY),
+            RGLRUMixer(8, num_heads=2, key=KEY),
             {"linear_out.weight"},
             {"linear_x.bias", "linear_y.bias", "conv.weight", "conv.bias", "recurrence.Lambda"}
             | {"input_gate.bias", "recurrence_gate.bias"},

@@ -71,10 +71,6 @@ def test_what_is_said_is_used(form, schedule):
     coefficients, state = arguments(form)
     with kernels.tuned(chunk_size=20, schedule=SCHEDULES[schedule]):
         assert used(kernels.chunk_scan, coefficients, state) == (8, schedule)
-        # An argument says more.
-        other = kernels.parallel if schedule == "serial" else kernels.serial
-        options = dict(chunk_size=32, schedule=other)
-        assert used(functools.partial(kernels.chunk_scan, **options), coefficients, state) == (5, other.__name__)
 
 
 def test_one_of_both_may_be_said():
