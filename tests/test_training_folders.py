@@ -44,9 +44,7 @@ def test_a_tokenizer_is_never_another_text_s(texts, tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_be_saved_is_not_trained(texts):
-    problem = (
-        "this model cannot be saved, so it is not trained: `Bigram` is of no known arch.* `ssmkit.training.fit`"
-    )
+    problem = "this model cannot be saved, so it is not trained: `Bigram` is of no known arch.* `ssmkit.training.fit`"
     with pytest.raises(ValueError, match=problem):
         train_files(lambda config, size: Bigram(size, 8), CONFIG, **texts, report=pytest.fail)
     assert not texts["out"].exists()
