@@ -1,9 +1,10 @@
 """The documentation runs: every Python block of every page, as a reader would run it.
 
-The blocks of a page are one program, run in a fresh Python with run-time checks of types on, in a directory of its
-own. A `text` block right after a Python block is its exact output, the last line being `Class: message` if it raises;
-a Python block without one may print what it likes, and may not raise. Numbers with a decimal point may differ a
-little, and anything of the size of rounding counts as rounding.
+The blocks of a page are one program, run in a fresh Python in a directory of its own, with run-time checks of types as
+in this process: CI runs the tests with these checks on, and then with them off. A `text` block right after a Python
+block is its exact output, the last line being `Class: message` if it raises; a Python block without one may print what
+it likes, and may not raise. Numbers with a decimal point may differ a little, and anything of the size of rounding
+counts as rounding.
 
     python tests/test_docs.py [page.md ..]    writes what the blocks print into the `text` blocks that differ
 """
@@ -24,9 +25,6 @@ import pytest
 
 import ssmkit.cli
 import ssmkit.models
-
-
-pytestmark = pytest.mark.once
 
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -87,8 +85,7 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
             capture_output=True,
             text=True,
             cwd=directory,
-            env=environment
-            | {"MPLBACKEND": "agg", "SSMKIT_TYPECHECK": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            env=environment | {"MPLBACKEND": "agg", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
             timeout=timeout,
             check=False,
         )
@@ -135,6 +132,7 @@ def test_every_python_block_runs_and_prints_what_the_page_says(page):
     assert not found, "\n".join(found)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "page, wrong",
     [
@@ -156,6 +154,7 @@ def test_what_a_page_gets_wrong_is_noticed(page, wrong):
     assert (wrong is None and not found) or (wrong is not None and wrong in "".join(found)), found
 
 
+@pytest.mark.once
 def test_the_reference_has_every_public_name():
     """But for submodules, families of kernels, type aliases, and what a mixer's cache is made of."""
     reference = (ROOT / "docs" / "api.md").read_text("utf-8")
@@ -168,6 +167,7 @@ def test_the_reference_has_every_public_name():
                 assert f"{module.__name__}.{name}" in listed, name
 
 
+@pytest.mark.once
 def test_there_are_pages_with_python_blocks():
     assert sum("```python" in page.read_text("utf-8") for page in PAGES) >= 6
 
@@ -184,6 +184,7 @@ def shell_commands() -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
+@pytest.mark.once
 def test_the_commands_of_the_pages_exist(capsys):
     """`ssmkit` commands by their help, which names every option that a page uses; `python -m benchmarks` is one."""
     seen = set()
@@ -200,6 +201,7 @@ def test_the_commands_of_the_pages_exist(capsys):
     assert {("generate",), ("train",), ("bench", "decode"), ("bench", "recurrences")} <= seen
 
 
+@pytest.mark.once
 def test_the_benchmarks_run_from_a_checkout():
     words = [sys.executable, "-m", "benchmarks", "decode", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
