@@ -227,6 +227,6 @@ def test_the_command_and_the_commands_that_read_it(model, tmp_path, capsys, monk
     assert main(["export", str(target), "--model", str(tmp_path / "source")]) == 0
     assert (target / "tokenizer.json").is_file()
     assert export.default_export_platform() in capsys.readouterr().out
-    assert main(["generate", "to be", "--model", str(target), "-n", "5", "-t", "0"]) == 0
+    assert main(["generate", "to be", "--model", str(target), "--max-new-tokens", "5", "-t", "0"]) == 0
     assert capsys.readouterr().out.startswith("to be")
     assert main(["export", str(tmp_path / "source"), "--model", str(target)]) == 2

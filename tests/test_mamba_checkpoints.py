@@ -190,4 +190,6 @@ def test_the_command_line_knows_it(tmp_path, run, name):
     output("convert", folder, other, "--format", "hf" if name == "falcon" else "state-spaces")
     assert trees_equal_bitwise(ssmkit.from_pretrained(other), model)
     assert math.isfinite(json.loads(output("score", "--model", folder, text, "--json"))["perplexity"])
-    assert output("generate", "the cat", "--model", folder, "-n", "4", "--temperature", "0").startswith("the cat")
+    assert output("generate", "the cat", "--model", folder, "--max-new-tokens", "4", "--temperature", "0").startswith(
+        "the cat"
+    )

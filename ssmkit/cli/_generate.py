@@ -34,13 +34,11 @@ def generate(
     ] = None,
     prompt_file: Annotated[
         str | None,
-        typer.Option(
-            "--file", "--prompt-file", metavar="FILE", help="Read the prompt from a file instead, used as it is."
-        ),
+        typer.Option("--file", "--prompt-file", metavar="FILE", help="Read the prompt from a file, unchanged."),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help=r"Continue every line of a file; `\n` and `\t` are written so in a line."),
+        typer.Option(metavar="FILE", help=r"Continue every line of a file; `\n` and `\t` are escapes."),
     ] = None,
     model: ModelOption = None,
     revision: RevisionOption = None,
@@ -55,15 +53,15 @@ def generate(
         float | None, typer.Option(help="Choose among tokens at least this fraction as likely as the likeliest.")
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1, tokens that occurred become less likely.")
+        float | None, typer.Option(help="Above 1, tokens that have occurred become less likely.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Of the random choices.", show_default="another every time")
+        int | None, typer.Option(min=0, max=2**32 - 1, help="The seed of the random choices.", show_default="a new one")
     ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help=r"End before this text; `\n` and `\t` are written so. Can be given more than once."
+            metavar="TEXT", help=r"End before this text; `\n` and `\t` are escapes. Can be given more than once."
         ),
     ] = None,
     tokenizer: TokenizerOption = None,
@@ -75,9 +73,9 @@ def generate(
 ) -> None:
     """Continue a text, or several.
 
-    The text is written as it is generated, after the prompt; statistics follow on standard error. Several continuations
-    are written when all have ended, each under a line such as `=== 1 of 4 ===`. The first of them is the one that the
-    same seed gives alone.
+    The text is written as it is generated, after the prompt; statistics follow on standard error. Several texts are
+    written when all have ended, each under a line such as `=== 1 of 4 ===`. The first of them is the one that the same
+    seed gives alone.
     """
     texts = read_prompts(prompt, prompt_file, batch)
     enable_compilation_cache()
@@ -207,9 +205,9 @@ def _write(piece: str) -> None:
 
 
 def _stop_texts(stops: list[str]) -> list[str]:
-    """The texts to end before, their escapes read.
+    """The stop texts, with their escapes resolved.
 
-    **Raises:** `ValueError` for an empty one.
+    **Raises:** `ValueError` for an empty text.
     """
     if "" in stops:
         raise ValueError("--stop must be a text of at least one character, got an empty one")
@@ -217,9 +215,9 @@ def _stop_texts(stops: list[str]) -> list[str]:
 
 
 def _stop_tokens(words: "Tokenizer", stops: list[str], own: tuple[int, ...]) -> list[int]:
-    """The ids to stop at: the model's own ends of a text, and special tokens that were asked for.
+    """The ids to stop at: the model's own stop tokens, and stop texts that are special tokens.
 
-    Decoding leaves special tokens out, so that they are never found in a text.
+    Decoding leaves special tokens out, so that they would never be found in a text.
     """
     ids = {words.token_id(stop) for stop in stops}
     return sorted(set(own) | {id for id in ids if id is not None and not words.decode([id])})
