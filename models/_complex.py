@@ -1,4 +1,4 @@
-"""What S5 and LRU share: a diagonal complex recurrence between real matrices."""
+"""The common part of S5 and LRU: a diagonal complex recurrence between real matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,15 @@ def between(
     state: Complex[Array, "heads 1 1"],
     advance: ssmkit.Advance,
 ) -> tuple[Float[Array, "*time width"], Complex[Array, "heads 1 1"]]:
-    r"""$\operatorname{Re}(C x)$ where $x$ are the complex states of a recurrence driven by $B u$.
+    r"""Compute $\operatorname{Re}(C x)$, where $x$ are the complex states of a recurrence with inputs $B u$.
 
     **Arguments:**
 
-    - `B`: from `width` to the real and then the imaginary parts of the recurrence's inputs, `2 * heads`.
-    - `recurrence`: from complex `(*time, heads)` to complex `(*time, heads, 1)`.
-    - `C`: from `2 * heads` to `width`; its columns are the real and then the imaginary parts of $C$.
-    - `u`: shape `(*time, width)`.
-    - `state`: of the recurrence.
+    - `B`: maps `width` to the real parts, followed by the imaginary parts, of the recurrence's inputs, `2 * heads`.
+    - `recurrence`: maps complex `(*time, heads)` to complex `(*time, heads, 1)`.
+    - `C`: maps `2 * heads` to `width`; its columns are the real parts, followed by the imaginary parts, of $C$.
+    - `u`: features of shape `(*time, width)`.
+    - `state`: the state of the recurrence.
     - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
     """
     x, state = advance(recurrence, jax.lax.complex(*jnp.split(B(u), 2, axis=-1)), state)

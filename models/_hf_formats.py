@@ -1,4 +1,4 @@
-"""HF transformers' files of Mamba and Mamba-2: what those of both have in common."""
+"""The common part of HF transformers' file formats for Mamba and Mamba-2."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -38,7 +38,7 @@ HF_KEYS = {
     "time_step_floor": Key(number, "time_step_floor", 1e-4),
 }
 
-# How the file was made, how weights were initialised, how outputs are returned.
+# Keys about the making of the file, the initialisation of weights, and the form of outputs.
 HF_DEAD = frozenset(
     """
     _attn_implementation_autoset _name_or_path architectures auto_map chunk_size_feed_forward dtype id2label
@@ -48,14 +48,14 @@ HF_DEAD = frozenset(
     """.split()
 )
 
-# What HF's models are in any case.
+# Keys with the only value that HF's models support.
 HF_ONLY: dict[str, Any] = {"rms_norm": True, "d_intermediate": 0}
 
 
 def hf_keys(
     *, vocab_size: int, hidden_size: int, layers: int, state_size: int, tied: bool, tokens: tuple[int, int, int]
 ) -> dict[str, Key]:
-    """The keys of HF's classes that have other defaults in each; `tokens` are the ids of bos, eos and pad."""
+    """The keys whose defaults differ between HF's classes; `tokens` are the ids of bos, eos and pad."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
         "vocab_size": Key(positive, "vocab_size", vocab_size),
@@ -74,10 +74,10 @@ PADDING_KEYS = {
 
 
 def _padding(content: Mapping[str, Any]) -> dict[str, int]:
-    """The fields that our own two keys set, as long as they explain the `vocab_size` of the file.
+    """The fields that our own two keys set, if these keys are consistent with the `vocab_size` of the file.
 
-    Other software knows neither: it keeps them when it resizes the vocabulary, and HF's own files of old have the
-    second one, which says nothing in them.
+    Other software does not know these keys: it keeps them when it resizes the vocabulary. HF's own old files have the
+    second key too, without a meaning.
     """
     try:
         fields = read_keys(content, PADDING_KEYS)
@@ -87,7 +87,7 @@ def _padding(content: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _unknown_hf(content: Mapping[str, Any], keys: Mapping[str, Key], dead: Collection[str]) -> dict[str, Any]:
-    """As `Dialect.unknown_keys`; a padding that the file does not have is none that we know of."""
+    """As `Dialect.unknown_keys`; a key for a padding that the file does not have counts as unknown."""
     unread = {"unpadded_vocab_size"} if not _padding(content) else set()
     return unknown_keys(content, keys, {*dead, *PADDING_KEYS} - unread)
 
@@ -100,7 +100,7 @@ def read_hf(build: Callable[..., Config], content: Mapping[str, Any], keys: Mapp
 def write_hf(
     config: AbstractMambaConfig, keys: Mapping[str, Key], *, architecture: str, model_type: str, dtype: str
 ) -> dict[str, Any]:
-    """What `read_hf` reads."""
+    """Write the content that `read_hf` reads."""
     content = {"architectures": [architecture], "model_type": model_type, "dtype": dtype} | write_keys(config, keys)
     if config.padded_vocab_size != config.vocab_size:
         content |= write_keys(config, PADDING_KEYS) | {"vocab_size": config.padded_vocab_size}
@@ -114,13 +114,13 @@ def hf(
     read_config: Read,
     write_config: Write,
 ) -> Dialect:
-    """HF's dialect.
+    """Build HF's dialect.
 
     **Arguments:**
 
     - `layer`: as for `names`.
-    - `models`: the keys that are understood, by `model_type`.
-    - `dead`: those that change nothing.
+    - `models`: the known keys, by `model_type`.
+    - `dead`: the keys that never change the model.
     - `read_config`, `write_config`: as for `Dialect`.
     """
     weights = ("model.safetensors", "pytorch_model.bin")

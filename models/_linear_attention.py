@@ -1,4 +1,4 @@
-"""What RetNet, GLA, HGRN2 and RWKV-6 share: how channels are split into heads, and short convolutions before them."""
+"""The common part of RetNet, GLA, HGRN2 and RWKV-6: the split of channels into heads, and short convolutions."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from ._projections import NORMAL
 
 
 def state_shape(name: str, width: int, num_heads: int, expand_k: float, expand_v: float) -> tuple[int, int, int]:
-    """Heads, and their key and value channels, out of `expand_k * width` and `expand_v * width` channels in total.
+    """The state shape: heads with their shares of `expand_k * width` key and `expand_v * width` value channels.
 
     **Raises:** `ValueError`, on behalf of the class `name`, when the heads do not divide them.
     """
@@ -28,7 +28,7 @@ def state_shape(name: str, width: int, num_heads: int, expand_k: float, expand_v
 
 
 def key_value_heads(name: str, num_heads: int, num_kv_heads: int | None) -> int:
-    """Heads that keys and values have, `num_heads` when `None`.
+    """The number of heads of keys and values, `num_heads` when `None`.
 
     **Raises:** `ValueError`, on behalf of the class `name`, when they do not divide the heads.
     """
@@ -41,7 +41,7 @@ def key_value_heads(name: str, num_heads: int, num_kv_heads: int | None) -> int:
 def short_convolution(
     channels: int, conv_kernel: int, use_conv_bias: bool, *, dtype: DTypeLike, key: PRNGKeyArray
 ) -> ssmkit.CausalConv1d:
-    """One convolution for all that is convolved, its taps normal with standard deviation 0.02 and its bias zero."""
+    """One convolution over all convolved channels, with normal taps of standard deviation 0.02 and a zero bias."""
     conv = ssmkit.CausalConv1d(channels, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=key)
     taps = NORMAL(key, conv.weight.shape, jnp.float32).astype(dtype)
     bias = jnp.zeros((channels,), dtype) if use_conv_bias else None
@@ -55,15 +55,15 @@ def convolved(
     advance: ssmkit.Advance,
     activation: Callable[[Array], Array] = lambda x: x,
 ) -> tuple[tuple[Float[Array, "*time _"], ...], Float[Array, "window channels"] | None]:
-    """Features after a convolution over all their channels and an activation; as they are without a convolution.
+    """Apply a convolution and an activation to features; without a convolution, return them unchanged.
 
     **Arguments:**
 
-    - `conv`: over the channels of all `features`, one after the other.
+    - `conv`: the convolution over the concatenated channels of all `features`.
     - `features`: several arrays of the same tokens.
     - `window`: the state of `conv`.
     - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
-    - `activation`: follows the convolution.
+    - `activation`: the activation after the convolution.
 
     **Returns:** the features, and the new window.
     """

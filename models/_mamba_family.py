@@ -1,4 +1,4 @@
-"""What Mamba and Mamba-2 have in common."""
+"""The common part of Mamba and Mamba-2."""
 
 import abc
 import dataclasses
@@ -34,7 +34,7 @@ _ABOVE_0 = real(lambda value: 0 < value < math.inf, "a finite number above 0")
 
 
 def _or_none(kind: Kind) -> Kind:
-    """As `optional`, for a value of Python."""
+    """As `optional`, for a Python value."""
 
     def parse_or_none(value: Any) -> Any:
         """As `_or_none`."""
@@ -47,14 +47,14 @@ def _or_none(kind: Kind) -> Kind:
 
 
 def _ids(value: Any) -> int | tuple[int, ...] | None:
-    """The kind of ids of special tokens."""
+    """A kind: ids of special tokens."""
     try:
         return optional(either(whole, items(whole)))(value)
     except ValueError:
         raise ValueError("an id, a tuple of ids, or None") from None
 
 
-# What a field may hold: those of the most fields follow from their types.
+# The kinds of fields. For most fields they follow from the types.
 _BY_NAME = {
     "hidden_act": only("silu", "swish"),
     "d_intermediate": integer(0, 2**31 - 1),
@@ -124,27 +124,27 @@ class AbstractMambaConfig(abc.ABC):
 
     @abc.abstractmethod
     def implied_sizes(self) -> dict[str, int]:
-        """What the sizes that may be left out follow as, from keys that are right one by one."""
+        """The values of sizes that were left out. Each of the other keys is valid by itself."""
 
     @abc.abstractmethod
     def contradictions(self) -> list[str]:
-        """What is wrong with keys that do not fit each other, one line each; every size is known."""
+        """The contradictions between keys, one line each. Every size is known."""
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding."""
+        """The number of rows of the embedding."""
         return padded(self.vocab_size, self.pad_vocab_size_multiple)
 
 
 def padded(vocab_size: int, pad_vocab_size_multiple: int) -> int:
-    """The least multiple that is not below `vocab_size`."""
+    """The least multiple that is at least `vocab_size`."""
     return -(-vocab_size // pad_vocab_size_multiple) * pad_vocab_size_multiple
 
 
 class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
-    r"""$W_2 (y \odot \operatorname{silu}(g))$ with $[y, g] = W_1 x$: mamba_ssm's `GatedMLP`, which remembers nothing.
+    r"""mamba_ssm's `GatedMLP`, $W_2 (y \odot \operatorname{silu}(g))$ with $[y, g] = W_1 x$, without a state.
 
-    Unlike in `ssmkit.GatedMLP`, one matrix makes both halves, as in its files.
+    Unlike in `ssmkit.GatedMLP`, one matrix gives both halves, as in the files of mamba_ssm.
     """
 
     fc1: ssmkit.Linear
@@ -152,20 +152,20 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
 
     @ssmkit.checks_arguments
     def __init__(self, width: int, *, intermediate_size: int, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray):
-        """`intermediate_size` units, rounded up to a multiple of 128."""
+        """Initialise the MLP with `intermediate_size` units, rounded up to a multiple of 128."""
         hidden = -(-intermediate_size // 128) * 128
         key_1, key_2 = jax.random.split(key)
         self.fc1 = ssmkit.Linear(width, 2 * hidden, dtype=dtype, key=key_1)
         self.fc2 = ssmkit.Linear(hidden, width, dtype=dtype, key=key_2)
 
     def init_cache(self) -> tuple[()]:
-        """Nothing to remember."""
+        """The empty cache: there is no state."""
         return ()
 
     def mix(
         self, x: Float[Array, "*time width"], cache: tuple[()], advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], tuple[()]]:
-        """The equation above."""
+        """The equation of the class."""
         y, gate = jnp.split(self.fc1(x), 2, axis=-1)
         return self.fc2(y * ssmkit.silu(gate)), cache
 
@@ -183,12 +183,12 @@ def language_model_parts(
     ssmkit.RMSNorm | ssmkit.LayerNorm,
     ssmkit.Linear | None,
 ]:
-    """Embedding, blocks, final norm and head, initialised as the papers' code.
+    """The embedding, blocks, final norm and head, initialised as in the papers' code.
 
-    With `d_intermediate`, the block of every mixer is followed by one of an MLP.
+    With `d_intermediate`, the block of every mixer is followed by the block of an MLP.
 
-    `mixer(key=key)` makes one that ends in a layer `out_proj`. Its weight, and that of the layer that an MLP ends in,
-    is scaled by $1/\\sqrt{layers}$.
+    `mixer(key=key)` makes a mixer whose last layer is `out_proj`. The weights of `out_proj`, and of the last layer of
+    an MLP, are scaled by $1/\\sqrt{layers}$.
     """
     embedding_key, head_key, *keys = jax.random.split(key, config.num_hidden_layers + 2)
     width, rows = config.hidden_size, config.padded_vocab_size

@@ -1,4 +1,4 @@
-"""What the on-disk formats of Mamba and Mamba-2 have in common."""
+"""The common part of the file formats of Mamba and Mamba-2."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
@@ -8,7 +8,7 @@ from ssmkit.checkpoint import CheckpointError, Reshape, Source
 from ._mamba_family import AbstractMambaConfig
 
 
-# What both architectures have in the block of a mixer.
+# The tensors of a mixer's block in both architectures.
 _LAYER = {
     "norm.weight": "norm.weight",
     "mixer.in_proj.weight": "mixer.in_proj.weight",
@@ -20,7 +20,7 @@ _LAYER = {
     "mixer.out_proj.weight": "mixer.out_proj.weight",
     "mixer.out_proj.bias": "mixer.out_proj.bias",
 }
-# The block of an MLP, which follows that of a mixer where there are MLPs.
+# The tensors of an MLP's block, which follows a mixer's block if there are MLPs.
 _MLP = {
     "norm.weight": "norm2.weight",
     "norm.bias": "norm2.bias",
@@ -32,7 +32,7 @@ Config = TypeVar("Config", bound=AbstractMambaConfig)
 
 
 def made(build: Callable[..., Config], fields: Mapping[str, Any]) -> Config:
-    """A configuration of these fields.
+    """Build a configuration from these fields.
 
     **Raises:** `CheckpointError` when they do not fit together.
     """
@@ -43,7 +43,7 @@ def made(build: Callable[..., Config], fields: Mapping[str, Any]) -> Config:
 
 
 def refuse_unless(config: Any, format: str, **expressible: Any) -> None:
-    """Raise unless the fields that `format` has no key for have the values that it implies."""
+    """Check that fields without a key in `format` have the values that the format implies."""
     problems = [
         f"`{field}`: got {getattr(config, field)!r}, the format can only express {value!r}"
         for field, value in expressible.items()
@@ -56,13 +56,13 @@ def refuse_unless(config: Any, format: str, **expressible: Any) -> None:
 def names(
     layer: Mapping[str, str], embedding: str, prefix: str = ""
 ) -> Callable[[AbstractMambaConfig], dict[str, Source]]:
-    """A `Dialect.names`.
+    """Build a `Dialect.names`.
 
     **Arguments:**
 
-    - `layer`: for what only this architecture has in a block.
+    - `layer`: the tensors that only this architecture has in a block.
     - `embedding`: the name of the embedding.
-    - `prefix`: to all names.
+    - `prefix`: the prefix of all names.
     """
     layer = {**_LAYER, "norm.bias": "norm.bias", **layer}
 

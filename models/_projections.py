@@ -1,4 +1,4 @@
-"""What several models share: how projections are initialised."""
+"""The initialisation of projections, which several models share."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -38,5 +38,5 @@ Layer = TypeVar("Layer", ssmkit.Linear, ssmkit.BlockDiagonalLinear)
 
 
 def with_weight(linear: Layer, weight: Float[Array, "*blocks out in"]) -> Layer:
-    """The same layer with another weight, in the dtype of the old one."""
+    """The same layer with another weight, in the dtype of the old weight."""
     return eqx.tree_at(lambda layer: layer.weight, linear, weight.astype(linear.weight.dtype))

@@ -1,4 +1,4 @@
-"""What RWKV-6 alone has: shares that depend on the data, and values at the start that depend on the depth."""
+"""Parts of RWKV-6: token mixing with data-dependent shares, and initial values that depend on the depth."""
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from ._projections import projection, with_weight
 
 
 class DataDependentLerp(eqx.Module):
-    r"""Five mixtures of a token with the one before (arXiv 2404.05892, section 4.2).
+    r"""Five mixtures of a token with the previous token (arXiv 2404.05892, section 4.2).
 
     With $\delta_t = x_{t-1} - x_t$ and for $j$ in $r, w, k, v, g$, the order of flash-linear-attention,
 
@@ -26,14 +26,14 @@ class DataDependentLerp(eqx.Module):
     def __init__(
         self, width: int, rank: int, before: float, after: float, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray
     ):
-        """$W^1$ is zero, so the shares $\\mu$ do not depend on the data at first.
+        """Initialise $W^1$ to zero, so that the shares $\\mu$ do not depend on the data at first.
 
         **Arguments:**
 
-        - `width`, `rank`: of $x$, and of each $W^1_j$.
-        - `before`, `after`: as `depth` returns them.
-        - `dtype`: of $W^1$ and $W^2$; the rest is float32.
-        - `key`: for the initialisation.
+        - `width`, `rank`: the width of $x$, and the rank of each $W^1_j$.
+        - `before`, `after`: the results of `depth`.
+        - `dtype`: the dtype of $W^1$ and $W^2$; the rest is float32.
+        - `key`: the key for the initialisation.
         """
         early, late = lerp_weights(width, after), lerp_weights(width, 0.5 * after)
         self.mu_x = early
@@ -45,7 +45,7 @@ class DataDependentLerp(eqx.Module):
     def __call__(
         self, x: Float[Array, "*time width"], previous: Float[Array, "*time width"]
     ) -> tuple[Float[Array, "*time width"], ...]:
-        """The five, for many tokens or one."""
+        """The five mixtures, for many tokens or for one."""
         delta = previous - x
         low = jnp.tanh(self.down(x + delta * jnp.broadcast_to(self.mu_x, x.shape)))
         dynamic = jnp.reshape(self.up(low), (*x.shape[:-1], 5, -1))
@@ -54,7 +54,7 @@ class DataDependentLerp(eqx.Module):
 
 
 def depth(name: str, layer_idx: int, num_hidden_layers: int) -> tuple[float, float]:
-    """The share of the other layers that comes before this one, and of all layers that does not.
+    """The share of earlier layers among the other layers, and the share of this and later layers among all layers.
 
     **Raises:** `ValueError`, on behalf of the class `name`, when there is no such layer.
     """
@@ -64,23 +64,23 @@ def depth(name: str, layer_idx: int, num_hidden_layers: int) -> tuple[float, flo
 
 
 def lerp_weights(width: int, exponent: float) -> Float[Array, " width"]:
-    """How much of the previous token a channel sees at the start: the first all of it, the last hardly any."""
+    """The initial share of the previous token in each channel: it falls from 1 in the first to nearly 0 in the last."""
     return 1.0 - (jnp.arange(width, dtype=jnp.float32) / width) ** exponent
 
 
 def initial_decay(heads: int, key: int, before: float) -> Float[Array, "heads key"]:
-    """From -6 to -1 over all channels, the more of them slow the deeper the layer."""
+    """The initial decay: values from -6 to -1 over all channels. Deeper layers have more slow channels."""
     return jnp.reshape(5.0 * _place(heads * key) ** (0.7 + 1.3 * before) - 6.0, (heads, key))
 
 
 def initial_bonus(heads: int, key: int, before: float) -> Float[Array, "heads key"]:
-    """Falling over all channels in deep layers, with a zigzag of three."""
+    """The initial bonus: it falls over all channels in deep layers, with a zigzag of three."""
     zigzag = 0.1 * ((jnp.arange(heads * key, dtype=jnp.float32) + 1.0) % 3.0 - 1.0)
     return jnp.reshape(before * (1.0 - _place(heads * key)) + zigzag, (heads, key))
 
 
 def small_uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform in [-0.01, 0.01), an initialiser as those of `jax.nn.initializers`."""
+    """An initialiser in the form of `jax.nn.initializers`, uniform in [-0.01, 0.01)."""
     return jax.random.uniform(key, shape, dtype, -0.01, 0.01)
 
 

@@ -1,4 +1,4 @@
-"""Files of the mamba_ssm package: what those of Mamba and Mamba-2 have in common."""
+"""The common part of mamba_ssm's file formats for Mamba and Mamba-2."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -58,13 +58,13 @@ def read_state_spaces(content: Mapping[str, Any], keys: Mapping[str, Key]) -> di
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """With `ssm_cfg.expand` and so on in place of the one key `ssm_cfg`."""
+    """The content with keys such as `ssm_cfg.expand` in place of the one key `ssm_cfg`."""
     flat = {name: value for name, value in content.items() if name != "ssm_cfg"}
     return flat | {f"ssm_cfg.{name}": value for name, value in content.get("ssm_cfg", {}).items()}
 
 
 def write_state_spaces(config: AbstractMambaConfig, keys: Mapping[str, Key]) -> dict[str, Any]:
-    """What `read_state_spaces` reads; arguments of the mixer are written where they differ from their defaults."""
+    """Write the content that `read_state_spaces` reads. Arguments of the mixer are written if they are not defaults."""
     content: dict[str, Any] = {"fused_add_norm": True, "ssm_cfg": {}}
     for name, value in write_keys(config, keys).items():
         mixer_name = name.removeprefix("ssm_cfg.")
@@ -83,9 +83,9 @@ def state_spaces(
     read_config: Read,
     write_config: Write,
 ) -> Dialect:
-    """The state-spaces dialect of the layer called `name`, with the `keys` that are understood; the rest as for `hf`.
+    """Build the state-spaces dialect of the layer `name`, with the known `keys`; other arguments are as for `hf`.
 
-    Every architecture claims the files that name a layer unknown to all, so that one of them says so.
+    Every architecture claims files with a layer that no architecture knows, so that one of them reports it.
     """
 
     def matches(content: Mapping[str, Any]) -> bool:
@@ -109,6 +109,6 @@ def state_spaces(
 
 
 def _layer(content: Mapping[str, Any]) -> Any:
-    """The layer that a state-spaces configuration asks for, if it can be told."""
+    """The layer that a state-spaces configuration names, if it can be determined."""
     mixer = content.get("ssm_cfg", {})
     return mixer.get("layer", STATE_SPACES_LAYERS[0]) if isinstance(mixer, dict) else None

@@ -1,6 +1,6 @@
-"""Keys of configuration files that change what a model computes and that no model here can follow, with the reason.
+"""Unsupported keys of configuration files that would change the results of a model, with the reason for each.
 
-A file that has one of them loads where its value asks for nothing: null, false, something empty, or a value named here.
+A file with such a key loads only if its value has no effect: null, false, something empty, or a value named here.
 """
 
 from typing import Any

@@ -15,9 +15,9 @@ from ._projections import projection
 
 
 class GLAInputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many. `gate` is raw, before its sigmoid.
+    """The inputs of the recurrence for one token; many tokens have a leading `time` axis.
 
-    A head may have several queries: `q` is then `(heads, queries, key)`.
+    `gate` is the value before its sigmoid. A head may have several queries: `q` is then `(heads, queries, key)`.
     """
 
     q: Float[Array, "... key"]
@@ -27,7 +27,7 @@ class GLAInputs(eqx.Module):
 
 
 class GLARecurrence(ssmkit.DiagonalChunkedRecurrence[GLAInputs]):
-    r"""One decay per key channel, a function of the input (arXiv 2312.06635, sections 4.1 and 4.4).
+    r"""A recurrence with one decay per key channel, a function of the input (arXiv 2312.06635, sections 4.1 and 4.4).
 
     $$S_t = \operatorname{diag}(\alpha_t) S_{t-1} + k_t v_t^\top, \qquad o_t = S_t^\top q_t / \sqrt{d_k}, \qquad
     \alpha_t = \sigma(g_t)^{1/\tau}$$
@@ -36,7 +36,7 @@ class GLARecurrence(ssmkit.DiagonalChunkedRecurrence[GLAInputs]):
 
     - `state_shape`: `(heads, key, value)`.
     - `gate_logit_normalizer`: $\tau$.
-    - `clamp_min`: the least $\log \alpha$, if there is one.
+    - `clamp_min`: the least value of $\log \alpha$; `None` for no bound.
     - `chunk_size`: as `ssmkit.DiagonalChunkedRecurrence`.
     """
 
@@ -45,7 +45,7 @@ class GLARecurrence(ssmkit.DiagonalChunkedRecurrence[GLAInputs]):
     clamp_min: float | None = eqx.field(static=True, default=None)
 
     def coefficients(self, inputs: GLAInputs) -> ssmkit.Coefficients:
-        """The equations above."""
+        """The coefficients of one token, by the equations of the class."""
         log_decay = jax.nn.log_sigmoid(inputs.gate.astype(jnp.float32)) / self.gate_logit_normalizer
         return ssmkit.Coefficients(
             log_decay=log_decay if self.clamp_min is None else jnp.maximum(log_decay, self.clamp_min),
@@ -69,9 +69,9 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
 
     $$y = W_o (\operatorname{RMSNorm}_{head}(\operatorname{GLA}(q, k, v, g)) \odot \operatorname{silu}(W_g x)).$$
 
-    Normalised before it is gated; all heads share the norm's weight. The options are flash-linear-attention's. With
-    `use_short_conv`, $q, k, v$ pass a causal convolution and a silu first. With `num_kv_heads`, several heads share
-    keys, values and gates, hence also a state, which each of them reads with its own query.
+    The norm comes before the gate, and all heads share its weight. The options are those of flash-linear-attention.
+    With `use_short_conv`, $q, k, v$ first pass a causal convolution and a silu. With `num_kv_heads`, several heads
+    share keys, values and gates. They then also share a state, which each head reads with its own query.
     """
 
     q_proj: ssmkit.Linear
@@ -109,25 +109,26 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Weights are normal with standard deviation 0.02 and biases zero, as in flash-linear-attention.
+        """Initialise weights normally with standard deviation 0.02, and biases to zero, as flash-linear-attention.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
             heads.
-        - `num_kv_heads`: heads of keys, values and forget gates, a divisor of `num_heads` and as many when `None`.
-        - `feature_map`: as `ssmkit.activation_of`, such as "relu"; acts on queries and keys, after the
-            convolution; `None` for none.
-        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: a causal convolution of so many taps before queries, keys
-            and values, and whether it has a bias.
+        - `num_kv_heads`: the number of heads of keys, values and forget gates, a divisor of `num_heads`; `num_heads`
+            when `None`.
+        - `feature_map`: as `ssmkit.activation_of`, such as "relu"; it acts on queries and keys, after the convolution.
+            `None` for no function.
+        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: whether a causal convolution acts on queries, keys and
+            values, its number of taps, and whether it has a bias.
         - `use_output_gate`: whether the gate $W_g$ exists.
         - `gate_logit_normalizer`, `clamp_min`: as `GLARecurrence`.
-        - `gate_low_rank_dim`: rank of the forget gate's projection.
-        - `norm_eps`: of the heads' norm.
-        - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections and the convolution.
-        - `key`: for the initialisation.
+        - `gate_low_rank_dim`: the rank of the forget gate's projection.
+        - `norm_eps`: the epsilon of the heads' norm.
+        - `chunk_size`: the chunk size of the recurrence.
+        - `dtype`: the dtype of the projections and the convolution.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide the channels, or a size is not positive.
         """
@@ -165,7 +166,7 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: GLACache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], GLACache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         (heads, key, _), axes = self.recurrence.state_shape, x.shape[:-1]
         split = lambda channels: jnp.reshape(channels, (*axes, heads, -1))
         qkv, window = convolved(

@@ -14,7 +14,7 @@ from ._projections import projection
 
 
 class HGRN2Inputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many. `q` and `f` are raw."""
+    """The inputs of the recurrence for one token, with raw `q` and `f`; many tokens have a leading `time` axis."""
 
     q: Float[Array, "*time heads key"]
     f: Float[Array, "*time heads key"]
@@ -22,15 +22,15 @@ class HGRN2Inputs(eqx.Module):
 
 
 class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
-    r"""The complement of the forget gate is the key (arXiv 2404.07904, section 3.2).
+    r"""A recurrence whose key is the complement of the forget gate (arXiv 2404.07904, section 3.2).
 
     $$g_t = \ell + (1 - \ell) \sigma(f_t), \qquad S_t = \operatorname{diag}(g_t) S_{t-1} + (1 - g_t) i_t^\top, \qquad
     o_t = S_t^\top \operatorname{silu}(q_t) / \sqrt{d_k}$$
 
-    The factor $1/\sqrt{d_k}$ is flash-linear-attention's, not the paper's: the norm that follows leaves of it only its
-    share in $\epsilon$.
+    The factor $1/\sqrt{d_k}$ comes from flash-linear-attention, not from the paper. The norm after it cancels it,
+    except for the effect of $\epsilon$.
 
-    $\ell$ is a parameter, of every key channel; without one it is 0. It counts as 0 below that, and as 1 above that.
+    $\ell$ is a parameter of every key channel, or 0 if there is no parameter. It is clipped to $[0, 1]$.
     """
 
     lower_bound: Float[Array, "heads key"] | None
@@ -44,13 +44,13 @@ class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
         *,
         chunk_size: int | None = None,
     ):
-        """No random numbers are drawn.
+        """Initialise the lower bounds; no random numbers are drawn.
 
         **Arguments:**
 
         - `state_shape`: `(heads, key, value)`.
         - `lower_bound`: $\\ell$ in $[0, 1)$: a number, or one for every channel, of shape `(heads * key,)` or
-            `(heads, key)`. `None` means that there is none to learn.
+            `(heads, key)`. `None` means that there is no parameter.
         - `chunk_size`: as `ssmkit.DiagonalChunkedRecurrence`.
 
         **Raises:** `ValueError` for bounds of another shape.
@@ -59,7 +59,7 @@ class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
         self.lower_bound = None if lower_bound is None else _per_channel(lower_bound, state_shape[:2])
 
     def coefficients(self, inputs: HGRN2Inputs) -> ssmkit.Coefficients:
-        """The equations above."""
+        """The coefficients of one token, by the equations of the class."""
         f = inputs.f.astype(jnp.float32)
         if self.lower_bound is None:
             log_decay, write = jax.nn.log_sigmoid(f), jax.nn.sigmoid(-f)
@@ -76,7 +76,7 @@ class HGRN2Recurrence(ssmkit.DiagonalChunkedRecurrence[HGRN2Inputs]):
 
 
 class HGRN2Cache(eqx.Module):
-    """The recurrence's state and, with short convolutions, the window of what the last tokens were projected to."""
+    """The recurrence's state and, with short convolutions, the window of the last tokens' projections."""
 
     state: Float[Array, "*batch heads key value"]
     window: Float[Array, "*batch window channel"] | None = None
@@ -87,8 +87,8 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
 
     $$y = W_o \operatorname{RMSNorm}(\operatorname{HGRN2}(W_q x, W_f x, W_i x))$$
 
-    With `use_short_conv`, the three pass a causal convolution first. The lower bound of the forget gate is a parameter
-    of the recurrence; those of all layers of the paper's model are learnt together in `HGRN2`.
+    With `use_short_conv`, the three projections first pass a causal convolution. The lower bound of the forget gate is
+    a parameter of the recurrence. In the paper's model, `HGRN2`, the lower bounds of all layers are learnt together.
     """
 
     q_proj: ssmkit.Linear
@@ -115,20 +115,20 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Weights are normal with standard deviation 0.02, as in flash-linear-attention.
+        """Initialise weights normally with standard deviation 0.02, as flash-linear-attention.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `state_size`: key channels per head, flash-linear-attention's `expand_ratio`.
         - `num_heads`: `width // state_size` when `None`; each has `width // num_heads` value channels.
-        - `lower_bound`: as `HGRN2Recurrence`, where the parameter starts: at `l / L` in layer `l` of the paper's `L`.
-        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: a causal convolution of so many taps after the three
-            projections, and whether it has a bias.
-        - `norm_eps`: of the output norm.
-        - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections and the convolution.
-        - `key`: for the initialisation.
+        - `lower_bound`: the initial value, as `HGRN2Recurrence`: `l / L` in layer `l` of the `L` layers of the paper.
+        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: whether a causal convolution follows the three projections,
+            its number of taps, and whether it has a bias.
+        - `norm_eps`: the epsilon of the output norm.
+        - `chunk_size`: the chunk size of the recurrence.
+        - `dtype`: the dtype of the projections and the convolution.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide `width`, or an argument is out of range.
         """
@@ -166,7 +166,7 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: HGRN2Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], HGRN2Cache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))
         features = self.q_proj(x), self.f_proj(x), self.i_proj(x)
         features, window = convolved(self.conv, features, cache.window, advance)
@@ -190,8 +190,8 @@ def _per_channel(bound: Any, shape: tuple[int, int]) -> Float[Array, "heads key"
 def _log_gate(f: Float[Array, "heads key"], bound: Float[Array, "heads key"]) -> Float[Array, "heads key"]:
     r"""The logarithm of $g = \ell + (1 - \ell) \sigma(f)$, to full relative precision, with finite derivatives.
 
-    Three forms, each where it loses no digits: from $1 - g$ near 1, as $\sigma(f) (1 + \ell e^{-f})$ where the bound
-    hardly matters, which is right without one too, and as it stands where it matters most.
+    There are three forms, each used where it loses no digits: from $1 - g$ if $g$ is near 1; as
+    $\sigma(f) (1 + \ell e^{-f})$ if the bound hardly matters, or is 0; and directly if the bound matters most.
     """
     complement, gate = (1.0 - bound) * jax.nn.sigmoid(-f), bound + (1.0 - bound) * jax.nn.sigmoid(f)
     share = bound * jnp.exp(jnp.minimum(-f, 80.0))

@@ -15,7 +15,8 @@ from .hgrn2 import HGRN2Mixer
 class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
     r"""HGRN2 mixers and gated MLPs in turn, with lower bounds that grow with depth (arXiv 2404.07904, section 2.2).
 
-    Of a parameter $\Gamma$ with a row for each of $L$ layers and a column for each channel, layer $l = 0, 1, \dots$ has
+    A parameter $\Gamma$ has a row for each of $L$ layers and a column for each channel. The bound of layer
+    $l = 0, 1, \dots$ is
 
     $$\ell_l = \sum_{j = 1}^{l} \operatorname{softmax}_{layers}(\Gamma)_j,$$
 
@@ -49,21 +50,21 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """At first layer `l` has the lower bound `l / num_hidden_layers` in every channel.
+        """Initialise the model. Layer `l` starts with the lower bound `l / num_hidden_layers` in every channel.
 
-        **Arguments:** under the key names of flash-linear-attention.
+        **Arguments:** the names are those of flash-linear-attention.
 
         - `vocab_size`: ids that can be produced.
         - `hidden_size`: width of the residual stream.
         - `num_hidden_layers`: pairs of a mixer and an MLP.
         - `state_size`, `num_heads`, `use_short_conv`, `conv_kernel`, `chunk_size`: as `HGRN2Mixer`.
         - `use_lower_bound`: whether there are lower bounds.
-        - `hidden_ratio`, `intermediate_size`: features between the projections of an MLP; when `None`, two thirds of
-            `hidden_ratio * hidden_size`, rounded up to a multiple of 256.
-        - `norm_eps`: of every norm.
-        - `tie_word_embeddings`: the head is the embedding.
-        - `dtype`: of the projections, convolutions and the embedding; the rest stays float32.
-        - `key`: for the initialisation.
+        - `hidden_ratio`, `intermediate_size`: the width of an MLP's hidden layer. If `intermediate_size` is `None`, it
+            is two thirds of `hidden_ratio * hidden_size`, rounded up to a multiple of 256.
+        - `norm_eps`: the epsilon of every norm.
+        - `tie_word_embeddings`: whether the head is the embedding.
+        - `dtype`: the dtype of the projections, convolutions and the embedding; the rest stays float32.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` when a size is out of range.
         """
@@ -102,7 +103,7 @@ class HGRN2(ssmkit.AbstractResidualLanguageModel[Any]):
 
     @property
     def blocks(self) -> tuple[ssmkit.ResidualBlock[Any], ...]:
-        """The layers, every mixer with its lower bound."""
+        """The layers, with the lower bound set in every mixer."""
         if self.lower_bounds is None:
             return self.layers
         shares = jax.nn.softmax(self.lower_bounds, axis=0)

@@ -15,7 +15,7 @@ from ._projections import with_weight
 
 
 class LRURecurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):
-    r"""$x_t = \lambda \odot x_{t-1} + e^{\gamma} \odot w_t$ with $\lambda = e^{-e^{\nu} + i e^{\theta}}$ (section 3).
+    r"""$x_t = \lambda \odot x_{t-1} + e^{\gamma} \odot w_t$, with $\lambda = e^{-e^{\nu} + i e^{\theta}}$ (section 3).
 
     Every mode is a head with a complex state of one number; $w = B u$.
     """
@@ -26,14 +26,14 @@ class LRURecurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def __init__(self, state_size: int, *, r_min: float, r_max: float, max_phase: float, key: PRNGKeyArray):
-        r"""$\lambda$ uniform on a ring, and $e^{\gamma} = \sqrt{1 - |\lambda|^2}$ (lemma 3.2 and appendix A).
+        r"""Initialise $\lambda$ uniformly on a ring, and $e^{\gamma} = \sqrt{1 - |\lambda|^2}$ (lemma 3.2, appendix A).
 
         **Arguments:**
 
-        - `state_size`: modes.
-        - `r_min`, `r_max`: radii of the ring.
+        - `state_size`: the number of modes.
+        - `r_min`, `r_max`: the radii of the ring.
         - `max_phase`: the largest phase, in radians.
-        - `key`: for the initialisation.
+        - `key`: the key for the initialisation.
         """
         radius_key, phase_key = jax.random.split(key)
         squared = jax.random.uniform(radius_key, (state_size,), jnp.float32, r_min**2, r_max**2)
@@ -46,7 +46,7 @@ class LRURecurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads
         self.state_dtype = jnp.complex64
 
     def coefficients(self, inputs: Complex[Array, " heads"]) -> ssmkit.Coefficients:
-        """The equation above.
+        """The coefficients of one token, by the equation of the class.
 
         **Arguments:**
 
@@ -62,13 +62,13 @@ class LRURecurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads
 
 
 class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
-    r"""The LRU and the gated linear unit after it (figure 1 and appendix A).
+    r"""The LRU, followed by a gated linear unit (figure 1 and appendix A).
 
     $$y = \operatorname{Re}(C x) + D \odot u, \qquad g = \operatorname{gelu}(y), \qquad
     (W_1 g + b_1) \odot \sigma(W_2 g + b_2)$$
 
-    The complex maps are stored as real ones: rows of `B` are the real and then the imaginary parts of $B$, columns of
-    `C` those of $C$.
+    The complex maps are stored as real matrices. Rows of `B` are the real parts, followed by the imaginary parts, of
+    $B$; columns of `C` are those of $C$.
     """
 
     B: ssmkit.Linear
@@ -90,16 +90,16 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Glorot-normal `B` and `C`, a standard normal `D`, as appendix A.
+        """Initialise `B` and `C` with a Glorot normal and `D` with a standard normal distribution, as in appendix A.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
-        - `state_size`: complex modes.
-        - `r_min`, `r_max`: the initial eigenvalues' least and largest modulus.
-        - `max_phase`: their largest phase, in radians.
-        - `dtype`: of `B`, `C` and the gated linear unit; the rest stays float32.
-        - `key`: for the initialisation.
+        - `width`: the width of the residual stream.
+        - `state_size`: the number of complex modes.
+        - `r_min`, `r_max`: the least and the largest modulus of the initial eigenvalues.
+        - `max_phase`: the largest phase of the initial eigenvalues, in radians.
+        - `dtype`: the dtype of `B`, `C` and the gated linear unit; the rest stays float32.
+        - `key`: the key for the initialisation.
         """
         if not 0.0 <= r_min < r_max <= 1.0:
             raise ValueError(f"`r_min` and `r_max` must be 0 <= r_min < r_max <= 1, got {r_min} and {r_max}.")
@@ -116,13 +116,13 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         self.gate = ssmkit.Linear(width, width, use_bias=True, dtype=dtype, key=gate_key)
 
     def init_cache(self) -> Complex[Array, "heads 1 1"]:
-        """The recurrence's state is all there is to remember."""
+        """The cache is the state of the recurrence."""
         return self.recurrence.init_state()
 
     def mix(
         self, x: Float[Array, "*time width"], cache: Complex[Array, "heads 1 1"], advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], Complex[Array, "heads 1 1"]]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         y, cache = between(self.B, self.recurrence, self.C, x, cache, advance)
         y = jax.nn.gelu(y + jnp.broadcast_to(self.D, x.shape) * x.astype(y.dtype))
         return self.out(y) * jax.nn.sigmoid(self.gate(y)), cache

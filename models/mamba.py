@@ -17,34 +17,36 @@ from ._time_steps import initial_dt_bias
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MambaConfig(AbstractMambaConfig):
-    """Geometry of a Mamba language model, under the key names of HF transformers' `MambaConfig`.
+    """The geometry of a Mamba language model, under the key names of HF transformers' `MambaConfig`.
 
     Defaults are those of the mamba_ssm package.
 
     **Arguments:**
 
-    - `vocab_size`: ids that can be produced. The embedding has `padded_vocab_size` rows.
+    - `vocab_size`: the number of ids that can be produced. The embedding has `padded_vocab_size` rows.
     - `hidden_size`, `num_hidden_layers`: width and depth.
-    - `state_size`: numbers that each channel remembers.
-    - `intermediate_size`: channels of a mixer; `expand * hidden_size`, rounded down, where it is left out. It
+    - `state_size`: the size of each channel's state.
+    - `intermediate_size`: the number of channels of a mixer; by default `expand * hidden_size`, rounded down. It
         overrides `expand`, as in HF.
-    - `conv_kernel`: taps of the causal convolution.
-    - `time_step_rank`: of the map from a mixer's channels to their step sizes; `hidden_size / 16`, rounded up, where
-        it is left out.
-    - `chunk_size`: the most tokens per chunk of the scan, `None` to leave it to the backend; results do not depend on
-        it.
-    - `use_bias`, `use_conv_bias`: biases of the outer projections and of the convolution.
-    - `layer_norm_epsilon`: of the norms before every mixer and before the head.
-    - `mixer_rms_eps`: of the norms of the step sizes' inputs, B and C, which FalconMamba adds; `None` for none.
-    - `rms_norm`: whether those are RMS norms; layer norms otherwise, as mamba_ssm has them.
-    - `d_intermediate`: hidden units, rounded up to a multiple of 128, of a gated MLP that follows every mixer in a
-        residual branch of its own, as in mamba_ssm; 0 for no MLP.
-    - `residual_in_fp32`: keep the residual stream in float32 when weights are narrower.
-    - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
-    - `tie_word_embeddings`: the head is the embedding.
+    - `conv_kernel`: the number of taps of the causal convolution.
+    - `time_step_rank`: the rank of the map from a mixer's channels to their step sizes; by default
+        `hidden_size / 16`, rounded up.
+    - `chunk_size`: the largest number of tokens per chunk of the scan; with `None` the backend chooses. Results do not
+        depend on it.
+    - `use_bias`, `use_conv_bias`: whether the outer projections and the convolution have biases.
+    - `layer_norm_epsilon`: the epsilon of the norms before every mixer and before the head.
+    - `mixer_rms_eps`: the epsilon of the norms of the step sizes' inputs, B and C, which FalconMamba adds; `None` for
+        no such norms.
+    - `rms_norm`: whether the norms before every mixer and before the head are RMS norms; otherwise they are layer
+        norms, as in mamba_ssm.
+    - `d_intermediate`: the number of hidden units, rounded up to a multiple of 128, of a gated MLP after every mixer,
+        in its own residual branch, as in mamba_ssm; 0 for no MLP.
+    - `residual_in_fp32`: whether the residual stream stays float32 when weights are narrower.
+    - `time_step_min`, `time_step_max`, `time_step_floor`: the range of the initial step sizes.
+    - `tie_word_embeddings`: whether the head is the embedding.
     - `pad_vocab_size_multiple`: rows of the embedding are a multiple of this; padding rows are never produced.
-    - `bos_token_id`, `eos_token_id`, `pad_token_id`: ids of special tokens: one, several, or `None`. A text
-        ends with any `eos_token_id`; the others are only remembered.
+    - `bos_token_id`, `eos_token_id`, `pad_token_id`: ids of special tokens: one, several, or `None`. A text ends with
+        any `eos_token_id`; the other ids are stored without effect.
 
     **Raises:** `ValueError` listing every inconsistent key.
     """
@@ -57,11 +59,11 @@ class MambaConfig(AbstractMambaConfig):
     mixer_rms_eps: float | None = None
 
     def implied_sizes(self) -> dict[str, int]:
-        """As `MambaMixer` has them."""
+        """The default sizes, as in `MambaMixer`."""
         return _implied_sizes(self.hidden_size, self.expand)
 
     def contradictions(self) -> list[str]:
-        """A mixer has a channel."""
+        """A message if a mixer has no channel."""
         if self.intermediate_size < 1:
             return [f"`expand` * `hidden_size` must be at least 1, got {self.expand} * {self.hidden_size}"]
         return []
@@ -72,7 +74,7 @@ def _implied_sizes(width: int, expand: int | float) -> dict[str, int]:
 
 
 class MambaInputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many."""
+    """The inputs of the recurrence for one token; many tokens have a leading `time` axis."""
 
     x: Float[Array, "*time channel"]
     dt: Float[Array, "*time channel"]
@@ -81,12 +83,12 @@ class MambaInputs(eqx.Module):
 
 
 class MambaRecurrence(ssmkit.DiagonalChunkedRecurrence[MambaInputs]):
-    r"""S6, the selective scan (algorithm 2): in each channel $d$, with a state $h$ of `key` numbers,
+    r"""S6, the selective scan (algorithm 2). In each channel $d$, with a state $h$ of `key` numbers,
 
     $$h_t = e^{\Delta_t A} \odot h_{t-1} + \Delta_t B_t x_t, \qquad y_t = C_t^\top h_t.$$
 
-    $\Delta = \operatorname{softplus}(dt + b)$ and $A = -e^{A_{log}}$, both float32. Heads are channels, with values of
-    one number; the decay is of each channel and key, B and C are shared by all channels.
+    Here $\Delta = \operatorname{softplus}(dt + b)$ and $A = -e^{A_{log}}$, both float32. Heads are channels, with
+    values of size 1. Each channel and key has its own decay; all channels share B and C.
     """
 
     A_log: Float[Array, "channel key"]
@@ -94,7 +96,7 @@ class MambaRecurrence(ssmkit.DiagonalChunkedRecurrence[MambaInputs]):
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def coefficients(self, inputs: MambaInputs) -> ssmkit.Coefficients:
-        """The equations above."""
+        """The coefficients of one token, by the equations of the class."""
         dt = jax.nn.softplus(inputs.dt + self.dt_bias)
         return ssmkit.Coefficients(
             log_decay=-jnp.exp(self.A_log) * dt[:, None],
@@ -105,14 +107,14 @@ class MambaRecurrence(ssmkit.DiagonalChunkedRecurrence[MambaInputs]):
 
 
 class MambaCache(eqx.Module):
-    """Everything a Mamba mixer remembers: constant in the number of tokens."""
+    """The cache of a Mamba mixer. Its size does not depend on the number of tokens."""
 
     window: Float[Array, "*batch window channel"]
     state: Float[Array, "*batch channel key value"]
 
 
 class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
-    r"""Projection, causal convolution, selective scan, skip, gate, projection (arXiv 2312.00752, figure 3).
+    r"""The Mamba mixer: projection, causal convolution, selective scan, skip, gate, projection (figure 3).
 
     With $[x, z] = W_{in} u$, $x' = \operatorname{silu}(\operatorname{conv}(x))$ and $[\delta, B, C] = W_x x'$,
 
@@ -150,17 +152,17 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """A is -1, -2, .. in every channel (S4D-Real); step sizes are log-uniform, as the paper's code.
+        """Initialise as the paper's code: A is -1, -2, .. in every channel (S4D-Real); step sizes are log-uniform.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `state_size`, `conv_kernel`, `chunk_size`, `use_bias`, `use_conv_bias`, `mixer_rms_eps`, `time_step_min`,
             `time_step_max`, `time_step_floor`: as `MambaConfig`.
-        - `intermediate_size`: channels; `expand * width`, rounded down, when `None`.
-        - `time_step_rank`: `width / 16`, rounded up, when `None`.
-        - `dtype`: of the projections and the convolution; the parameters of the recurrence and D stay float32.
-        - `key`: for the initialisation.
+        - `intermediate_size`: the number of channels; `expand * width`, rounded down, when `None`.
+        - `time_step_rank`: as `MambaConfig`; `width / 16`, rounded up, when `None`.
+        - `dtype`: the dtype of projections and convolution; the parameters of the recurrence and D stay float32.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that is out of range.
         """
@@ -193,7 +195,7 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: MambaCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], MambaCache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         size, eps = self.recurrence.state_shape[1], self.mixer_rms_eps
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x, window = advance(self.conv, x, cache.window)
@@ -225,13 +227,13 @@ class Mamba(ssmkit.AbstractResidualLanguageModel[MambaCache]):
     head: Annotated[ssmkit.Linear, ssmkit.ArrayKind.HEAD] | None
 
     def __init__(self, config: MambaConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
-        """Random initialisation as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.
+        """Initialise at random, as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.
 
         **Arguments:**
 
         - `config`: the geometry.
-        - `key`: for the initialisation.
-        - `dtype`: of the projections, embedding and convolution; the rest stays float32.
+        - `key`: the key for the initialisation.
+        - `dtype`: the dtype of the projections, embedding and convolution; the rest stays float32.
         """
         self.config = config
         self.vocab_size = config.vocab_size

@@ -20,38 +20,38 @@ from ._time_steps import initial_dt_bias
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba2Config(AbstractMambaConfig):
-    """Geometry of a Mamba-2 language model, under the key names of HF transformers' `Mamba2Config`.
+    """The geometry of a Mamba-2 language model, under the key names of HF transformers' `Mamba2Config`.
 
     Defaults are those of the published state-spaces models, not of HF's class (whose defaults are Codestral's).
 
     **Arguments:**
 
-    - `vocab_size`: ids that can be produced. The embedding has `padded_vocab_size` rows.
+    - `vocab_size`: the number of ids that can be produced. The embedding has `padded_vocab_size` rows.
     - `hidden_size`, `num_hidden_layers`: width and depth.
     - `state_size`, `head_dim`: key and value width of each head's state.
     - `expand`: a mixer has `expand * hidden_size` channels, rounded down.
-    - `d_ssm`: how many of them the SSM acts on; the others are a gated MLP beside it, as in mamba_ssm. All where it is
-        left out.
+    - `d_ssm`: the number of channels that the SSM acts on, by default all. A gated MLP acts on the others, as in
+        mamba_ssm.
     - `num_heads`: `d_ssm / head_dim`, which may be left out; no other value is accepted.
-    - `n_groups`: heads share B and C within a group.
-    - `conv_kernel`: taps of the causal convolution.
-    - `chunk_size`: the most tokens per chunk of the scan; results do not depend on it.
-    - `use_bias`, `use_conv_bias`: biases of the projections and of the convolution.
-    - `layer_norm_epsilon`: of every norm.
-    - `rmsnorm`: whether what the SSM gives is normalised, besides gated.
+    - `n_groups`: the number of groups of heads that share B and C.
+    - `conv_kernel`: the number of taps of the causal convolution.
+    - `chunk_size`: the largest number of tokens per chunk of the scan; results do not depend on it.
+    - `use_bias`, `use_conv_bias`: whether the projections and the convolution have biases.
+    - `layer_norm_epsilon`: the epsilon of every norm.
+    - `rmsnorm`: whether the output of the SSM is normalised, in addition to the gate.
     - `norm_before_gate`: whether that norm comes before the gate, not after it.
-    - `rms_norm`: whether the norms before every mixer and before the head are RMS norms; layer norms otherwise, as
-        mamba_ssm has them.
-    - `d_intermediate`: hidden units, rounded up to a multiple of 128, of a gated MLP that follows every mixer in a
-        residual branch of its own, as in mamba_ssm; 0 for no MLP.
-    - `residual_in_fp32`: keep the residual stream in float32 when weights are narrower.
-    - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
+    - `rms_norm`: whether the norms before every mixer and before the head are RMS norms; otherwise they are layer
+        norms, as in mamba_ssm.
+    - `d_intermediate`: the number of hidden units, rounded up to a multiple of 128, of a gated MLP after every mixer,
+        in its own residual branch, as in mamba_ssm; 0 for no MLP.
+    - `residual_in_fp32`: whether the residual stream stays float32 when weights are narrower.
+    - `time_step_min`, `time_step_max`, `time_step_floor`: the range of the initial step sizes.
     - `time_step_limit`: step sizes are clipped to this range, in `step` and `prefill` alike.
-    - `tie_word_embeddings`: the head is the embedding.
+    - `tie_word_embeddings`: whether the head is the embedding.
     - `pad_vocab_size_multiple`: rows of the embedding are a multiple of this; padding rows are never produced.
-    - `bos_token_id`, `eos_token_id`, `pad_token_id`: ids of special tokens: one, several, or `None`. A text
-        ends with any `eos_token_id`; the others are only remembered.
-    - `D_has_hdim`: one skip weight per channel rather than per head.
+    - `bos_token_id`, `eos_token_id`, `pad_token_id`: ids of special tokens: one, several, or `None`. A text ends with
+        any `eos_token_id`; the other ids are stored without effect.
+    - `D_has_hdim`: whether there is one skip weight per channel, not one per head.
 
     **Raises:** `ValueError` listing every inconsistent key.
     """
@@ -70,15 +70,15 @@ class Mamba2Config(AbstractMambaConfig):
 
     @property
     def intermediate_size(self) -> int:
-        """Channels of a mixer."""
+        """The number of channels of a mixer."""
         return int(self.expand * self.hidden_size)
 
     def implied_sizes(self) -> dict[str, int]:
-        """As `Mamba2Mixer` has them."""
+        """The default sizes, as in `Mamba2Mixer`."""
         return _implied_sizes(self.intermediate_size, self.d_ssm, self.head_dim)
 
     def contradictions(self) -> list[str]:
-        """The heads make up the channels of the SSM, and the groups the heads."""
+        """Messages if the heads do not make up the channels of the SSM, or the groups do not divide the heads."""
         sizes = self.d_ssm, self.num_heads, self.head_dim, self.n_groups
         return _contradictions("`expand` * `hidden_size`", self.intermediate_size, *sizes)
 
@@ -100,7 +100,7 @@ def _contradictions(what: str, channels: int, d_ssm: int, num_heads: int, head_d
 
 
 class Mamba2Inputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many."""
+    """The inputs of the recurrence for one token; many tokens have a leading `time` axis."""
 
     x: Float[Array, "*time heads value"]
     B: Float[Array, "*time groups key"]
@@ -111,7 +111,7 @@ class Mamba2Inputs(eqx.Module):
 class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
     r"""$S_t = e^{\Delta_t A} S_{t-1} + \Delta_t B_t x_t^\top$, $y_t = S_t^\top C_t$ per head.
 
-    $\Delta = \operatorname{clip}(\operatorname{softplus}(dt + b), \text{limit})$ and $A = -e^{A_{log}}$, both float32.
+    Here $\Delta = \operatorname{clip}(\operatorname{softplus}(dt + b), \text{limit})$, $A = -e^{A_{log}}$, in float32.
     """
 
     A_log: Float[Array, " heads"]
@@ -120,7 +120,7 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def coefficients(self, inputs: Mamba2Inputs) -> ssmkit.Coefficients:
-        """The equations above."""
+        """The coefficients of one token, by the equations of the class."""
         dt = jnp.clip(jax.nn.softplus(inputs.dt + self.dt_bias), *self.time_step_limit)
         return ssmkit.Coefficients(
             log_decay=(-jnp.exp(self.A_log) * dt)[:, None], write=inputs.B, value=dt[:, None] * inputs.x, read=inputs.C
@@ -128,21 +128,21 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
 
 
 class Mamba2Cache(eqx.Module):
-    """Everything a Mamba-2 mixer remembers: constant in the number of tokens."""
+    """The cache of a Mamba-2 mixer. Its size does not depend on the number of tokens."""
 
     window: Float[Array, "*batch window channel"]
     state: Float[Array, "*batch heads key value"]
 
 
 class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
-    r"""Projection, causal convolution, recurrence, skip, gated norm, projection (arXiv 2405.21060, figure 6).
+    r"""The Mamba-2 mixer: projection, causal convolution, recurrence, skip, gated norm, projection (figure 6).
 
     With $[z, xBC, dt] = W_{in} u$ and $[x, B, C] = \operatorname{silu}(\operatorname{conv}(xBC))$,
 
     $$y = W_{out} \operatorname{RMSNorm}((\operatorname{SSM}(x, B, C, dt) + D x) \odot \operatorname{silu}(z)).$$
 
-    mamba_ssm knows three changes to it. The norm comes before the gate; or there is none; and where the SSM acts on
-    some of the channels alone, $W_{in}$ first makes $z_0$ and $x_0$ for the others, and $W_{out}$ sees
+    mamba_ssm has three variants. The norm may come before the gate. There may be no norm. The SSM may act on some of
+    the channels only: $W_{in}$ then first gives $z_0$ and $x_0$ for the other channels, and $W_{out}$ takes
     $[\operatorname{silu}(z_0) \odot x_0, \cdot]$.
     """
 
@@ -180,21 +180,21 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """A uniform in [1, 16], step sizes log-uniform in their range, as the paper's code.
+        """Initialise as the paper's code: A is uniform in [1, 16], and step sizes are log-uniform in their range.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `state_size`, `head_dim`, `n_groups`, `d_ssm`, `conv_kernel`, `chunk_size`, `use_bias`, `use_conv_bias`,
             `rmsnorm`, `norm_before_gate`, `D_has_hdim`, `time_step_min`, `time_step_max`, `time_step_floor`: as
             `Mamba2Config`.
-        - `num_heads`: `d_ssm / head_dim`, as it is when `None`; no other value is accepted.
+        - `num_heads`: `d_ssm / head_dim`, also when `None`; no other value is accepted.
         - `expand`: the mixer has `expand * width` channels, rounded down.
-        - `norm_eps`: of the norm.
-        - `time_step_limit`: step sizes are clipped to this range; `None` leaves them as they are.
-        - `dtype`: of the projections and the convolution; the parameters of the recurrence, D and the norm stay
-            float32.
-        - `key`: for the initialisation.
+        - `norm_eps`: the epsilon of the norm.
+        - `time_step_limit`: step sizes are clipped to this range; `None` does not clip them.
+        - `dtype`: the dtype of the projections and the convolution; the parameters of the recurrence, D and the norm
+            stay float32.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that is out of range or contradicts another.
         """
@@ -229,7 +229,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: Mamba2Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], Mamba2Cache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         heads, key, value = self.recurrence.state_shape
         groups, inner = self.groups, heads * value
         axes = x.shape[:-1]
@@ -255,7 +255,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     def _gated(
         self, y: Float[Array, "*time channel"], z: Float[Array, "*time channel"]
     ) -> Float[Array, "*time channel"]:
-        """Gated by `z`, and normalised after that, before that, or not at all."""
+        """Gate `y` by `z`, and normalise it after the gate, before the gate, or not at all."""
         if isinstance(self.norm, ssmkit.GatedRMSNorm):
             return self.norm(y, gate=z)
         return (y if self.norm is None else self.norm(y)) * ssmkit.silu(z)
@@ -279,13 +279,13 @@ class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
     head: Annotated[ssmkit.Linear, ssmkit.ArrayKind.HEAD] | None
 
     def __init__(self, config: Mamba2Config, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32):
-        """Random initialisation as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.
+        """Initialise at random, as the paper's code; output projections are scaled by $1/\\sqrt{layers}$.
 
         **Arguments:**
 
         - `config`: the geometry.
-        - `key`: for the initialisation.
-        - `dtype`: of the projections, embedding and convolution; the rest stays float32.
+        - `key`: the key for the initialisation.
+        - `dtype`: the dtype of the projections, embedding and convolution; the rest stays float32.
         """
         self.config = config
         self.vocab_size = config.vocab_size

@@ -1,9 +1,9 @@
-"""The on-disk formats of Mamba-2, as data.
+"""The file formats of Mamba-2, as data.
 
 - `hf`: HF transformers' `Mamba2ForCausalLM`. Keys that a file leaves out have the defaults of HF's class, which are
-    Codestral's. `vocab_size` counts padding rows; two keys of our own, which HF ignores, remember how many they are.
-- `state-spaces`: Mamba-2 models of the mamba_ssm package, whose defaults stand for what a file leaves out. This format
-    has no place for the ids of special tokens.
+    Codestral's. `vocab_size` counts padding rows; two of our own keys, which HF ignores, store their number.
+- `state-spaces`: Mamba-2 models of the mamba_ssm package. Keys that a file leaves out have that package's defaults.
+    This format has no keys for the ids of special tokens.
 - `mistral`: Mistral's Mamba-Codestral. Read only.
 """
 
@@ -48,7 +48,7 @@ _HF_KEYS = {
     "chunk_size": Key(positive, "chunk_size", 256),
     "time_step_limit": Key(pair, "time_step_limit", _UNBOUNDED),
 }
-# These stand in files of old versions of transformers, whose code never read them.
+# Files of old versions of transformers have these keys, but its code never read them.
 _HF_DEAD = HF_DEAD | {"intermediate_size", "norm_before_gate", "time_step_rank"}
 
 _STATE_SPACES_KEYS = {
@@ -94,7 +94,7 @@ def _read_hf(content: Mapping[str, Any]) -> Mamba2Config:
 
 
 def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
-    """As `Dialect.write_config`. JSON has no infinity: unbounded step sizes, everybody's default, are left out."""
+    """As `Dialect.write_config`. Unbounded step sizes, the usual default, are left out: JSON has no infinity."""
     whole = config.intermediate_size
     refuse_unless(config, "hf", D_has_hdim=False, d_ssm=whole, rmsnorm=True, norm_before_gate=False, **HF_ONLY)
     content = write_hf(config, _HF_KEYS, architecture="Mamba2ForCausalLM", model_type="mamba2", dtype=dtype)

@@ -14,8 +14,9 @@ from ._time_steps import initial_dt_bias
 
 
 class Mamba3Inputs(eqx.Module):
-    """What the recurrence sees of one token, a leading `time` axis for many: what is written now and was written
-    before, what is read, and the gates before their activations. B and C are rotated.
+    """The inputs of the recurrence for one token; many tokens have a leading `time` axis.
+
+    They are the current and the previous write, the read, and the gates before their activations. B and C are rotated.
     """
 
     x: Float[Array, "*time heads rank value"]
@@ -37,8 +38,8 @@ class Mamba3Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba3Inputs]):
     $$\alpha = e^{-\Delta A}, \quad \beta = (1 - \lambda) \Delta \alpha, \quad \gamma = \lambda \Delta, \quad
     \Delta = \operatorname{softplus}(dt + b), \quad \lambda = \sigma(\mathrm{trap})$$
 
-    $A$ is an activation of its input, at least `A_floor`: softplus or, as the authors' code has it since June 2026, the
-    heavier tailed $1 + a$ for $a \ge 0$ and $1 / (1 - a)$ below.
+    $A$ is an activation of its input, and at least `A_floor`. The activation is softplus or, in the authors' code since
+    June 2026, a function with a heavier tail: $1 + a$ for $a \ge 0$ and $1 / (1 - a)$ for $a < 0$.
     """
 
     dt_bias: Float[Array, " heads"]
@@ -47,11 +48,11 @@ class Mamba3Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba3Inputs]):
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def step_size(self, dt: Float[Array, "*time heads"]) -> Float[Array, "*time heads"]:
-        r"""$\Delta$, which also sets the pace of the rotation."""
+        r"""The step size $\Delta$, which also sets the speed of the rotation."""
         return jax.nn.softplus(dt + jnp.broadcast_to(self.dt_bias, dt.shape))
 
     def coefficients(self, inputs: Mamba3Inputs) -> ssmkit.Coefficients:
-        """The equations above: twice `rank` writes, `rank` reads.
+        """The coefficients of one token, by the equations of the class: twice `rank` writes, and `rank` reads.
 
         **Arguments:**
 
@@ -74,7 +75,7 @@ class Mamba3Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba3Inputs]):
 
 
 class Mamba3Cache(eqx.Module):
-    """Everything a Mamba-3 mixer remembers: constant in the number of tokens."""
+    """The cache of a Mamba-3 mixer. Its size does not depend on the number of tokens."""
 
     phase: Float[Array, "*batch 2 heads angles"]
     B: Float[Array, "*batch heads rank key"]
@@ -83,11 +84,11 @@ class Mamba3Cache(eqx.Module):
 
 
 class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
-    r"""Projection, normalised and rotated B and C, recurrence, skip, gate, projection (figure 2).
+    r"""The Mamba-3 mixer: projection, normalised and rotated B and C, recurrence, skip, gate, projection (figure 2).
 
-    $[z, x, B, C, dt, A, \mathrm{trap}, \theta] = W_{in} u$; B and C are normalised, biased per head and turned by the
-    angle $\sum_{s \le t} \pi \Delta_s \tanh \theta_s$ (section 3.2): pairs of neighbouring features with one input
-    and output per head, features half a `state_size` apart with `mimo_rank` of them. Then
+    With $[z, x, B, C, dt, A, \mathrm{trap}, \theta] = W_{in} u$, B and C are normalised, biased per head and rotated by
+    the angle $\sum_{s \le t} \pi \Delta_s \tanh \theta_s$ (section 3.2). Without `mimo_rank`, neighbouring features are
+    pairs; with it, features half a `state_size` apart are pairs. Then
 
     $$y = W_{out} \sum_r o_r \odot (S^\top C_r + D x_r) \odot \operatorname{silu}(z \odot z_r), \qquad
     x_r = x \odot w_r,$$
@@ -134,24 +135,25 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """As the authors' code.
+        """Initialise as the authors' code.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `state_size`: key width of each head's state.
         - `expand`: channels, as a multiple of `width`, rounded down.
         - `head_dim`: value width of each head's state; divides the channels.
-        - `num_heads`: the channels over `head_dim`, as it is when `None`; no other value is accepted.
+        - `num_heads`: the channels divided by `head_dim`, also when `None`; no other value is accepted.
         - `n_groups`: heads share B and C, up to their biases, within a group; divides the heads.
         - `rope_fraction`: the share of B's and C's features that is rotated, rounded down to pairs.
         - `mimo_rank`: inputs and outputs per head; `None` means one, without the vectors of MIMO.
-        - `A_activation`: `"heavy_tail"` or `"softplus"`: no published configuration tells which one a model has.
+        - `A_activation`: `"heavy_tail"` or `"softplus"`. Published configurations do not say which one a model has.
         - `A_floor`: the least decay rate.
-        - `is_outproj_norm`: normalise what each head gives, before the gate. All `mimo_rank` outputs share its weight.
+        - `is_outproj_norm`: whether each head's output is normalised before the gate. All `mimo_rank` outputs share the
+            weight of this norm.
         - `time_step_min`, `time_step_max`, `time_step_floor`: range of the initial step sizes.
-        - `dtype`: of the projections; the rest stays float32.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of the projections; the rest stays float32.
+        - `key`: the key for the initialisation.
         """
         channels, rank = int(expand * width), 1 if mimo_rank is None else mimo_rank
         if channels < 1 or channels % head_dim != 0:
@@ -196,14 +198,14 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         self.n_groups = n_groups
 
     def init_cache(self) -> Mamba3Cache:
-        """No angle, nothing written before, a zero state; float32."""
+        """A zero angle, a zero previous write and a zero state, in float32."""
         operators = (self.phase, self.B_before, self.x_before, self.recurrence)
         return Mamba3Cache(*(operator.init_state() for operator in operators))
 
     def mix(
         self, x: Float[Array, "*time width"], cache: Mamba3Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], Mamba3Cache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         heads, rank, key = self.B_bias.shape
         value, axes = self.recurrence.state_shape[2], x.shape[:-1]
         sizes = 2 * [heads * value] + 2 * [rank * self.n_groups * key] + 3 * [heads] + [self.phase.shape[1]]
@@ -225,7 +227,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         return self.out_proj(jnp.reshape(y, (*axes, -1))), Mamba3Cache(phase=phase, B=B_last, x=u_last, state=state)
 
     def _normed(self, y: Float[Array, "*time heads rank value"]) -> Float[Array, "*time heads rank value"]:
-        """Every output of every head, normalised if the mixer says so: the norm's weight has all heads in a row."""
+        """Every output of every head, normalised if the mixer has a norm, whose weight concatenates all heads."""
         if self.norm is None:
             return y
         rows = jnp.swapaxes(y, -3, -2)
@@ -243,7 +245,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         shared = norm(jnp.reshape(projected, (*projected.shape[:-1], rank, self.n_groups, key)))
         x = jnp.repeat(jnp.swapaxes(shared, -3, -2), heads // self.n_groups, axis=-3)
         x = x + jnp.broadcast_to(bias, x.shape)
-        # The two features of a pair side by side: (..., pairs, 2) for neighbours, (..., 2, pairs) for halves.
+        # The two features of a pair: (..., pairs, 2) for neighbours, (..., 2, pairs) for halves.
         shape, axis = ((key // 2, 2), -1) if self.mimo_x is None else ((2, key // 2), -2)
         first, second = jnp.moveaxis(jnp.reshape(x, (*x.shape[:-1], *shape)), axis, 0)
         still = [(0, 0)] * (turns.ndim - 1) + [(0, key // 2 - turns.shape[-1])]

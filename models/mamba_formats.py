@@ -1,10 +1,10 @@
-"""The on-disk formats of Mamba, as data.
+"""The file formats of Mamba, as data.
 
 - `hf`: HF transformers' `MambaForCausalLM` and `FalconMambaForCausalLM`. Keys that a file leaves out have the defaults
-    of HF's classes. `vocab_size` counts padding rows; three keys of our own, which HF ignores, remember how many they
-    are, and a chunk size.
-- `state-spaces`: models of the mamba_ssm package, whose defaults stand for what a file leaves out. This format has no
-    place for the ids of special tokens, nor for a chunk size.
+    of HF's classes. `vocab_size` counts padding rows; three of our own keys, which HF ignores, store their number and a
+    chunk size.
+- `state-spaces`: models of the mamba_ssm package. Keys that a file leaves out have that package's defaults. This format
+    has no keys for the ids of special tokens or for a chunk size.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ _HF_MODELS = {  # the keys of each `model_type`
     "falcon_mamba": _HF_KEYS | {"mixer_rms_eps": Key(number, "mixer_rms_eps", 1e-6)},
 }
 _HF_CLASSES = {"mamba": "MambaForCausalLM", "falcon_mamba": "FalconMambaForCausalLM"}
-# Which implementation of the scan HF runs; and, in files converted from the other format, what that one said.
+# Keys for HF's implementation of the scan and, in files converted from the other format, keys of that format.
 _HF_DEAD = HF_DEAD | frozenset(
     """
     use_associative_scan use_falcon_mambapy use_mambapy d_inner d_model fused_add_norm n_layer ssm_cfg

@@ -17,7 +17,7 @@ _SMALL = jax.nn.initializers.variance_scaling(0.4, "fan_in", "normal", in_axis=1
 
 
 class MLSTMInputs(eqx.Module):
-    """What the recurrence sees of one token, gates from `ssmkit.Stabiliser`; a leading `time` axis for many."""
+    """The inputs of the recurrence for one token, with gates from `ssmkit.Stabiliser`; many have a `time` axis."""
 
     q: Float[Array, "*time heads key"]
     k: Float[Array, "*time heads key"]
@@ -29,14 +29,14 @@ class MLSTMInputs(eqx.Module):
 class MLSTMRecurrence(ssmkit.DiagonalChunkedRecurrence[MLSTMInputs]):
     r"""$C_t = f_t C_{t-1} + i_t k_t v_t^\top$ and $n_t = f_t n_{t-1} + i_t k_t$ (arXiv 2405.04517, equations 19, 20).
 
-    The normaliser $n$ is the state's last column: its value is always 1. Outputs are $C^\top q / \sqrt{d}$ and, last,
-    $n^\top q / \sqrt{d}$, where $d$ is the width of the keys.
+    The normaliser $n$ is the state's last column, whose value is always 1. Outputs are $C^\top q / \sqrt{d}$, followed
+    by $n^\top q / \sqrt{d}$, where $d$ is the width of the keys.
     """
 
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def coefficients(self, inputs: MLSTMInputs) -> ssmkit.Coefficients:
-        """The equations above.
+        """The coefficients of one token, by the equations of the class.
 
         **Arguments:**
 
@@ -51,9 +51,7 @@ class MLSTMRecurrence(ssmkit.DiagonalChunkedRecurrence[MLSTMInputs]):
 
 
 class MLSTMCache(eqx.Module):
-    """Everything an mLSTM remembers: the state holds $e^{-m}$ times $[C, n]$, where $m$ is the sum of
-    the two numbers of `log_scale`.
-    """
+    """The cache of an mLSTM. The state holds $e^{-m} [C, n]$; $m$ is the sum of the two numbers of `log_scale`."""
 
     log_scale: Float[Array, "*batch 2 heads"]
     state: Float[Array, "*batch heads key value"]
@@ -68,8 +66,8 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
     $$h = \frac{C^\top q}{\max(|n^\top q|, 1) + \epsilon e^{m}}, \qquad
     y = W_{out} (\sigma(W_o u) \odot \operatorname{LayerNorm}(h)),$$
 
-    the norm taken per head. All is computed relative to $e^{m}$, a running maximum of the gates (`ssmkit.Stabiliser`),
-    which is where the $\epsilon$ of the authors' kernels enters.
+    where the norm is taken per head. Everything is computed relative to $e^{m}$, a running maximum of the gates
+    (`ssmkit.Stabiliser`). The $\epsilon$ of the authors' kernels is added at this scale.
     """
 
     q: ssmkit.Linear
@@ -99,19 +97,22 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        r"""As the authors: at first the gates ignore the input, and the forget gates lie between $\sigma(3)$ and
-        $\sigma(6)$. A model of $L$ layers scales `out_proj` by $\sqrt{10} / L$.
+        r"""Initialise as the authors' code.
+
+        At first the gates ignore the input, and the forget gates lie between $\sigma(3)$ and $\sigma(6)$. A model of
+        $L$ layers scales `out_proj` by $\sqrt{10} / L$.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
-        - `num_heads`: a divisor of the keys' and values' widths.
-        - `expand_k`, `expand_v`: these widths, as multiples of `width`: the authors' `qk_dim_factor`, `v_dim_factor`.
+        - `width`: the width of the residual stream.
+        - `num_heads`: the number of heads, a divisor of the widths of keys and values.
+        - `expand_k`, `expand_v`: the widths of keys and values, as multiples of `width`: the authors' `qk_dim_factor`
+            and `v_dim_factor`.
         - `gate_soft_cap`: $c$.
-        - `norm_eps`: of the norm of each head.
+        - `norm_eps`: the epsilon of the norm of each head.
         - `eps`: $\epsilon$.
-        - `dtype`: of the projections; the norm stays float32.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of the projections; the norm stays float32.
+        - `key`: the key for the initialisation.
         """
         if not gate_soft_cap > 0.0:
             raise ValueError(f"`gate_soft_cap` must be above 0, got {gate_soft_cap}.")
@@ -144,7 +145,7 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: MLSTMCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], MLSTMCache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         i, f = (
             self.gate_soft_cap * jnp.tanh(gate(x) / self.gate_soft_cap)
             for gate in (self.igate_preact, self.fgate_preact)
@@ -164,7 +165,7 @@ class MLSTMMixer(ssmkit.AbstractRecurrentMixer[MLSTMCache]):
 
 
 def _constant(inputs: int, bias: Float[Array, " out"], key: PRNGKeyArray) -> ssmkit.Linear:
-    """A gate that at first is its bias."""
+    """A gate that equals its bias at first."""
     linear = ssmkit.Linear(inputs, bias.size, use_bias=True, dtype=bias.dtype, key=key)
     return eqx.tree_at(
         lambda layer: (layer.weight, layer.bias), linear, (jnp.zeros(linear.weight.shape, bias.dtype), bias)

@@ -17,7 +17,7 @@ from ._projections import projection
 
 
 class RetNetInputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many. `q` and `k` are rotated already."""
+    """The inputs of the recurrence for one token; many tokens have a leading `time` axis. `q` and `k` are rotated."""
 
     q: Float[Array, "*time heads key"]
     k: Float[Array, "*time heads key"]
@@ -25,7 +25,7 @@ class RetNetInputs(eqx.Module):
 
 
 class RetNetRecurrence(ssmkit.DiagonalChunkedRecurrence[RetNetInputs]):
-    r"""One constant decay per head (arXiv 2307.08621, equations 6 and 8).
+    r"""A recurrence with one constant decay per head (arXiv 2307.08621, equations 6 and 8).
 
     $$S_t = \gamma_h S_{t-1} + k_t v_t^\top, \qquad o_t = S_t^\top q_t / \sqrt{d_k}, \qquad \gamma_h = 1 - 2^{-5-h}$$
 
@@ -38,7 +38,7 @@ class RetNetRecurrence(ssmkit.DiagonalChunkedRecurrence[RetNetInputs]):
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def coefficients(self, inputs: RetNetInputs) -> ssmkit.Coefficients:
-        """The equations above."""
+        """The coefficients of one token, by the equations of the class."""
         heads, key, _ = self.state_shape
         log_decay = jnp.asarray(np.log1p(-(2.0 ** (-5.0 - np.arange(heads)))), jnp.float32)
         return ssmkit.Coefficients(
@@ -47,8 +47,9 @@ class RetNetRecurrence(ssmkit.DiagonalChunkedRecurrence[RetNetInputs]):
 
 
 class RetNetCache(eqx.Module):
-    """The position, as the phase of every rotated pair, the recurrence's state and, with short convolutions, the window
-    of the last tokens' queries, keys and values.
+    """The cache of RetNet: the position, as the phase of every rotated pair, and the state of the recurrence.
+
+    With short convolutions it also holds the window of the last tokens' queries, keys and values.
     """
 
     phase: Float[Array, "*batch 2 pair"]
@@ -57,15 +58,16 @@ class RetNetCache(eqx.Module):
 
 
 class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
-    r"""Gated multi-scale retention (arXiv 2307.08621, equation 8), as flash-linear-attention has it.
+    r"""Gated multi-scale retention (arXiv 2307.08621, equation 8), in the form of flash-linear-attention.
 
     With $q_t = R_t W_q x_t$, $k_t = R_t W_k x_t$ and $v_t = W_v x_t$,
 
     $$y = W_o (\operatorname{RMSNorm}_{head}(\operatorname{Retention}(q, k, v)) \odot \operatorname{silu}(W_g x)).$$
 
-    $R_t$ turns feature $j$ with feature $j + d_k / 2$ by $t \theta_j$, where $\theta_j = 10000^{-2j / d_k}$ and the
-    first token has $t = 0$. The authors' torchscale turns neighbours, by other angles: weights do not carry over. All
-    heads share the norm's weight. With `use_short_conv`, $q, k, v$ pass a causal convolution and a silu before $R_t$.
+    $R_t$ rotates feature $j$ with feature $j + d_k / 2$ by $t \theta_j$, where $\theta_j = 10000^{-2j / d_k}$ and the
+    first token has $t = 0$. The authors' torchscale rotates neighbouring features by other angles, so its weights do
+    not fit. All heads share the norm's weight. With `use_short_conv`, $q, k, v$ pass a causal convolution and a silu
+    before $R_t$.
     """
 
     q_proj: ssmkit.Linear
@@ -98,23 +100,23 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Weights are normal with standard deviation 0.02, as in flash-linear-attention.
+        """Initialise weights normally with standard deviation 0.02, as flash-linear-attention.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
             heads. Each head has an even number of key channels.
-        - `num_kv_heads`: heads of keys and values, a divisor of `num_heads` and as many when `None`. Every head of
-            queries has its own decay, hence its own state.
+        - `num_kv_heads`: the number of heads of keys and values, a divisor of `num_heads`; `num_heads` when `None`.
+            Every query head has its own decay, and therefore its own state.
         - `feature_map`: as `GLAMixer`, before the rotation.
-        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: a causal convolution of so many taps before queries, keys
-            and values, and whether it has a bias.
+        - `use_short_conv`, `conv_kernel`, `use_conv_bias`: whether a causal convolution acts on queries, keys and
+            values, its number of taps, and whether it has a bias.
         - `use_output_gate`: whether the gate $W_g$ exists.
-        - `norm_eps`: of the heads' norm.
-        - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections and the convolution.
-        - `key`: for the initialisation.
+        - `norm_eps`: the epsilon of the heads' norm.
+        - `chunk_size`: the chunk size of the recurrence.
+        - `dtype`: the dtype of the projections and the convolution.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide the channels, or key channels cannot be paired.
         """
@@ -150,7 +152,7 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: RetNetCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], RetNetCache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         (heads, key, value), axes = self.recurrence.state_shape, x.shape[:-1]
         qkv, window = convolved(
             self.conv, (self.q_proj(x), self.k_proj(x), self.v_proj(x)), cache.window, advance, ssmkit.silu

@@ -17,9 +17,9 @@ _FAN_IN = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=
 
 
 class RGLRUInputs(eqx.Module):
-    """What the recurrence sees of one token, gates before their sigmoids; a leading `time` axis for many.
+    """The inputs of the recurrence for one token, with gates before their sigmoids; many have a `time` axis.
 
-    `seen` is 0 at the first token of a sequence and 1 at others; `None` where no token is treated as the first.
+    `seen` is 0 at the first token of a sequence and 1 at others; with `None`, no token is treated as the first.
     """
 
     x: Float[Array, "*time heads"]
@@ -31,22 +31,24 @@ class RGLRUInputs(eqx.Module):
 class RGLRURecurrence(ssmkit.DiagonalChunkedRecurrence[RGLRUInputs]):
     r"""$h_t = a_t \odot h_{t-1} + \sqrt{1 - a_t^2} \odot (\sigma(i_t) \odot x_t)$, the output (equations 1 to 4).
 
-    $\log a_t = -8 \, \sigma(r_t) \odot \operatorname{softplus}(\Lambda)$. Every channel is a head with a state of one
-    number. That is the paper; recurrentgemma's code takes $h = \sigma(i) \odot x$, without the square root, at the
-    first token of a sequence, and so does this one where `seen` says which token that is.
+    Here $\log a_t = -8 \, \sigma(r_t) \odot \operatorname{softplus}(\Lambda)$. Every channel is a head with a state of
+    one number. At the first token of a sequence, recurrentgemma's code uses $h = \sigma(i) \odot x$, without the square
+    root, unlike the paper. This class does the same if `seen` marks the first token.
     """
 
     Lambda: Float[Array, " heads"]
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def __init__(self, channels: int, *, key: PRNGKeyArray):
-        r"""$e^{-\operatorname{softplus}(\Lambda)}$ in [0.9, 0.999], its square uniform, as the authors' code."""
+        r"""Initialise as the authors: $e^{-\operatorname{softplus}(\Lambda)}$ in [0.9, 0.999], uniform square."""
         squared = jax.random.uniform(key, (channels,), jnp.float32, 0.9**2, 0.999**2)
         self.Lambda = jnp.log(jnp.expm1(-0.5 * jnp.log(squared)))
         self.state_shape = (channels, 1, 1)
 
     def coefficients(self, inputs: RGLRUInputs) -> ssmkit.Coefficients:
-        """The equations above. The floor, far below rounding, keeps the square root's derivative finite at $a = 1$.
+        """The coefficients of one token, by the equations of the class.
+
+        A lower bound far below rounding keeps the square root's derivative finite at $a = 1$.
 
         **Arguments:**
 
@@ -62,9 +64,9 @@ class RGLRURecurrence(ssmkit.DiagonalChunkedRecurrence[RGLRUInputs]):
 
 
 class RGLRUCache(eqx.Module):
-    """Everything Griffin's recurrent block remembers: constant in the number of tokens.
+    """The cache of Griffin's recurrent block. Its size does not depend on the number of tokens.
 
-    `seen` is 0 before the first token and 1 after it, where that token is treated otherwise, and else `None`.
+    `seen` is 0 before the first token and 1 after it. It is `None` if the first token is not treated differently.
     """
 
     window: Float[Array, "*batch window channel"]
@@ -101,19 +103,19 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        r"""As the authors' code, but for `linear_out`, which a model of $L$ layers scales by $\sqrt{2/L}$.
+        r"""Initialise as the authors' code, except `linear_out`, which a model of $L$ layers scales by $\sqrt{2/L}$.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `intermediate_size`: channels of the recurrence, the authors' `lru_width`; `None` means `width`.
         - `num_heads`: blocks of the gates' maps, a divisor of `intermediate_size`. The published
             configurations have one key for this and for the heads of the attention layers.
         - `conv_kernel`: taps of the causal convolution.
-        - `scale_first_token`: whether $\sqrt{1 - a^2}$ scales the first token of a sequence too, as the paper has it;
-            false in recurrentgemma's code, and so for its weights.
-        - `dtype`: of the projections and the convolution; the rest stays float32.
-        - `key`: for the initialisation.
+        - `scale_first_token`: whether $\sqrt{1 - a^2}$ scales the first token of a sequence too, as in the paper. It is
+            false in recurrentgemma's code, and must be false for its weights.
+        - `dtype`: the dtype of the projections and the convolution; the rest stays float32.
+        - `key`: the key for the initialisation.
         """
         channels = width if intermediate_size is None else intermediate_size
         if channels % num_heads != 0:
@@ -140,7 +142,7 @@ class RGLRUMixer(ssmkit.AbstractRecurrentMixer[RGLRUCache]):
     def mix(
         self, x: Float[Array, "*time width"], cache: RGLRUCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], RGLRUCache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         u, window = advance(self.conv, self.linear_x(x), cache.window)
         before = last = None
         if self.seen is not None:  # each token is told whether one came before it

@@ -15,7 +15,7 @@ from ._rwkv6 import DataDependentLerp, depth, initial_bonus, initial_decay, smal
 
 
 class RWKV6Inputs(eqx.Module):
-    """What the recurrence sees of one token; a leading `time` axis for many. `w` is raw."""
+    """The inputs of the recurrence for one token, with a raw `w`; many tokens have a leading `time` axis."""
 
     r: Float[Array, "*time heads key"]
     k: Float[Array, "*time heads key"]
@@ -24,13 +24,13 @@ class RWKV6Inputs(eqx.Module):
 
 
 class RWKV6Recurrence(ssmkit.DiagonalChunkedRecurrence[RWKV6Inputs]):
-    r"""The token itself is seen through a bonus $u$ rather than through the state (arXiv 2404.05892, section 4.2).
+    r"""A recurrence that reads the current token through a bonus $u$, not through the state (arXiv 2404.05892, 4.2).
 
     $$o_t = (S_{t-1} + \operatorname{diag}(u) k_t v_t^\top)^\top r_t, \qquad
     S_t = \operatorname{diag}(e^{-e^{\omega + w_t}}) S_{t-1} + k_t v_t^\top$$
 
-    The exponent $\omega + w_t$ is cut at 5, where the decay $e^{-148}$ is already 0 in float32: without that the inner
-    exponential overflows, and a zero decay would have the gradient NaN.
+    The exponent $\omega + w_t$ is clipped at 5, where the decay $e^{-148}$ is already 0 in float32. Without clipping,
+    the inner exponential would overflow, and the gradient of a zero decay would be NaN.
     """
 
     time_decay: Float[Array, "heads key"]
@@ -38,7 +38,7 @@ class RWKV6Recurrence(ssmkit.DiagonalChunkedRecurrence[RWKV6Inputs]):
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def coefficients(self, inputs: RWKV6Inputs) -> ssmkit.Coefficients:
-        """The equations above."""
+        """The coefficients of one token, by the equations of the class."""
         exponent = jnp.minimum(self.time_decay + inputs.w.astype(self.time_decay.dtype), 5.0)
         return ssmkit.Coefficients(
             log_decay=-jnp.exp(exponent), write=inputs.k, value=inputs.v, read=inputs.r, bonus=self.bonus
@@ -53,7 +53,7 @@ class RWKV6Cache(eqx.Module):
 
 
 class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
-    r"""Time mixing (arXiv 2404.05892, section 4.2).
+    r"""The time mixing of RWKV-6 (arXiv 2404.05892, section 4.2).
 
     With $x^r, x^w, x^k, x^v, x^g$ between $x_t$ and $x_{t-1}$, each by its own data-dependent share,
 
@@ -91,21 +91,21 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """The authors' initialisation, which depends on the depth: the output projection is zero at first.
+        """Initialise as the authors' code, by the depth of the layer; the output projection starts at zero.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `num_heads`, `expand_k`, `expand_v`: `expand_k * width` key and `expand_v * width` value channels, over the
-            heads, of which there are 4 when `None`. The authors' models have 1.0 for both.
-        - `head_dim`: key channels of each head instead of their number: 64 in the authors' models.
+            heads. There are 4 heads when `None`. The authors' models have 1.0 for both factors.
+        - `head_dim`: the number of key channels per head, in place of `num_heads`; 64 in the authors' models.
         - `proj_low_rank_dim`, `gate_low_rank_dim`: ranks of the five shares and of $D_1, D_2$.
-        - `norm_eps`: of the heads' norm; in the authors' models 1e-5 times the square of their `head_size_divisor`,
-            8: 64e-5.
+        - `norm_eps`: the epsilon of the heads' norm; in the authors' models 1e-5 times the square of their
+            `head_size_divisor`, 8: 64e-5.
         - `layer_idx`, `num_hidden_layers`: the depth, from 0, and the number of layers.
-        - `chunk_size`: of the recurrence.
-        - `dtype`: of the projections. All else is float32.
-        - `key`: for the initialisation.
+        - `chunk_size`: the chunk size of the recurrence.
+        - `dtype`: the dtype of the projections. All else is float32.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` when the heads do not divide the channels, or a size is out of range.
         """
@@ -132,13 +132,13 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
         self.o_proj = linear(width, heads * value_dim, zeros, keys[7])
 
     def init_cache(self) -> RWKV6Cache:
-        """No token yet and a zero state, float32."""
+        """Zero features of the previous token and a zero state, in float32."""
         return RWKV6Cache(shift=self.shift.init_state(), state=self.recurrence.init_state())
 
     def mix(
         self, x: Float[Array, "*time width"], cache: RWKV6Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], RWKV6Cache]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         split = lambda channels: jnp.reshape(channels, (*x.shape[:-1], self.recurrence.state_shape[0], -1))
         previous, shift = advance(self.shift, x, cache.shift)
         x_r, x_w, x_k, x_v, x_g = self.lerp(x.astype(previous.dtype), previous)

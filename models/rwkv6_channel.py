@@ -13,7 +13,7 @@ from ._rwkv6 import depth, lerp_weights
 
 
 class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
-    r"""What stands between RWKV-6's time mixings (arXiv 2404.05892, section 4): it sees the previous token too.
+    r"""The channel mixing of RWKV-6 (arXiv 2404.05892, section 4), which also sees the previous token.
 
     With $\delta_t = x_{t-1} - x_t$, $x^k = x + \delta \odot \mu_k$ and $x^r = x + \delta \odot \mu_r$,
 
@@ -40,16 +40,16 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """The authors' initialisation, which depends on the depth: $W_r$ and $W_v$ are zero at first.
+        """Initialise as the authors' code, by the depth of the layer; $W_r$ and $W_v$ start at zero.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
-        - `intermediate_size`: of the layer between; 3.5 times `width`, rounded up to a multiple of 32 as in
-            flash-linear-attention, when `None`.
+        - `width`: the width of the residual stream.
+        - `intermediate_size`: the width of the hidden layer; when `None`, 3.5 times `width`, rounded up to a multiple
+            of 32 as in flash-linear-attention.
         - `layer_idx`, `num_hidden_layers`: as `RWKV6Mixer`.
-        - `dtype`: of the projections.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of the projections.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` when a size is out of range.
         """
@@ -64,13 +64,13 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
         self.v_proj = projection(hidden, width, zeros, dtype=dtype, key=key)
 
     def init_cache(self) -> Float[Array, " width"]:
-        """No token yet: zeros, float32."""
+        """Zero features of the previous token, in float32."""
         return self.shift.init_state()
 
     def mix(
         self, x: Float[Array, "*time width"], cache: Float[Array, " width"], advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], Float[Array, " width"]]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         previous, cache = advance(self.shift, x, cache)
         x = x.astype(previous.dtype)
         delta = previous - x

@@ -16,7 +16,7 @@ from ._time_steps import initial_log_steps
 
 
 class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"]]):
-    r"""$x_t = \bar{\Lambda} x_{t-1} + \beta w_t$, section 3.2, by zero-order hold or the bilinear transform:
+    r"""$x_t = \bar{\Lambda} x_{t-1} + \beta w_t$ (section 3.2), by zero-order hold or the bilinear transform:
 
     $$\bar{\Lambda} = e^{\Lambda \Delta}, \; \beta = \Lambda^{-1} (e^{\Lambda \Delta} - 1)
     \qquad \text{or} \qquad
@@ -47,7 +47,7 @@ class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"
         step_rescale: float = 1.0,
         key: PRNGKeyArray,
     ):
-        r"""Step sizes $\Delta$ log-uniform in [`time_step_min`, `time_step_max`].
+        r"""Initialise step sizes $\Delta$ log-uniformly in [`time_step_min`, `time_step_max`].
 
         **Arguments:**
 
@@ -56,7 +56,7 @@ class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"
         - `discretization`: `"zoh"` or `"bilinear"`.
         - `clip_eigs`: keep the real part of $\Lambda$ at or below -1e-4.
         - `step_rescale`: a factor of all step sizes, for sequences sampled at another rate than in training.
-        - `key`: for the initialisation.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` for another discretisation, or a factor that is not positive.
         """
@@ -73,7 +73,7 @@ class S5Recurrence(ssmkit.DiagonalChunkedRecurrence[Complex[Array, "*time heads"
         self.state_dtype = jnp.complex64
 
     def coefficients(self, inputs: Complex[Array, " heads"]) -> ssmkit.Coefficients:
-        r"""The equations above.
+        r"""The coefficients of one token, by the equations of the class.
 
         **Arguments:**
 
@@ -94,9 +94,9 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
     $$y = 2 \operatorname{Re}(\tilde{C} x) + D \odot u, \qquad
     g = \operatorname{gelu}(y), \qquad g \odot \sigma(W g + b)$$
 
-    A factor 2, because of each conjugate pair of eigenvalues only one is held; with `conj_sym=False` both are, and
-    there is none. The complex maps are stored as real ones: rows of `B` are the real and then the imaginary parts of
-    $\tilde{B}$, columns of `C` those of $\tilde{C}$.
+    The factor is 2 because only one eigenvalue of each conjugate pair is stored. With `conj_sym=False` both are stored,
+    and there is no factor. The complex maps are stored as real matrices. Rows of `B` are the real parts, followed by
+    the imaginary parts, of $\tilde{B}$; columns of `C` are those of $\tilde{C}$.
     """
 
     B: ssmkit.Linear
@@ -122,18 +122,19 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Eigenvalues and basis of the normal part of HiPPO-LegS, `blocks` times, as the authors' code.
+        """Initialise with `blocks` copies of the normal part of HiPPO-LegS, as the authors' code.
 
         **Arguments:**
 
-        - `width`: of the residual stream.
-        - `state_size`: modes, counting both of a conjugate pair: a multiple of `blocks` (`ssm_size_base`).
-        - `blocks`: copies of the HiPPO matrix on the diagonal.
-        - `conj_sym`: hold one mode of every conjugate pair: half the state.
+        - `width`: the width of the residual stream.
+        - `state_size`: the number of modes, counting both of a conjugate pair: a multiple of `blocks`
+            (`ssm_size_base`).
+        - `blocks`: the number of copies of the HiPPO matrix on the diagonal.
+        - `conj_sym`: whether only one mode of every conjugate pair is stored, which halves the state.
         - `discretization`, `clip_eigs`, `step_rescale`: as `S5Recurrence`. The authors' code does not clip by default.
         - `time_step_min`, `time_step_max`: range of the initial step sizes.
-        - `dtype`: of `B`, `C` and the gate; the rest stays float32.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of `B`, `C` and the gate; the rest stays float32.
+        - `key`: the key for the initialisation.
         """
         pair = 2 if conj_sym else 1
         if state_size % (pair * blocks) != 0:
@@ -167,20 +168,20 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         self.conj_sym = conj_sym
 
     def init_cache(self) -> Complex[Array, "heads 1 1"]:
-        """The recurrence's state is all there is to remember."""
+        """The cache is the state of the recurrence."""
         return self.recurrence.init_state()
 
     def mix(
         self, x: Float[Array, "*time width"], cache: Complex[Array, "heads 1 1"], advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], Complex[Array, "heads 1 1"]]:
-        """The equations above, for many tokens or one."""
+        """The equations of the class, for many tokens or for one."""
         y, cache = between(self.B, self.recurrence, self.C, x, cache, advance)
         y = jax.nn.gelu((2.0 if self.conj_sym else 1.0) * y + jnp.broadcast_to(self.D, x.shape) * x.astype(y.dtype))
         return y * jax.nn.sigmoid(self.gate(y)), cache
 
 
 def _hippo(size: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors of the normal part of HiPPO-LegS, the first of every `pair`."""
+    """The eigenvalues and eigenvectors of the normal part of HiPPO-LegS: one of every `pair`."""
     n = np.arange(size)
     p = np.sqrt(2 * n + 1)
     normal = np.diag(n) - np.tril(np.outer(p, p)) + np.outer(p, p) / 2
@@ -193,7 +194,7 @@ Parts = tuple[Complex[Array, " heads"], Complex[Array, " heads"]]
 
 
 def _zero_order_hold(a: Float[Array, " heads"], b: Float[Array, " heads"]) -> Parts:
-    r"""$z = a + ib$ and $(e^z - 1) / z$, in a form that loses no digits for small $z$ and is 1 at 0."""
+    r"""Compute $z = a + ib$ and $(e^z - 1) / z$, in a form that loses no digits for small $z$ and is 1 at 0."""
     grown = jax.lax.complex(jnp.expm1(a) * jnp.cos(b) - 2.0 * jnp.square(jnp.sin(0.5 * b)), jnp.exp(a) * jnp.sin(b))
     z = jax.lax.complex(a, b)
     tiny = jnp.abs(a) + jnp.abs(b) < 1e-4
@@ -201,10 +202,10 @@ def _zero_order_hold(a: Float[Array, " heads"], b: Float[Array, " heads"]) -> Pa
 
 
 def _bilinear(a: Float[Array, " heads"], b: Float[Array, " heads"]) -> Parts:
-    r"""$\log((1 + z/2) / (1 - z/2))$ and $1 / (1 - z/2)$ for $z = a + ib$.
+    r"""Compute $\log((1 + z/2) / (1 - z/2))$ and $1 / (1 - z/2)$ for $z = a + ib$.
 
-    Small $z$ lose no digits. The modulus is taken as at least 1e-18, so that at $z = -2$, where it is 0, derivatives
-    are finite.
+    Small $z$ lose no digits. The modulus is at least 1e-18, so that derivatives are finite at $z = -2$, where it would
+    be 0.
     """
     a, b = 0.5 * a, 0.5 * b
     above, below = jnp.square(1.0 + a) + jnp.square(b), jnp.square(1.0 - a) + jnp.square(b)

@@ -1,4 +1,4 @@
-"""A toy SSM: the least one writes to have a language model with a constant-size cache."""
+"""A toy SSM: the shortest code for a language model with a constant-size cache."""
 
 from typing import Annotated
 
@@ -16,14 +16,14 @@ class ToyRecurrence(ssmkit.DiagonalChunkedRecurrence[Float[Array, "heads feature
     state_shape: tuple[int, int, int] = eqx.field(static=True)
 
     def coefficients(self, inputs: Float[Array, "heads features"]) -> ssmkit.Coefficients:
-        """One token: q, k, v and the forget gate of every head."""
+        """The coefficients of one token, from q, k, v and the forget gate of every head."""
         dim = self.state_shape[1]
         q, k, v, forget = jnp.split(inputs, [dim, 2 * dim, 3 * dim], axis=-1)
         return ssmkit.Coefficients(log_decay=jax.nn.log_sigmoid(forget + 4.0), write=k / dim, value=v, read=q)
 
 
 class ToyMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
-    """Projection, recurrence, projection."""
+    """A mixer of projection, recurrence and projection."""
 
     in_proj: ssmkit.Linear
     recurrence: ToyRecurrence
@@ -31,7 +31,7 @@ class ToyMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
 
     @ssmkit.checks_arguments
     def __init__(self, width: int, *, num_heads: int = 4, chunk_size: int | None = None, key: PRNGKeyArray):
-        """`width` must be a multiple of `num_heads`."""
+        """Initialise the mixer; `width` must be a multiple of `num_heads`."""
         if width % num_heads != 0:
             raise ValueError(f"`width` must be a multiple of the {num_heads} heads, got {width}.")
         dim, (in_key, out_key) = width // num_heads, jax.random.split(key)
@@ -40,11 +40,11 @@ class ToyMixer(ssmkit.AbstractRecurrentMixer[Float[Array, "heads key value"]]):
         self.out_proj = ssmkit.Linear(width, width, key=out_key)
 
     def init_cache(self):
-        """The recurrence's state is all there is to remember."""
+        """The cache is the state of the recurrence."""
         return self.recurrence.init_state()
 
     def mix(self, x, cache, advance):
-        """Many tokens or one."""
+        """Project, run the recurrence and project back, for many tokens or for one."""
         heads, _, dim = self.recurrence.state_shape
         features = jnp.reshape(self.in_proj(x), (*x.shape[:-1], heads, 3 * dim + 1))
         y, cache = advance(self.recurrence, features, cache)
@@ -61,7 +61,7 @@ class ToySSM(ssmkit.AbstractResidualLanguageModel[Float[Array, "heads key value"
     head: None
 
     def __init__(self, vocab_size: int, width: int = 64, layers: int = 2, heads: int = 4, *, key: PRNGKeyArray):
-        """`width` must be a multiple of `heads`; the head is tied."""
+        """Initialise the model; `width` must be a multiple of `heads`, and the head is tied."""
         mixers = [ToyMixer(width, num_heads=heads, key=jax.random.fold_in(key, layer)) for layer in range(layers)]
         self.vocab_size = vocab_size
         self.embedding = ssmkit.Embedding(vocab_size, width, key=key)

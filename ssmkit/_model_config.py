@@ -96,7 +96,7 @@ def build_language_model(
     **Arguments:**
 
     - `config`: the model.
-    - `key`: for the initialisation.
+    - `key`: the key for the initialisation.
     - `dtype`: of projections, convolutions and embeddings; what a mixer keeps in float32 stays so.
 
     **Raises:** `ValueError` naming the layer whose keywords do not fit.

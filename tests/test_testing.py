@@ -728,9 +728,7 @@ def test_equal_tokens_show_nothing():
     """A mean over equal tokens is no leak to be seen."""
     with pytest.raises(ValueError) as caught:
         testing.check_mixer(Mean(), np.ones((TIME, WIDTH), np.float32))
-    assert str(caught.value) == (
-        "the tokens of `inputs` must differ: among equal ones, which depends on which cannot be seen."
-    )
+    assert str(caught.value) == "the tokens of `inputs` must differ: equal tokens hide a dependence on later tokens."
 
 
 # Comparisons.

@@ -24,7 +24,7 @@ def build(config: Any, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> 
 
     - `config`: a configuration, such as a `ssmkit.LanguageModelConfig` or a `Mamba2Config`, or what a configuration
         file holds: a dictionary whose `model_type` says which it is.
-    - `key`: for the initialisation.
+    - `key`: the key for the initialisation.
     - `dtype`: of projections, convolutions and embeddings; what a model keeps in float32 stays so.
 
     **Returns:** the model, which has the configuration as `model.config`.

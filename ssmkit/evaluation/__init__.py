@@ -1,1 +1,1 @@
-"""How well a model predicts."""
+"""Measures of how well a model predicts."""

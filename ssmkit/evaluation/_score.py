@@ -1,4 +1,4 @@
-"""How well a model predicts a text."""
+"""The score of a model on a text."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ PIECE = 512
 
 @sharded_by_xla
 def cross_entropy(logits: Float[ArrayLike, "time vocab"], targets: Int[ArrayLike, " time"]) -> Float[Array, " time"]:
-    """Nats per token: the negative log-probability that `logits` give to `targets`."""
+    """The nats per token: the negative log-probability that `logits` give to `targets`."""
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - chosen
@@ -34,12 +34,12 @@ class Score(NamedTuple):
 
     @property
     def nats_per_token(self) -> float:
-        """Mean negative log-probability."""
+        """The mean negative log-probability per token."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """`exp(nats_per_token)`; infinite where float64 cannot hold it."""
+        """The perplexity `exp(nats_per_token)`; infinite if float64 cannot hold it."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nats_per_token))
 

@@ -1,4 +1,4 @@
-"""Which caches fit a model."""
+"""Checks that caches and generations fit a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from . import rows
 from ._state import Generation
 
 
-# The axes of the arrays of a `Generation` and its `Rows`, but for the cache.
+# The axes of the arrays of a `Generation` and its `Rows`, except the cache.
 OWN_AXES = {
     "tokens": ("batch", "new"),
     "lengths": ("batch",),
@@ -31,20 +31,20 @@ GENERATION_AXES = OWN_AXES | ROWS_AXES
 
 
 def fields_of(generation: Generation) -> dict[str, Any]:
-    """The arrays of a generation by their names, but for the cache."""
+    """The arrays of a generation by their names, except the cache."""
     found = {name: getattr(generation, name) for name in OWN_AXES}
     found |= {name: getattr(generation.rows, name) for name in ROWS_AXES}
     return {name: array for name, array in found.items() if array is not None}
 
 
 def cache_form(model: Any, size: int | None, cache: Any) -> PyTree[jax.ShapeDtypeStruct]:
-    """What a cache must be: structure, shapes and dtypes of the model's, with the room that the given one has.
+    """The expected form of a cache: the structure, shapes and dtypes of the model's cache, with the given cache's room.
 
     **Arguments:**
 
-    - `model`: whose cache it is.
-    - `size`: how many rows it has; `None` for one sequence, without a batch axis.
-    - `cache`: the given one.
+    - `model`: the model of the cache.
+    - `size`: the number of rows; `None` for one sequence, without a batch axis.
+    - `cache`: the given cache.
     """
 
     def form(room: int) -> PyTree[jax.ShapeDtypeStruct]:
@@ -67,9 +67,9 @@ def cache_form(model: Any, size: int | None, cache: Any) -> PyTree[jax.ShapeDtyp
 
 
 def check_cache(model: Any, cache: Any, size: int) -> None:
-    """Refuse a cache that is none of this model for so many rows.
+    """Check that a cache is one of this model, for this number of rows.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` when it is not.
     """
     expected = cache_form(model, size, cache)
     if jax.tree.structure(cache) != jax.tree.structure(expected):
@@ -85,11 +85,11 @@ def check_cache(model: Any, cache: Any, size: int) -> None:
 
 
 def check_generation(model: Any, generation: Any) -> int:
-    """Refuse what is no generation of this model.
+    """Check that an object is a generation of this model.
 
     **Returns:** its number of rows.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` when it is not.
     """
     if not isinstance(generation, Generation):
         raise ValueError(f"`generation` must be what `ssmkit.generate` returns, got {type(generation).__name__}.")
@@ -102,11 +102,11 @@ def check_generation(model: Any, generation: Any) -> int:
 
 
 def check_fields(model: Any, fields: Mapping[str, Any]) -> int:
-    """Refuse arrays of a `Generation` that do not fit the model, or each other.
+    """Check that the arrays of a `Generation` fit the model and each other.
 
     **Returns:** the number of rows.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` when they do not.
     """
     size = fields["logits"].shape[0]
     sizes = {"batch": size, "vocab": model.vocab_size}
@@ -118,7 +118,7 @@ def check_fields(model: Any, fields: Mapping[str, Any]) -> int:
 
 
 def form_of(leaf: Any) -> str:
-    """Dtype and shape of an array, or the name of what is none."""
+    """The dtype and shape of an array, or the type name of any other object."""
     return f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "dtype") else type(leaf).__name__
 
 

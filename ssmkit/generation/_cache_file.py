@@ -1,4 +1,4 @@
-"""Files of caches: a session goes on where it ended, in another process or on another machine."""
+"""Files of caches, from which a session continues in another process or on another machine."""
 
 import os
 from pathlib import Path
@@ -28,11 +28,12 @@ _KEY_KIND = "key_kind"
 def save_cache(cache: Any, path: str | os.PathLike[str]) -> None:
     """Write a cache, or a whole `Generation` with its random state, to one safetensors file.
 
-    The file is whole or absent, however writing ends; one that was there before is replaced.
+    The file is complete or absent, even if writing fails. An older file is replaced.
 
     **Arguments:**
 
-    - `cache`: of one sequence, as `model.init_cache()`; of a batch, as `Generation.cache`; or a `Generation`.
+    - `cache`: the cache of one sequence, as `model.init_cache()`, or of a batch, as `Generation.cache`; or a
+        `Generation`.
     - `path`: the file.
 
     **Raises:** `ValueError` when `cache` holds anything but arrays; `OSError` that names the file when it cannot be
@@ -53,19 +54,20 @@ def save_cache(cache: Any, path: str | os.PathLike[str]) -> None:
 
 @checks_itself
 def load_cache(path: str | os.PathLike[str], model: Any) -> Any:
-    """Read what `save_cache` wrote, if it fits the model.
+    """Read a file of `save_cache`, if it fits the model.
 
-    What is compared is the form: names, shapes and dtypes of all arrays, and of a `Generation` the vocabulary too.
-    Another model of the same geometry is not recognised. Nothing in the file is executed.
+    The check compares names, shapes and dtypes of all arrays and, for a `Generation`, the vocabulary. It cannot detect
+    that the file belongs to another model of the same geometry. Nothing in the file is executed.
 
     **Arguments:**
 
     - `path`: the file.
-    - `model`: the language model, or the mixer, that is to go on.
+    - `model`: the language model or mixer that continues from the cache.
 
-    **Returns:** a cache, with a batch axis if the one that was saved had one, or a `Generation`.
+    **Returns:** a cache, with a batch axis if the saved cache had one, or a `Generation`.
 
-    **Raises:** `ValueError` when the file is damaged, or is not of this model; `FileNotFoundError` when there is none.
+    **Raises:** `ValueError` when the file is damaged or does not fit this model; `FileNotFoundError` when it does not
+    exist.
     """
     if not isinstance(model, AbstractLanguageModel | AbstractMixer):
         raise ValueError(f"`model` must be a language model or a mixer, got {type(model).__name__}.")
@@ -94,7 +96,7 @@ def _named(cache: Any) -> dict[str, Any]:
 
 
 def _cache(model: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """The cache that these are the leaves of, all with a batch axis in front, or none of them.
+    """The cache with these leaves, of which all have a leading batch axis, or none.
 
     **Raises:** `ValueError` when names, shapes or dtypes are not those of the model.
     """
@@ -117,9 +119,9 @@ def _cache(model: Any, tensors: dict[str, np.ndarray]) -> Any:
 
 
 def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind: str | None) -> Generation:
-    """The generation of these parts.
+    """The generation with these parts.
 
-    **Raises:** `ValueError` when one is missing, of another form than `Generation` says, or out of range.
+    **Raises:** `ValueError` when a part is missing, has another form than in `Generation`, or is out of range.
     """
     kinds = dict(tokens=np.int32, lengths=np.int32, finished=np.bool_, logits=np.inexact, keys=np.uint32)
     kinds |= dict(last=np.int32, consumed=np.int32)
@@ -147,7 +149,7 @@ def _generation(model: Any, cache: Any, fields: dict[str, np.ndarray], key_kind:
     return Generation(**arrays, rows=Rows(cache=cache, **of_rows, key_kind=key_kind))
 
 
-# The format knows no complex numbers: they are kept as pairs.
+# The format has no complex numbers: they are stored as pairs.
 
 
 def _as_stored(leaf: Array | np.ndarray) -> np.ndarray:

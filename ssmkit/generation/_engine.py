@@ -1,4 +1,4 @@
-"""The engine's device side: it owns the only decode loop, and knows nothing of any model."""
+"""The engine's device side. It owns the only decode loop, and works with every model."""
 
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ _PIECE = 512
 
 
 class Inputs(eqx.Module):
-    """What the engine reads and leaves whole."""
+    """The arguments that the engine reads without consuming them."""
 
     model: Any
     request: Request
@@ -34,13 +34,13 @@ class Inputs(eqx.Module):
 
 @eqx.filter_jit(donate="all-except-first")
 def begin(inputs: Inputs, capacity: int, cache: Any) -> Generation:
-    """Consume prompts, then decode: one executable.
+    """Consume prompts, then decode, in one executable.
 
     **Arguments:**
 
-    - `inputs`: with prompts, and a key per row where a sampler needs one.
-    - `capacity`: static; the most tokens that this executable can generate.
-    - `cache`: donated, with room for the prompts and as many tokens more; `None` for an empty one.
+    - `inputs`: the inputs with prompts, and with a key per row if a sampler needs one.
+    - `capacity`: static; the largest number of tokens that this executable can generate.
+    - `cache`: donated, with room for the prompts and the new tokens; `None` for an empty cache.
 
     **Returns:** a `Generation` with a buffer of `capacity` tokens.
     """
@@ -66,12 +66,12 @@ def begin(inputs: Inputs, capacity: int, cache: Any) -> Generation:
 
 @eqx.filter_jit(donate="all-except-first")
 def proceed(inputs: Inputs, capacity: int, start: Rows) -> Generation:
-    """Decode: one executable.
+    """Decode, in one executable.
 
     **Arguments:**
 
     - `inputs`, `capacity`: as `begin`.
-    - `start`: donated; its cache has room for as many tokens more.
+    - `start`: donated; its cache has room for the new tokens.
 
     **Returns:** as `begin`.
     """
@@ -79,7 +79,7 @@ def proceed(inputs: Inputs, capacity: int, start: Rows) -> Generation:
 
 
 def _consume(model, prompts: Prompts, cache):
-    """Prefill all prompts, piece by piece, every row up to its own length."""
+    """Prefill all prompts piece by piece, every row up to its own length."""
     size, time = prompts.tokens.shape
     piece = min(time, _PIECE)
     prefill = rows.run(lambda tokens, cache, length: model.prefill(tokens, cache, Extent(length=length)), size)

@@ -1,4 +1,4 @@
-"""Generation: what users call. The loop itself is in `_engine.py`."""
+"""The public functions for generation. The decode loop is in `_engine.py`."""
 
 from collections.abc import Sequence
 from typing import TypeAlias, overload
@@ -78,25 +78,25 @@ def generate(
 ) -> Generation[Cache] | TextGeneration[Cache]:
     """Continue every prompt: prefill, decoding, sampling and stopping in one executable.
 
-    Prompts of unequal length in one batch give what each gives alone. One executable serves every prompt length and
-    number of tokens up to the next power of two, every number of prompts up to the next of 1, 2, 3, 4, 6, 8, 12, 16
-    and so on, every sampler setting, and every stop token. Limits, samplers and stop tokens may differ by row: `Greedy`
-    and any `Sampler` then share an executable, which has every filter.
+    Each prompt of a batch gives the tokens that it gives alone, also if lengths differ. One executable serves every
+    prompt length and number of tokens up to the next power of two, every number of prompts up to the next of 1, 2, 3,
+    4, 6, 8, 12, 16 and so on, every sampler setting, and every stop token. Limits, samplers and stop tokens may differ
+    by row: `Greedy` and any `Sampler` then share an executable, which has every filter.
 
     **Arguments:**
 
     - `model`: any language model.
     - `prompts`: token ids, a list of lists, or an array with `lengths`. No prompt may be empty.
-    - `max_new_tokens`: how many tokens to generate at most, one number or one per prompt; 0 only consumes the prompts.
+    - `max_new_tokens`: the largest number of new tokens, one for all or one per prompt; 0 only consumes the prompts.
     - `sampler`: `Greedy()` or a `Sampler`, or a list with one per prompt.
-    - `lengths`: valid tokens of each row of an array; `None` means all.
-    - `stop_token`: one id or several; a row ends with the first of them it produces. They replace the model's own,
-        `model.stop_tokens`, which are the default; `()` means none at all. Or a list with one of these per prompt:
-        `[[5], (), None]`.
-    - `cache`: of earlier tokens, as `Generation.cache`; it is not consumed. `None` starts anew. A repetition penalty
-        does not see those tokens.
-    - `key`: needed by a `Sampler`. One key: row `i` uses `jax.random.fold_in(key, i)`, so that a row does not depend on
-        the other rows or their number. Or one key per row.
+    - `lengths`: the number of valid tokens in each row of an array; `None` means all.
+    - `stop_token`: one id or several. A row ends with the first of them that it produces. They replace the default, the
+        model's own `model.stop_tokens`; `()` means no stop token. A list such as `[[5], (), None]` has one of these
+        per prompt.
+    - `cache`: the cache of earlier tokens, as `Generation.cache`; it is not consumed. `None` starts from an empty
+        cache. A repetition penalty does not see the earlier tokens.
+    - `key`: a `Sampler` needs it. With one key, row `i` uses `jax.random.fold_in(key, i)`, so that a row does not
+        depend on the other rows or their number. One key per row is possible too.
     - `log_probs`: keeps the log-probability of every token generated, and of this many that were the most probable in
         its place, 0 or more. Each number has an executable of its own.
     - `tokenizer`: prompts may then be texts: one, or several, ids among them. What the tokenizer puts around a text,
@@ -129,19 +129,20 @@ def resume(
     key: Keys | None = None,
     log_probs: int | None = None,
 ) -> Generation[Cache]:
-    """Go on where a generation ended, without a new prompt token.
+    """Continue a generation from its end, without a new prompt token.
 
-    `generate` followed by `resume` gives the tokens of one longer `generate`, random ones too. Rows that had finished
-    stay as they are.
+    `generate` followed by `resume` gives the tokens of one longer `generate`, also with random sampling. Finished rows
+    stay unchanged.
 
     **Arguments:** as `generate`; `generation` is not consumed, and
 
-    - `key`: `None` goes on with each row's own random state, so that copies of one row stay copies. A key starts it
-        anew, as in `generate`: needed by a `Sampler` where `generation` was made without one, and to let copies differ.
+    - `key`: `None` continues with each row's own random state, so that copies of one row stay equal. A key replaces the
+        random states, as in `generate`. A `Sampler` needs a key if `generation` was made without one, and copies need
+        one to differ.
 
     **Returns:** a `Generation` whose `tokens` and `lengths` are the new tokens only.
 
-    **Raises:** as `generate`; `ValueError` when `generation` is of another model.
+    **Raises:** as `generate`; `ValueError` when `generation` belongs to another model.
     """
     check_model(model)
     asked = Asked(max_new_tokens, sampler, stop_token, key, log_probs=log_probs)

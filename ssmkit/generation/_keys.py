@@ -1,4 +1,4 @@
-"""The random state of every row, as plain numbers: keys of JAX's own type can neither be stored nor mixed."""
+"""The random state of every row, as plain numbers, because JAX's typed keys can neither be stored nor mixed."""
 
 import functools
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from .._types import shown
 from ._sampling import AbstractSampler, MixedSampler
 
 
-# One key, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
+# A user's key: one, or one per row; typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
 Keys: TypeAlias = Key[Array, "*batch"] | UInt32[Array, "*batch _"]
 
 
 def row_keys(key: Any, rows: int, size: int) -> Key[Array, " batch"] | None:
-    """A key per row: `jax.random.fold_in(key, i)` of one key, or the given ones.
+    """A key per row: `jax.random.fold_in(key, i)` of one key, or the given keys.
 
     **Arguments:**
 
-    - `key`: what the user passed, `None` for no randomness.
-    - `rows`: how many rows the user has.
-    - `size`: how many the executable has; what the others get does not matter.
+    - `key`: the argument of the user; `None` for no randomness.
+    - `rows`: the number of the user's rows.
+    - `size`: the number of rows of the executable; the keys of additional rows do not matter.
 
     **Raises:** `ValueError` for anything but one key or one per row.
     """
@@ -44,16 +44,16 @@ def row_keys(key: Any, rows: int, size: int) -> Key[Array, " batch"] | None:
 
 
 def plain_keys(keys: Key[Array, " batch"] | None, size: int) -> tuple[UInt32[Array, "batch _"], str | None]:
-    """Keys as `jax.random.key_data` gives them, and the name of their kind: zeros and `None` where there are none."""
+    """Keys as plain numbers (`jax.random.key_data`), and the name of their kind; zeros and `None` without keys."""
     if keys is None:
         return jnp.zeros((size, 2), jnp.uint32), None
     return jax.random.key_data(keys), str(jax.random.key_impl(keys))
 
 
 def check_key(samplers: Sequence[AbstractSampler], has_key: bool, why: str = "") -> None:
-    """Refuse a random sampler where there is no key.
+    """Check that a random sampler has a key.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` when it has none.
     """
     needing = {"Sampler" if isinstance(one, MixedSampler) else type(one).__name__ for one in samplers if one.needs_key}
     if needing and not has_key:

@@ -1,4 +1,4 @@
-"""What users pass to the engine, checked and brought into bucketed shapes."""
+"""Checks of the user's prompts, and padding of them to bucketed shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class Prompts(eqx.Module):
 
     @property
     def size(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return self.tokens.shape[0]
 
     def seen(self, vocab_size: int) -> Bool[Array, "batch vocab"]:
@@ -39,7 +39,7 @@ def bucket(length: int, least: int = 16) -> int:
 
 
 def batch_bucket(rows: int) -> int:
-    """How many rows an executable has for so many prompts: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
+    """The number of rows of an executable for these prompts: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
     power = 1 << (rows - 1).bit_length()
     return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
 
@@ -47,7 +47,7 @@ def batch_bucket(rows: int) -> int:
 def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, int]:
     """Check and pad prompts.
 
-    **Returns:** the padded prompts, and how many of their rows are prompts.
+    **Returns:** the padded prompts, and the number of rows that are prompts.
 
     **Raises:** `ValueError` naming the argument, for no prompts, an empty prompt, ids outside the vocabulary, or
     lengths that do not fit.

@@ -1,4 +1,4 @@
-"""What is asked for each row: how many tokens, where to stop, and how to choose."""
+"""The request of each row: its limit, its stop tokens and its sampler."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _MOST_TOKENS = 2**30
 
 
 class Request(eqx.Module):
-    """What each row asks for, as data: rows of different requests share an executable."""
+    """The requests of all rows, as data, so that rows with different requests share an executable."""
 
     limits: Int[Array, " batch"]
     """How many tokens to generate at most."""
@@ -30,9 +30,9 @@ class Request(eqx.Module):
 
 
 def read_limits(max_new_tokens: Any, rows: int) -> list[int]:
-    """How many tokens each row may have at most, from one number or one per row.
+    """The largest number of new tokens of each row, from one number or one per row.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` for anything else.
     """
     array = as_array(max_new_tokens)
     if array is None or array.ndim != 1 or isinstance(max_new_tokens, str | bytes):
@@ -47,12 +47,13 @@ def read_stops(stop_token: Any, vocab_size: int, own: tuple[int, ...], rows: int
 
     **Arguments:**
 
-    - `stop_token`: the user's: one id, several, or `None` for those of the model; or a list of these, one per row.
-    - `vocab_size`: ids of the user's lie below it.
-    - `own`: those of the model.
-    - `rows`: how many rows the user has.
+    - `stop_token`: the user's argument: one id, several, or `None` for those of the model; or a list with one of these
+        per row.
+    - `vocab_size`: the user's ids must lie below it.
+    - `own`: the stop tokens of the model.
+    - `rows`: the number of the user's rows.
 
-    **Raises:** `ValueError` for ids outside the vocabulary, or as many entries as there are no rows.
+    **Raises:** `ValueError` for ids outside the vocabulary, or when the number of entries is not that of the rows.
     """
     if not _is_per_row(stop_token):
         return [_stop_ids(stop_token, vocab_size, own)] * rows
@@ -65,9 +66,9 @@ def read_stops(stop_token: Any, vocab_size: int, own: tuple[int, ...], rows: int
 
 
 def read_sampler(sampler: Any, rows: int) -> list[AbstractSampler]:
-    """The sampler of each row, from one or one per row.
+    """The sampler of each row, from one sampler or one per row.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` for anything else.
     """
     samplers = list(sampler) if isinstance(sampler, list | tuple) else [sampler] * rows
     if len(samplers) != rows:
@@ -87,7 +88,7 @@ def read_sampler(sampler: Any, rows: int) -> list[AbstractSampler]:
 
 
 def as_request(limits: Sequence[int], stops: Sequence[Sequence[int]], samplers: Sequence[AbstractSampler], size: int):
-    """The arrays of a request, for as many rows as the executable has; those that are added ask for nothing."""
+    """The arrays of a request, for all rows of the executable; added rows request no tokens."""
     width = bucket(max(map(len, stops)) + 1, 8)
     ids = np.full((size, width), -1, np.int32)
     for row, own in zip(ids, stops, strict=False):
@@ -102,7 +103,7 @@ def as_request(limits: Sequence[int], stops: Sequence[Sequence[int]], samplers: 
 
 
 def _stacked(trees: list[Any]) -> Any:
-    """By way of the host where that can be: nothing is compiled."""
+    """Stack arrays on the host if possible, so that nothing is compiled."""
 
     def stack(*leaves):
         if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
@@ -113,7 +114,7 @@ def _stacked(trees: list[Any]) -> Any:
 
 
 def _kind(sampler: AbstractSampler) -> Any:
-    """What samplers of one executable have in common: the class, what is no array, and the form of what is."""
+    """The common part of samplers that share an executable: class, static values, and the form of arrays."""
     settings, rest = eqx.partition(sampler, eqx.is_array)
     forms = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(settings))
     return jax.tree.structure(settings), forms, tuple(map(repr, jax.tree.leaves(rest)))

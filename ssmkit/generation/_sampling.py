@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits."""
+"""Samplers, which choose the next token from logits."""
 
 import abc
 from collections.abc import Callable, Iterable
@@ -14,32 +14,32 @@ from .._types import Logits, PRNGKeyArray, Token, checks_itself, real, shown, wh
 
 
 class AbstractSampler(eqx.Module):
-    """Chooses a token. Stateless: the engine owns the random key and the history of every row."""
+    """A sampler chooses a token. It has no state: the engine owns the random key and the history of every row."""
 
     @property
     @abc.abstractmethod
     def needs_key(self) -> bool:
-        """Whether `key` is looked at; `generate` then requires one."""
+        """Whether the sampler uses `key`; `generate` then requires one."""
 
     @property
     @abc.abstractmethod
     def needs_history(self) -> bool:
-        """Whether `history` is looked at; the engine keeps none otherwise."""
+        """Whether the sampler uses `history`; otherwise the engine keeps none."""
 
     @abc.abstractmethod
     def __call__(self, logits: Logits, *, key: PRNGKeyArray | None, history: Bool[Array, " vocab"] | None) -> Token:
-        """One token of one sequence.
+        """Choose one token of one sequence.
 
         **Arguments:**
 
-        - `logits`: float32.
-        - `key`: fresh for every token if `needs_key`, else `None`.
+        - `logits`: the logits, float32.
+        - `key`: a new key for every token if `needs_key`, else `None`.
         - `history`: which ids occurred in the prompt or were generated; `None` unless `needs_history`.
         """
 
 
 class Greedy(AbstractSampler):
-    """The most probable token; the lowest id among equals."""
+    """A sampler that takes the most probable token, and the lowest id among equals."""
 
     @property
     def needs_key(self) -> bool:
@@ -57,7 +57,7 @@ class Greedy(AbstractSampler):
 
 
 _LARGEST = float(np.finfo(np.float32).max)
-# How each number of a `Sampler` is read, which values are good, and how that is said.
+# For each number of a `Sampler`: how it is read, which values are valid, and the words of the message.
 _RANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
     "temperature": (real, lambda x: x >= 1e-6, "at least 1e-6 ({zero})"),
     "top_k": (whole, lambda k: k >= 1, "an integer, at least 1"),
@@ -68,13 +68,13 @@ _RANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
 
 
 def out_of_range(given: Iterable[Any], label: Callable[[str], str], zero: str) -> list[str]:
-    """What is wrong with the arguments of a `Sampler`, in their order.
+    """The problems of the arguments of a `Sampler`, in their order.
 
     **Arguments:**
 
     - `given`: the arguments.
-    - `label`: how one is called, from its name.
-    - `zero`: what to do for a temperature of 0.
+    - `label`: a function from an argument's name to its label in the message.
+    - `zero`: the remedy for a temperature of 0.
 
     **Returns:** a part of a sentence for every value out of range.
     """
@@ -93,9 +93,9 @@ def out_of_range(given: Iterable[Any], label: Callable[[str], str], zero: str) -
 class Sampler(AbstractSampler):
     """Random sampling from a reshaped distribution, in the order and with the meaning of HF transformers.
 
-    Repetition penalty, temperature, top-k, top-p, min-p. `None` switches a filter off. Values are arrays, so that
-    changing one compiles nothing anew. Ties at a threshold are all kept. No sorting: thresholds are found by bisection
-    on the bits of the logits, which is exact and needs no custom call on any backend.
+    The order is repetition penalty, temperature, top-k, top-p, min-p. `None` switches a filter off. Values are arrays,
+    so that new values compile nothing. All ties at a threshold are kept. Nothing is sorted: thresholds are found by
+    bisection on the bits of the logits, which is exact and needs no custom call on any backend.
     """
 
     temperature: Float[Array, ""]
@@ -119,7 +119,7 @@ class Sampler(AbstractSampler):
         - `top_k`: keep the k most probable tokens, at least 1.
         - `top_p`: keep the smallest set of most probable tokens with at least this mass, in (0, 1] (arXiv 1904.09751).
         - `min_p`: keep tokens at least this fraction as probable as the best one, in [0, 1] (arXiv 2407.01082).
-        - `repetition_penalty`: above 1 makes tokens seen before less probable (arXiv 1909.05858, section 4.1).
+        - `repetition_penalty`: a value above 1 makes earlier tokens less probable (arXiv 1909.05858, section 4.1).
 
         **Raises:** `ValueError` listing every value out of range.
         """
@@ -189,14 +189,14 @@ class MixedSampler(AbstractSampler):
         return jnp.where(self.greedy, jnp.argmax(logits).astype(jnp.int32), random)
 
 
-# What leaves logits as they are, bit for bit. No mass reaches infinity, so that nothing is dropped, where 1 might be
+# Values that leave logits unchanged, bit for bit. No mass reaches infinity, so nothing is dropped; a mass of 1 might be
 # reached without the least probable tokens.
 _NEUTRAL = {"top_k": np.int32(2**31 - 1), "top_p": np.float32(np.inf), "min_p": np.float32(0)}
 _NEUTRAL |= {"repetition_penalty": np.float32(1)}
 
 
 def mixed(sampler: Greedy | Sampler) -> MixedSampler:
-    """The same choices as data, with every filter present."""
+    """A sampler with the same choices as data, with every filter present."""
     whole_sampler = Sampler() if isinstance(sampler, Greedy) else sampler
     for name, neutral in _NEUTRAL.items():
         if getattr(whole_sampler, name) is None:
@@ -220,7 +220,7 @@ def _keep_top(logits: Logits, weight: Float[Array, " vocab"], target: Float[Arra
 
 
 def _ordered_bits(x: Float[Array, " vocab"]) -> UInt32[Array, " vocab"]:
-    """Unsigned integers in the order of the floats: the sign bit flipped, negative numbers reversed; -0 is 0."""
+    """Unsigned integers in the order of the floats: the sign bit is flipped, negative numbers are reversed, -0 is 0."""
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign != 0, ~bits, bits | sign)

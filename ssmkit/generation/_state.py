@@ -1,4 +1,4 @@
-"""Sequences under way, and what was generated."""
+"""The state of sequences during generation, and the generated tokens."""
 
 import dataclasses
 from typing import Generic
@@ -10,7 +10,7 @@ from ..mixers._mixer import Cache
 
 
 class Rows(eqx.Module, Generic[Cache]):
-    """Everything to go on from: the decode loop's carry, and a server's slots.
+    """The state of many sequences: the carry of the decode loop, and the slots of a server.
 
     Every array has a leading `batch` axis: `ssmkit.rows` takes, puts, copies and chooses rows.
     """
@@ -34,11 +34,11 @@ class Rows(eqx.Module, Generic[Cache]):
 
 
 class Generation(eqx.Module, Generic[Cache]):
-    """What was generated, and everything to go on from there.
+    """The generated tokens, and the state from which generation continues.
 
-    `rows` is what consuming the prompt and `tokens[row, :lengths[row]]` gives, the stop token included: pass `cache`
-    back to `generate` with a further prompt, or the whole to `resume`. All of it is arrays of numbers, so that it can
-    be stored: by `ssmkit.save_cache`, or by `equinox.tree_serialise_leaves`.
+    `rows` is the state after the prompt and `tokens[row, :lengths[row]]`, the stop token included. Pass `cache` to
+    `generate` with a further prompt, or the whole generation to `resume`. All fields are arrays of numbers, which
+    `ssmkit.save_cache` or `equinox.tree_serialise_leaves` can store.
     """
 
     tokens: Int[Array, "batch new"]
@@ -56,7 +56,7 @@ class Generation(eqx.Module, Generic[Cache]):
 
     @property
     def finished(self) -> Bool[Array, " batch"]:
-        """Which rows reached a stop token."""
+        """True for rows that reached a stop token."""
         return self.rows.finished
 
     @property

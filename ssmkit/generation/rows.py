@@ -1,6 +1,7 @@
 """Rows: many sequences side by side, along axis 0 of every array.
 
-Whatever has one entry per sequence is rows: caches, `ssmkit.Rows`, `ssmkit.Request`. What is no array is shared by all.
+Any pytree with one entry per sequence is rows: caches, `ssmkit.Rows`, `ssmkit.Request`. Leaves that are not arrays are
+shared by all rows.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def take(rows: Tree, i: int | Int[Array, "*some"]) -> Tree:
     **Arguments:**
 
     - `rows`: any pytree with a leading `batch` axis on every array.
-    - `i`: which; may be traced, and then has to lie within the rows.
+    - `i`: the index, or several; it may be traced, and must then lie within the rows.
 
     **Raises:** `ValueError` when there is no such row.
     """
@@ -42,12 +43,12 @@ def take(rows: Tree, i: int | Int[Array, "*some"]) -> Tree:
 
 
 def put(rows: Tree, i: int | Int[Array, "*some"], row: Tree) -> Tree:
-    """The rows with `row` in place of row `i`; all others stay as they are, bit for bit.
+    """The rows with `row` in place of row `i`; all other rows stay unchanged, bit for bit.
 
     **Arguments:**
 
     - `rows`, `i`: as `take`.
-    - `row`: what `take(rows, i)` is to be.
+    - `row`: the new value of `take(rows, i)`.
 
     **Raises:** `ValueError` when there is no such row, or `row` has another structure, shape or dtype.
     """
@@ -63,11 +64,11 @@ def fork(row: Tree, n: int) -> Tree:
     **Arguments:**
 
     - `row`: any pytree of arrays, such as `model.init_cache()` or `take(rows, i)`.
-    - `n`: how many.
+    - `n`: the number of copies.
 
     **Returns:** the same pytree, with a leading `batch` axis of `n` on every array.
 
-    **Raises:** `ValueError` when `n` is no number of rows.
+    **Raises:** `ValueError` when `n` is not a number of rows.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
         raise ValueError(f"`n` must be a number of rows, an integer of at least 0, got {n!r}.")
@@ -75,7 +76,7 @@ def fork(row: Tree, n: int) -> Tree:
 
 
 def where(mask: Bool[Array, " batch"], a: Tree, b: Tree) -> Tree:
-    """Row by row, that of `a` where `mask` is true, else that of `b`."""
+    """Choose row by row: the row of `a` where `mask` is true, and the row of `b` elsewhere."""
 
     def choose(x, y):
         return jnp.where(jnp.reshape(mask, (-1,) + (1,) * (jnp.ndim(x) - 1)), x, y)
@@ -84,18 +85,18 @@ def where(mask: Bool[Array, " batch"], a: Tree, b: Tree) -> Tree:
 
 
 def each(function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
-    """A function of one sequence as a function of rows.
+    """Turn a function of one sequence into a function of rows.
 
     **Arguments:**
 
-    - `function`: takes arrays, or pytrees of arrays, of one sequence.
-    - `shared`: how many arguments, the first ones, all rows have in common.
+    - `function`: a function of arrays, or pytrees of arrays, of one sequence.
+    - `shared`: the number of leading arguments that all rows share.
     """
     return lambda *arguments: jax.vmap(function, [None] * shared + [0] * (len(arguments) - shared))(*arguments)
 
 
 def resized(rows: Tree, size: int) -> Tree:
-    """The first `size` rows; where there are fewer, the last one again and again."""
+    """The first `size` rows. If there are fewer, the last row is repeated."""
     return _map(lambda x: x[jnp.minimum(jnp.arange(size), x.shape[0] - 1)], rows)
 
 
@@ -105,7 +106,7 @@ def resized(rows: Tree, size: int) -> Tree:
 
 
 def inside(rows: Tree, size: int) -> Tree:
-    """Rows as `run` takes them: a single row without its batch axis."""
+    """Rows in the form that `run` takes: a single row has no batch axis."""
     return take(rows, 0) if size == 1 else rows
 
 
@@ -115,7 +116,7 @@ def outside(rows: Tree, size: int) -> Tree:
 
 
 def run(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """Advance `size` rows by a function `(tokens, cache, valid) -> (logits, cache)` of one, caches as `inside`."""
+    """Advance `size` rows by a function `(tokens, cache, valid) -> (logits, cache)` of one row; caches are `inside`."""
     if size != 1:
         return each(function)
 
@@ -131,7 +132,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
-    """Over the arrays alone."""
+    """Map a function over the arrays of a tree, and keep its other leaves."""
     return jax.tree.map(lambda x, *rest: function(x, *rest) if _is_array(x) else x, tree, *others)
 
 

@@ -56,7 +56,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `num_heads`, `num_kv_heads`, `sliding_window`, `rope_theta`, `scale`, `logit_softcapping`: as for
             `ssmkit.Attention`.
         - `head_dim`: features of a head; `width / num_heads` when `None`.
@@ -67,7 +67,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
         - `use_bias`: of the projections of queries, keys and values.
         - `use_output_bias`: of the projection out.
         - `dtype`: of the projections; keys and values are kept in float32.
-        - `key`: for the initialisation.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that does not fit.
         """

@@ -40,11 +40,11 @@ class GatedMLP(AbstractMixer[tuple[()]]):
 
         **Arguments:**
 
-        - `width`: of the residual stream.
+        - `width`: the width of the residual stream.
         - `intermediate_size`: width of the layer between.
         - `activation`: $\\phi$, as `ssmkit.activation_of`: a name, or a function of your own.
         - `use_bias`, `dtype`: of the three projections.
-        - `key`: for the initialisation.
+        - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that is out of range.
         """

@@ -1,1 +1,1 @@
-"""Sequence operators: the recurrences' base class, convolution, shift and running sums, under one protocol."""
+"""Sequence operators under one protocol: the base class of recurrences, convolution, shift and running sums."""

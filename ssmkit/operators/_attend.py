@@ -1,4 +1,4 @@
-"""Softmax attention over keys and values that are at hand."""
+"""Softmax attention over given keys and values."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _MASKED = -1e30  # what a float32 softmax makes exactly zero
 
 
 class Tokens(NamedTuple):
-    """Keys and values, each token with its position and the number of its sequence; -1 for what is no token."""
+    """The keys, values, position and sequence number of every token; the number is -1 for entries without a token."""
 
     keys: Float[Array, "time groups dim"]
     values: Float[Array, "time groups dim"]
@@ -28,12 +28,12 @@ def attend(
     scale: float,
     softcapping: float | None,
 ) -> Float[Array, "query heads dim"]:
-    """The mean of the values that each query sees, weighed by the softmax of its products with their keys.
+    """The mean of the values that each query sees, weighted by the softmax of its products with their keys.
 
     **Arguments:**
 
-    - `query`, `keys`, `values`: heads share keys in groups of neighbours.
-    - `seen`: which keys each query sees. A query that sees none has the mean of all values.
+    - `query`, `keys`, `values`: groups of neighbouring heads share keys and values.
+    - `seen`: which keys each query sees. A query that sees no key gets the mean of all values.
     - `scale`, `softcapping`: as for `ssmkit.Attention`.
     """
     exact = jax.lax.Precision.HIGHEST
@@ -49,13 +49,13 @@ def attend(
 def attend_in_bands(
     query: Float[Array, "time heads dim"], old: Tokens, new: Tokens, attend: Callable[..., Array]
 ) -> Float[Array, "time heads dim"]:
-    """A window of `W` over many tokens, in blocks of at most `W` queries: memory grows with `time`, not its square.
+    """Attend in a window of `W` tokens, in blocks of at most `W` queries: memory grows with `time`, not its square.
 
     **Arguments:**
 
-    - `query`: of the new tokens.
-    - `old`: the `W` tokens before them, in order.
-    - `new`: the tokens themselves.
+    - `query`: the queries of the new tokens.
+    - `old`: the `W` tokens before the new tokens, in order.
+    - `new`: the new tokens.
     - `attend`: `attend(query, keys, values, seen)`.
     """
     window, time = old.keys.shape[0], query.shape[0]
@@ -79,7 +79,7 @@ def _padded(x: Array, size: int, fill: int) -> Array:
 
 
 def _overlapping(x: Array, blocks: int, window: int) -> Array:
-    """The `window` entries before each block, and those of the block; several blocks are of `window` entries each."""
+    """The `window` entries before each block, followed by the block. If there are several blocks, each has `window`."""
     if blocks == 1:
         return x[None]
     parts = jnp.reshape(x, (blocks + 1, window, *x.shape[1:]))

@@ -1,4 +1,4 @@
-"""Softmax attention as an operator: its state holds keys and values of earlier tokens, and has room by `reserve`."""
+"""Softmax attention as an operator. Its state holds keys and values of earlier tokens; `reserve` makes its room."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ _FEWEST = 16  # the least room that is made at a time
 
 
 class AttentionInputs(NamedTuple):
-    """One token, or many with an axis of time in front."""
+    """The inputs of one token, or of many with a leading axis of time."""
 
     query: Float[Array, "*time heads dim"]
     key: Float[Array, "*time groups dim"]
@@ -30,7 +30,7 @@ class AttentionInputs(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """The keys and values of earlier tokens, and how many there were; rows of a batch may stand in front."""
+    """The keys and values of earlier tokens, and their number. Arrays may have a leading axis of batch rows."""
 
     keys: Float[Array, "*rows room groups dim"]
     """With their rotations. Without a window, token `i` stands at `i`; in a window of `W`, at `i % W`."""
@@ -47,8 +47,8 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     `rotary_dim` features of queries and keys are rotated by their token's position (arXiv 2104.09864), which counts
     from the last start.
 
-    The state of a window has a fixed size. Without a window it grows with `reserve`, and only so: one token more than
-    there is room for is NaN, and so are all that follow it.
+    The state of a window has a fixed size. Without a window, only `reserve` makes it larger: the first token that finds
+    no room gives NaN, and so do all tokens after it.
     """
 
     num_heads: int = eqx.field(static=True)
@@ -75,12 +75,12 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     ):
         """**Arguments:**
 
-        - `num_heads`: of queries.
-        - `head_dim`: features of a head.
-        - `num_kv_heads`: of keys and values, a divisor of `num_heads`; `num_heads` when `None`.
+        - `num_heads`: the number of query heads.
+        - `head_dim`: the number of features per head.
+        - `num_kv_heads`: the number of heads of keys and values, a divisor of `num_heads`; `num_heads` when `None`.
         - `sliding_window`: $W$; `None` for all earlier tokens.
         - `rope_theta`: the base of the rotations' wavelengths; `None` for no rotations.
-        - `rotary_dim`: how many features are rotated, an even number; all when `None`.
+        - `rotary_dim`: the number of rotated features, which is even; all when `None`.
         - `scale`: $\\lambda$; `head_dim ** -0.5` when `None`.
         - `logit_softcapping`: $c$; `None` for none.
 
@@ -109,14 +109,14 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         self.logit_softcapping = None if logit_softcapping is None else positive("logit_softcapping", logit_softcapping)
 
     def init_state(self) -> AttentionState:
-        """No tokens yet: room for none, or for a window of them."""
+        """The state without tokens. Its room is that of the window, or none without a window."""
         empty = jnp.zeros((self.sliding_window or 0, self.num_kv_heads, self.head_dim), jnp.float32)
         return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
 
     def reserve(self, state: AttentionState, tokens: int) -> AttentionState:
-        """As `AbstractSequenceOperator.reserve`: a window needs no more; otherwise the next power of two, 16 at least.
+        """As `AbstractSequenceOperator.reserve`. A window stays unchanged; other room is a power of two, at least 16.
 
-        Where the count is traced, as many tokens as there is room for may have come already: `tokens` more are added.
+        If the count is traced, the old room may be full already, so room for `tokens` more is added.
         """
         more, room = whole(tokens), state.keys.shape[-3]
         if more is None or more < 0:
@@ -163,7 +163,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     def step(
         self, inputs: AttentionInputs, state: AttentionState, *, valid: Valid | None = None
     ) -> tuple[Float[Array, "heads dim"], AttentionState]:
-        """As `AbstractSequenceOperator.step`; the cost is that of the room, not of the tokens in it."""
+        """As `AbstractSequenceOperator.step`. The cost depends on the room, not on the number of tokens in it."""
         query, key, value = self._checked("step", inputs, many=False)
         state = self._checked_state(state, 1)
         valid = None if valid is None else check_valid(valid)
@@ -188,7 +188,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         position: Int[Array, " time"],
         sequence: Int[Array, " time"],
     ) -> Float[Array, "time heads dim"]:
-        """Many tokens after those of the ring, which are put in order."""
+        """Attend over many tokens after those of the ring buffer, which are put in order first."""
         window = state.keys.shape[0]
         earlier = state.length - window + jnp.arange(window, dtype=jnp.int32)
         old = Tokens(
@@ -206,7 +206,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         sequence: Int[Array, " time"],
         extent: CheckedExtent,
     ) -> AttentionState:
-        """The state after the tokens of the last sequence; what does not count, or has no room, is dropped."""
+        """The state after the tokens of the last sequence. Tokens that do not count, or find no room, are dropped."""
         room, time, last = state.keys.shape[0], key.shape[0], sequence[-1]
         kept = sequence == last
         if (valid := extent.valid(time)) is not None:
@@ -229,7 +229,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     def _only_in_room(
         self, y: Array, state: AttentionState, position: Int[Array, " time"], valid: Bool[Array, " time"] | None
     ) -> Array:
-        """Never a wrong number: NaN where a token that counts found no room."""
+        """Replace outputs by NaN where a token that counts found no room, so that no wrong number is returned."""
         if self.sliding_window is not None:
             return y
         lost = position >= state.keys.shape[0]

@@ -1,4 +1,4 @@
-"""Whether inputs and states are those of an operator. Shapes and dtypes alone are looked at: free under `jax.jit`."""
+"""Checks of an operator's inputs and states. They use shapes and dtypes only, so they cost nothing under `jax.jit`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ DROP_TIME = "a step takes one, `x[0]`; many are for `chunk_scan`"
 
 
 def many_tokens(operator: Any, shape: tuple[int, ...], inputs: Mapping[str, Any]) -> list[Array]:
-    """The arrays of `chunk_scan` as JAX arrays, if they are of many tokens, each of `shape`.
+    """Check the arrays of `chunk_scan`: many tokens, each of `shape`. Return JAX arrays.
 
-    **Raises:** `ValueError` naming the operator, the array, the axis, what was got and what was expected.
+    **Raises:** `ValueError` naming the operator, the array, the axis, the actual and the expected size.
     """
     name = f"{type(operator).__name__}.chunk_scan"
     arrays = [_fitted(name, array, given, shape, many=True) for array, given in inputs.items()]
@@ -33,7 +33,7 @@ def many_tokens(operator: Any, shape: tuple[int, ...], inputs: Mapping[str, Any]
 
 
 def one_token(operator: Any, shape: tuple[int, ...], inputs: Mapping[str, Any]) -> list[Array]:
-    """The arrays of `step` as JAX arrays, if they are of one token, of `shape`.
+    """Check the arrays of `step`: one token of `shape`. Return JAX arrays.
 
     **Raises:** as `many_tokens`.
     """
@@ -67,17 +67,17 @@ def _fitted(name: str, array: str, given: Any, token: tuple[int, ...], *, many: 
 def check_state(
     operator: Any, state: Any, shape: tuple[int, ...], *, axes: str = "", kind: Any = jnp.floating
 ) -> Inexact[Array, "..."]:
-    """The state as a JAX array, if it fits.
+    """Check a state, and return it as a JAX array.
 
     **Arguments:**
 
-    - `operator`: whose state it is.
-    - `state`: what a user gave.
-    - `shape`: of a state that fits.
+    - `operator`: the operator of the state.
+    - `state`: the argument of the user.
+    - `shape`: the expected shape.
     - `axes`: the names of its axes, for the message.
-    - `kind`: of its numbers, `jnp.inexact` where they may be complex.
+    - `kind`: the kind of its numbers; `jnp.inexact` if they may be complex.
 
-    **Raises:** `ValueError` naming the operator, what was got, what was expected and the remedy.
+    **Raises:** `ValueError` naming the operator, the actual and the expected value, and the remedy.
     """
     name = type(operator).__name__
     numbers = "floating-point or complex" if kind is jnp.inexact else "floating-point"
@@ -97,7 +97,7 @@ def check_state(
 
 
 def is_wide(dtype: Any) -> bool:
-    """Whether this is a floating-point or complex dtype of float32's precision or more."""
+    """Whether a dtype is floating-point or complex, with at least the precision of float32."""
     try:
         return bool(jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32)
     except (TypeError, ValueError):
@@ -105,7 +105,7 @@ def is_wide(dtype: Any) -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """What a dtype, or something in its place, is called."""
+    """The name of a dtype, or of another object that was given as a dtype."""
     try:
         return jnp.dtype(dtype).name
     except TypeError:

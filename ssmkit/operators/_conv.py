@@ -21,7 +21,7 @@ class CausalConv1d(
         Float[Array, "*time channel"], Float[Array, "*time channel"], Float[Array, "window channel"]
     ]
 ):
-    r"""$y_t = b + \sum_{j=0}^{K-1} w_j \, x_{t-K+1+j}$ in each channel, computed in float32.
+    r"""A causal convolution, $y_t = b + \sum_{j=0}^{K-1} w_j \, x_{t-K+1+j}$ in each channel, computed in float32.
 
     The state is the window of the last $K - 1$ inputs, shape `(K - 1, channel)`, float32.
     """
@@ -39,15 +39,15 @@ class CausalConv1d(
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Uniform initialisation in $\\pm 1/\\sqrt{K}$, as PyTorch's `Conv1d` with one channel per group.
+        """Initialise uniformly in $\\pm 1/\\sqrt{K}$, as PyTorch's `Conv1d` with one channel per group.
 
         **Arguments:**
 
-        - `channels`: independent channels.
+        - `channels`: the number of independent channels.
         - `kernel_size`: $K$, at least 1.
         - `use_bias`: whether $b$ exists.
-        - `dtype`: of the parameters.
-        - `key`: for the initialisation.
+        - `dtype`: the dtype of the parameters.
+        - `key`: the key for the initialisation.
 
         **Raises:** as `ssmkit.Linear`.
         """
@@ -61,7 +61,7 @@ class CausalConv1d(
         self.bias = jax.random.uniform(bias_key, (channels,), dtype, -bound, bound) if use_bias else None
 
     def init_state(self) -> Float[Array, "window channel"]:
-        """Zeros: nothing came before the first token."""
+        """The state before the first token: zeros."""
         channels, kernel_size = self.weight.shape
         return jnp.zeros((kernel_size - 1, channels), jnp.float32)
 
@@ -109,7 +109,7 @@ class CausalConv1d(
         return check_state(self, state, (kernel_size - 1, channels), axes="(window, channel)")
 
     def _taps(self, dtype: DTypeLike) -> list[Float[Array, " channel"]]:
-        """Columns of the weight, which is not transposed: that would be a copy for every tap of every `step`."""
+        """The columns of the weight. It is not transposed, which would copy it for every tap of every `step`."""
         weight = self.weight.astype(dtype)
         return [weight[:, j] for j in range(weight.shape[1])]
 

@@ -1,4 +1,4 @@
-"""The family's algorithm, written once: a subclass says what one token does, everything else follows."""
+"""The algorithm of all recurrences, written once. A subclass defines the effect of one token."""
 
 import abc
 import dataclasses
@@ -26,9 +26,9 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
 
     $$S_t = e^{a_t} \odot S_{t-1} + k_t v_t^\top, \qquad y_t = S_t^\top q_t$$
 
-    A subclass names its `state_shape` and writes `coefficients`; the chunked scan for training and prefill, the O(1)
-    step for decoding, gradients, padding and batching follow. The recurrence must fit three conditions: the transition
-    is diagonal; coefficients depend on the inputs, never on the state; control flow is static.
+    A subclass names its `state_shape` and writes `coefficients`. The chunked scan for training and prefill, the O(1)
+    step for decoding, gradients, padding and batching follow from them. The recurrence must meet three conditions: the
+    transition is diagonal; coefficients depend on the inputs, never on the state; control flow is static.
 
         class Decay(ssmkit.DiagonalChunkedRecurrence[Array]):
             rate: Array  # (heads,)
@@ -42,12 +42,12 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
     **Arguments:**
 
     - `state_shape`: `(heads, key, value)`, static.
-    - `chunk_size`: the most tokens a chunk may hold. `None`, the default, leaves it to the backend. Results do not
-        depend on it.
+    - `chunk_size`: the largest number of tokens per chunk. With `None`, the default, the backend chooses. Results do
+        not depend on it.
     - `state_dtype`: float32, or `jnp.complex64` for a recurrence with complex coefficients.
 
-    All methods but `coefficients` are final. Laws as `ssmkit.AbstractSequenceOperator`, and results do not
-    depend on `chunk_size`.
+    All methods except `coefficients` are final. The laws are those of `ssmkit.AbstractSequenceOperator`, and results do
+    not depend on `chunk_size`.
     """
 
     state_shape: eqx.AbstractVar[tuple[int, int, int]]
@@ -95,11 +95,11 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
 
     @abc.abstractmethod
     def coefficients(self, inputs: Input, /) -> Coefficients:
-        """What one token does to the state. It sees one token only, hence is causal by construction.
+        """The effect of one token on the state. The method sees one token only, so it is causal by construction.
 
         **Arguments:**
 
-        - `inputs`: any pytree of arrays, of one token, no `time` or `batch` axis.
+        - `inputs`: any pytree of arrays of one token, without a `time` or `batch` axis.
 
         **Returns:** `ssmkit.Coefficients` that fit `state_shape`.
         """
@@ -113,7 +113,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
     def chunk_scan(
         self, inputs: Input, state: StateLike, extent: Extent = Extent()
     ) -> tuple[Inexact[Array, "time heads *reads value"], State]:
-        """Many tokens, in parallel within chunks. Arguments as `AbstractSequenceOperator.chunk_scan`.
+        """Run many tokens, in parallel within chunks. Arguments are those of `AbstractSequenceOperator.chunk_scan`.
 
         **Raises:** `ValueError` when the coefficients or the state do not fit `state_shape`, or `inputs` have no time
         axis, naming this class.
@@ -130,7 +130,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
     def step(
         self, inputs: Input, state: StateLike, *, valid: Valid | None = None
     ) -> tuple[Inexact[Array, "heads *reads value"], State]:
-        """One token. Arguments as `AbstractSequenceOperator.step`.
+        """Run one token. Arguments are those of `AbstractSequenceOperator.step`.
 
         **Raises:** as `chunk_scan`.
         """
@@ -149,9 +149,9 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
     def states(
         self, inputs: Input, state: StateLike, extent: Extent = Extent()
     ) -> Inexact[Array, "time heads key value"]:
-        """The state after every token, for research: `time` times the memory of one, made token by token.
+        """The state after every token, for research. It is computed token by token and takes `time` times the memory.
 
-        Arguments as `chunk_scan`. The last state is that which `chunk_scan` returns.
+        Arguments are those of `chunk_scan`. The last state is the one that `chunk_scan` returns.
         """
         state = check_state(self, state, self.state_shape, axes="(heads, key, value)", kind=jnp.inexact)
         coefficients, starts = self._that_count(inputs, extent)
@@ -160,14 +160,15 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
     @sharded_by_xla
     @checks_itself
     def matrix(self, inputs: Input, extent: Extent = Extent()) -> Inexact[Array, "heads time ..."]:
-        r"""The matrix of each head with $y_t = \sum_{s \le t} M_{ts} v_s$ from an empty state, for research.
+        r"""The matrix $M$ of each head with $y_t = \sum_{s \le t} M_{ts} v_s$ from an empty state, for research.
 
-        Values $v$ are those of `coefficients`. It is what attention would call its scores: `time` squared numbers.
+        Values $v$ are those of `coefficients`. The matrix corresponds to the scores of attention: `time` squared
+        numbers.
 
         **Arguments:**
 
-        - `inputs`: those of `time` tokens, as for `chunk_scan`.
-        - `extent`: how many of them count, and where new sequences start: $M$ is then block-diagonal.
+        - `inputs`: the inputs of `time` tokens, as for `chunk_scan`.
+        - `extent`: how many tokens count, and where new sequences start. With starts, $M$ is block-diagonal.
 
         **Returns:** `(heads, time, time)`, as `ssmkit.kernels.matrix`; rows and columns of tokens that do not count
         are zero.
@@ -177,14 +178,14 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
 
     @checks_itself
     def _that_count(self, inputs: Input, extent: Extent) -> tuple[Coefficients, Bool[Array, " time"] | None]:
-        """The coefficients of many tokens, of the identity step where one does not count, and where they start."""
+        """The coefficients of many tokens, with the identity step for tokens that do not count, and the starts."""
         time = _leading_axis(type(self).__name__, inputs)
         checked = extent_of(extent, time)
         coefficients, valid = self._checked_all(inputs), checked.valid(time)
         return coefficients if valid is None else jax.vmap(Coefficients.where)(coefficients, valid), checked.starts
 
     def _checked_all(self, inputs: Input) -> Coefficients:
-        """The coefficients of many tokens."""
+        """The checked coefficients of many tokens."""
         try:
             return jax.vmap(self._checked)(inputs)
         except Exception as error:
@@ -192,7 +193,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
             raise
 
     def _checked(self, inputs: Input) -> Coefficients:
-        """The coefficients of one token, if they fit."""
+        """The coefficients of one token, checked against `state_shape`."""
         name = type(self).__name__
         try:
             coefficients = self.coefficients(inputs)
@@ -230,9 +231,9 @@ _MANY = f"`inputs` are those of many tokens, of shapes {{}}: {DROP_TIME}."
 
 
 def _explain(error: Exception, other: Callable[[Any], Any], inputs: PyTree, name: str, remedy: str) -> None:
-    """Where inputs fail in one form, but fit the other, it is their time axis that is wrong.
+    """Explain inputs of many tokens that fit one token, or the reverse: their time axis is wrong.
 
-    **Raises:** `ValueError` that says so.
+    **Raises:** `ValueError` with this explanation, if it applies.
     """
     try:
         jax.eval_shape(other, inputs)
@@ -242,7 +243,7 @@ def _explain(error: Exception, other: Callable[[Any], Any], inputs: PyTree, name
 
 
 def _traced_sources(module: eqx.Module, attribute: str) -> Iterator[str]:
-    """The leaves, other than arrays, on whose values an attribute depends: arrays have a shape wherever they are."""
+    """The leaves, except arrays, on whose values an attribute depends. An array's shape is known even when traced."""
     given = getattr(module, attribute)
     leaves, structure = jax.tree_util.tree_flatten_with_path(module)
     values = [leaf for _, leaf in leaves]

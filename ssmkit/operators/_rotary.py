@@ -7,15 +7,15 @@ from jaxtyping import Array, Float, Int
 def rotate(
     x: Float[Array, "time some dim"], position: Int[Array, " time"], theta: float, rotary_dim: int
 ) -> Float[Array, "time some dim"]:
-    r"""Pairs of features turned by angles that grow with the position (arXiv 2104.09864, equation 34).
+    r"""Rotate pairs of features by angles that grow with the position (arXiv 2104.09864, equation 34).
 
-    Feature $i$ of the first half of the `rotary_dim` features and feature $i$ of their second half are a pair, as in
-    HF transformers; it turns by $p \, \theta^{-2 i / d}$ at position $p$. Features past `rotary_dim` stay.
+    As in HF transformers, feature $i$ of the first half of the `rotary_dim` features and feature $i$ of their second
+    half are a pair. The pair turns by $p \, \theta^{-2 i / d}$ at position $p$. Features past `rotary_dim` stay.
 
     **Arguments:**
 
     - `x`: queries or keys.
-    - `position`: of every token.
+    - `position`: the position of every token.
     - `theta`: the base of the wavelengths.
     - `rotary_dim`: $d$, even.
     """

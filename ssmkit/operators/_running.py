@@ -1,4 +1,4 @@
-"""Running quantities of the inputs that a recurrence's coefficients are made of: a maximum and a phase."""
+"""Running quantities of the inputs, from which coefficients are computed: a maximum and a phase."""
 
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ from ._operator import AbstractSequenceOperator
 
 
 class Gates(NamedTuple):
-    """Logarithms of the gates of one token, or of many; neither is bounded above."""
+    """The logarithms of the gates of one token, or of many. Neither is bounded above."""
 
     forget: Float[Array, "*time heads"]
     input: Float[Array, "*time heads"]
 
 
 class StabilisedGates(NamedTuple):
-    """The same gates relative to $e^{m}$: both exponents at most 0."""
+    """Gates relative to $e^{m}$, with both exponents at most 0, and the maximum $m$."""
 
     log_decay: Float[Array, "*time heads"]
     log_write: Float[Array, "*time heads"]
@@ -33,13 +33,13 @@ class StabilisedGates(NamedTuple):
 
 @checks_itself
 class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "2 heads"]]):
-    r"""Keeps exponential gates in range by a running maximum (xLSTM, arXiv 2405.04517, equations 15 to 17).
+    r"""An operator that keeps exponential gates in range by a running maximum (xLSTM, arXiv 2405.04517, eqs. 15 to 17).
 
     $$m_t = \max(f_t + m_{t-1}, i_t), \qquad a_t = f_t + m_{t-1} - m_t \le 0, \qquad w_t = i_t - m_t \le 0$$
 
-    A recurrence with log-decay $a$ and writes scaled by $e^{w}$ holds $e^{-m_t}$ times the state that $f$ and $i$
-    themselves would give. Outputs are $a$, $w$ and $m$. The state is $m$, at first 0, as the sum of two float32
-    numbers: slow forget gates add up over thousands of tokens without losing digits to its size.
+    A recurrence with log-decay $a$ and writes scaled by $e^{w}$ holds $e^{-m_t}$ times the state that the unscaled
+    gates $f$ and $i$ would give. Outputs are $a$, $w$ and $m$. The state is $m$, initially 0, as the sum of two float32
+    numbers. Slow forget gates therefore add up over thousands of tokens without losing digits.
     """
 
     heads: int = eqx.field(static=True)
@@ -48,7 +48,7 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
         check_sizes(heads=self.heads)
 
     def init_state(self) -> Float[Array, "2 heads"]:
-        """Zeros: an empty state is in range at any scale."""
+        """The state before the first token: zeros, because an empty state is in range at any scale."""
         return jnp.zeros((2, self.heads), jnp.float32)
 
     @sharded_by_xla
@@ -93,9 +93,9 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
 
 
 def _relative(kept: LongSum, write: Array) -> tuple[StabilisedGates, LongSum]:
-    """Gates relative to the maximum, and the maximum.
+    """The gates relative to the maximum, and the maximum.
 
-    Of the two exponents one is exactly 0: taken from their difference, not from the maximum.
+    One of the two exponents is exactly 0, because both are computed from their difference, not from the maximum.
     """
     excess = (write - kept.total) - kept.rest
     maximum = _maximum(kept, LongSum.of(write))
@@ -113,7 +113,7 @@ def _maximum(a: LongSum, b: LongSum) -> LongSum:
 
 
 def _gates(operator: Stabiliser, inputs: Any) -> dict[str, Any]:
-    """The two gates by the names that messages give them."""
+    """The two gates, by their names in messages."""
     if not isinstance(inputs, Gates):
         raise ValueError(
             f"{type(operator).__name__}: `inputs` must be `ssmkit.Gates(forget, input)`, got {type(inputs).__name__}."
@@ -123,16 +123,16 @@ def _gates(operator: Stabiliser, inputs: Any) -> dict[str, Any]:
 
 @checks_itself
 class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "2 ..."]]):
-    r"""$p_t = p_{t-1} + \delta_t \bmod 1$, in turns: the angle of a data-dependent rotation (Mamba-3).
+    r"""The angle of a data-dependent rotation, $p_t = p_{t-1} + \delta_t \bmod 1$ in turns (Mamba-3).
 
-    In turns, unlike in radians, leaving out the whole ones is exact, so a phase never loses digits to its size. Outputs
-    are in $[-1/2, 1/2]$. The state is $p$, at first 0, as the sum of two float32 numbers: after any number of steps a
-    phase is as precise as one float32 number, 3e-8 turns. Many tokens are added by halves, whose roundings do not line
-    up: 100,000 tokens at once are within 1e-5 turns.
+    In turns, unlike in radians, whole turns are removed exactly, so a phase never loses digits. Outputs are in
+    $[-1/2, 1/2]$. The state is $p$, initially 0, as the sum of two float32 numbers. After any number of steps, a phase
+    is therefore as precise as one float32 number, 3e-8 turns. Many tokens are summed by halves, so that their roundings
+    do not accumulate in one direction: 100,000 tokens at once are within 1e-5 turns.
 
     **Arguments:**
 
-    - `shape`: of one token's phases.
+    - `shape`: the shape of one token's phases.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -141,7 +141,7 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
         check_shape(shape=self.shape)
 
     def init_state(self) -> Float[Array, "2 ..."]:
-        """Zeros."""
+        """The state before the first token: zeros."""
         return jnp.zeros((2, *self.shape), jnp.float32)
 
     @sharded_by_xla
@@ -189,12 +189,12 @@ def _turned(phase: LongSum, turns: LongSum) -> LongSum:
 
 
 def _wrapped(turns: Array) -> Array:
-    """Whole turns are left out."""
+    """Remove whole turns."""
     return turns - jax.lax.stop_gradient(jnp.round(turns))
 
 
 def _after(stop: Length, state: Array, sums: LongSum) -> Array:
-    """The state after so many tokens, of the sums after each."""
+    """The state after a number of tokens, from the sums after every token."""
     if sums.total.shape[0] == 0:
         return state
     last = jnp.maximum(stop, 1) - 1

@@ -1,4 +1,4 @@
-"""The previous token's features, with the last token as state."""
+"""An operator that returns the previous token's features, with the last token as state."""
 
 import equinox as eqx
 import jax
@@ -15,13 +15,13 @@ from ._operator import AbstractSequenceOperator
 
 @checks_itself
 class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]):
-    r"""$y_t = x_{t-1}$, with $x_{-1} = 0$: RWKV's token shift, and the past half of a trapezoidal rule.
+    r"""A shift by one token, $y_t = x_{t-1}$ with $x_{-1} = 0$: RWKV's token shift, or half of a trapezoidal rule.
 
     The state is the last token's $x$, float32.
 
     **Arguments:**
 
-    - `shape`: of one token's features.
+    - `shape`: the shape of one token's features.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -30,7 +30,7 @@ class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], F
         check_shape(shape=self.shape)
 
     def init_state(self) -> Float[Array, "..."]:
-        """Zeros: nothing came before the first token."""
+        """The state before the first token: zeros."""
         return jnp.zeros(self.shape, jnp.float32)
 
     @sharded_by_xla

@@ -1,4 +1,4 @@
-"""The laws of the framework, as functions to call on your own classes."""
+"""The laws of the framework, as functions that you call on your own classes."""
 
 from ._check import (
     check_mixer as check_mixer,

@@ -1,4 +1,4 @@
-"""The laws put together, one function per kind of class."""
+"""The public checks of all laws, one function per kind of class."""
 
 from typing import Any
 
@@ -30,22 +30,23 @@ def check_operator(
 ) -> Report:
     """Check the laws of `ssmkit.AbstractSequenceOperator` on your own class.
 
-    Many tokens equal iterated steps, in values and gradients; any split of the sequence; padding is the identity; the
-    state keeps its form; chunk sizes do not matter; no output depends on later inputs; rows of a batch are independent;
-    and everything stays finite where the inputs are zero, 100 times or 1000 times as large.
+    The laws: many tokens equal iterated steps, in values and gradients; a sequence may be split anywhere; padding is
+    the identity; the state keeps its form; chunk sizes do not matter; no output depends on later inputs; rows of a
+    batch are independent; and everything stays finite for inputs of zero, and of 100 and 1000 times their size.
 
     **Arguments:**
 
-    - `operator`: with parameters that matter: at zero, much is true that otherwise is not.
-    - `inputs`: of some tokens, at least 2 and not all equal, any pytree of arrays with a leading `time` axis. Ten to a
-        hundred random ones do.
-    - `tolerance`: on the relative error of values, in the Euclidean norm of each array. The default suits float32.
-    - `gradient`: the same for gradients.
+    - `operator`: an instance with random, non-zero parameters, because zero parameters satisfy many laws trivially.
+    - `inputs`: the inputs of at least 2 tokens, not all equal: any pytree of arrays with a leading `time` axis. Ten to
+        a hundred random tokens suffice.
+    - `tolerance`: the bound on the relative error of values, in the Euclidean norm of each array. The default suits
+        float32.
+    - `gradient`: the same bound for gradients.
 
-    **Returns:** a `Report` of what was compared, with the worst error of each law; print it.
+    **Returns:** a `Report` of all comparisons, with the worst error of each law. Print it to read it.
 
-    **Raises:** `LawError` that says which laws are broken, where first, and by how much. `TypeError` or `ValueError`
-    when `operator` is of another kind, or `inputs` too short or all equal.
+    **Raises:** `LawError` with the broken laws, the first place where each breaks, and the error there; `TypeError` or
+    `ValueError` when `operator` is of another kind, or when `inputs` are too short or all equal.
     """
     _check_bounds(tolerance, gradient)
     subject = _subject(operator, AbstractSequenceOperator, inputs)
@@ -62,8 +63,8 @@ def check_recurrence(
 ) -> Report:
     """Check the laws of `ssmkit.DiagonalChunkedRecurrence` on your own class.
 
-    Those of `check_operator`; the logarithm of the decay is at most 0; and the chunked scan equals the token-by-token
-    reference in float64, in values and gradients.
+    The laws are those of `check_operator` and two more. The logarithm of the decay is at most 0. The chunked scan
+    equals the token-by-token reference in float64, in values and gradients.
 
     **Arguments:**, **Returns:** and **Raises:** as `check_operator`.
     """
@@ -84,7 +85,7 @@ def check_mixer(
 ) -> Report:
     """Check the laws of `ssmkit.AbstractMixer`, which are the cache protocol, on your own class.
 
-    **Arguments:** as `check_operator`, with features `x` of some tokens as inputs.
+    **Arguments:** as `check_operator`, but the inputs are the features `x` of some tokens.
 
     **Returns:** and **Raises:** as `check_operator`.
     """
@@ -104,9 +105,9 @@ def check_model(
 ) -> Report:
     """Check the laws of `ssmkit.AbstractLanguageModel` on your own class.
 
-    Those of `check_mixer` with logits as outputs; and `forward` gives the logits of every step.
+    The laws are those of `check_mixer` with logits as outputs, and one more: `forward` gives the logits of every step.
 
-    **Arguments:** as `check_operator`, with some token ids as inputs.
+    **Arguments:** as `check_operator`, but the inputs are some token ids.
 
     **Returns:** and **Raises:** as `check_operator`.
     """
@@ -129,7 +130,7 @@ def _check_features(x: Any) -> None:
 
 
 def _subject(module: Any, kind: type, inputs: Any) -> Subject:
-    """The module with its inputs, if both are what was asked for."""
+    """Check the module and its inputs, and prepare them for the laws."""
     if not isinstance(module, kind):
         raise TypeError(f"expected an instance of `ssmkit.{kind.__name__}`, got {type(module).__name__}.")
     try:
@@ -147,14 +148,14 @@ def _subject(module: Any, kind: type, inputs: Any) -> Subject:
             f"{shapes}."
         )
     if not all(np.isfinite(leaf).all() for leaf in leaves if np.issubdtype(leaf.dtype, np.inexact)):
-        raise ValueError("`inputs` must be finite: what they hold besides would be laid at the class's door.")
+        raise ValueError("`inputs` must be finite: NaN or infinity in them would be reported as a fault of your class.")
     if all((leaf == leaf[:1]).all() for leaf in leaves):
-        raise ValueError("the tokens of `inputs` must differ: among equal ones, which depends on which cannot be seen.")
+        raise ValueError("the tokens of `inputs` must differ: equal tokens hide a dependence on later tokens.")
     return Subject(module, inputs)
 
 
 def _findings(subject: Subject, tolerance: float, gradient: float) -> list[Finding]:
-    """Every common law on a few examples: with and without a past, at the ends of the sequence and between."""
+    """The findings of every common law on a few examples: with and without a past, at the ends and in between."""
     time, inputs = subject.time, subject.inputs
     found = laws.form(subject, inputs)
     if not all(finding.holds for finding in found):  # what changes its form cannot be iterated

@@ -24,7 +24,7 @@ def many_equal_steps(subject: Subject, inputs: Any, cache: Any, length: int, bou
 
 
 def unmasked(subject: Subject, inputs: Any, cache: Any, bound: float) -> list[Finding]:
-    """Law 1 without `length` and `valid`, for which a class may have code of its own."""
+    """Law 1 without `length` and `valid`, because a class may have separate code for this case."""
     law, time = "many tokens equal iterated steps", subject.time
     _, many, step = methods(subject.module)
 
@@ -58,7 +58,7 @@ def splits(subject: Subject, inputs: Any, cache: Any, split: int, bound: float) 
 
 
 def padding(subject: Subject, inputs: Any, cache: Any, length: int) -> list[Finding]:
-    """Law 3: tokens at or past `length` leave no trace, whatever they are, and cause nothing that is not finite."""
+    """Law 3: any tokens at or past `length` leave no trace, and cause no NaN or infinity."""
     law, at = "tokens past the length leave no trace", f"with length={length},"
     valid = np.arange(subject.time) < length
     outputs, after = subject.many(inputs, cache, length)
@@ -69,7 +69,7 @@ def padding(subject: Subject, inputs: Any, cache: Any, length: int) -> list[Find
 
 
 def identity(subject: Subject, inputs: Any, cache: Any) -> list[Finding]:
-    """Law 3: where no token is valid, the cache stays as it was, bit for bit."""
+    """Law 3: if no token is valid, the cache stays unchanged bit for bit."""
     law = "invalid tokens leave the cache as it was"
     outputs, after = subject.many(inputs, cache, 0)
     stepped, stepped_after = subject.steps(inputs, cache, np.zeros(subject.time, bool))
@@ -79,7 +79,7 @@ def identity(subject: Subject, inputs: Any, cache: Any) -> list[Finding]:
 
 
 def invalid_steps(subject: Subject, inputs: Any, cache: Any, valid: np.ndarray) -> list[Finding]:
-    """Law 3: steps with `valid=False` between valid ones, whatever their tokens, leave no trace."""
+    """Law 3: steps with `valid=False` between valid steps leave no trace, for any tokens."""
     law = "invalid steps between valid ones leave no trace"
     outputs, after = subject.steps(mixed(inputs, rolled(inputs, 1), valid), cache, valid)
     order = np.argsort(~valid, kind="stable")  # valid ones first
@@ -91,7 +91,7 @@ def invalid_steps(subject: Subject, inputs: Any, cache: Any, valid: np.ndarray) 
 
 
 def form(subject: Subject, inputs: Any) -> list[Finding]:
-    """Law 4: structure, shapes and dtypes of the cache never change, nor are there weak types, which compile twice."""
+    """Law 4: structure, shapes and dtypes of the cache never change, and it has no weak types, which compile twice."""
     law = "the cache keeps its form"
     _, many, step = methods(subject.module)
     token = jax.tree.map(lambda array: array[0], inputs)
@@ -135,7 +135,7 @@ def chunk_sizes(subject: Subject, inputs: Any, cache: Any, chunk_size: int, boun
 
 
 def starts(subject: Subject, inputs: Any, cache: Any, starts: list[int], length: int, bound: float) -> list[Finding]:
-    """Law 6: a start forgets. What comes after it is as from an empty cache, and what comes before is as without."""
+    """Law 6: a start forgets. Outputs after it are as from an empty cache, and outputs before it do not change."""
     law, at = "a start forgets", f"with starts at {starts} and length={length},"
     ends = [*starts, subject.time]
     outputs, after = subject.packed(inputs, cache, length, np.isin(np.arange(subject.time), starts))
@@ -151,7 +151,7 @@ def starts(subject: Subject, inputs: Any, cache: Any, starts: list[int], length:
 
 
 def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Finding]:
-    """No output depends on later inputs. A language model's `prefill` has no outputs that could: see `forward`."""
+    """No output depends on later inputs. A language model's `prefill` has no such outputs; `forward` checks them."""
     if subject.last_only:
         return []
     changed = mixed(inputs, rolled(inputs, 1), np.arange(subject.time) < token)
@@ -162,7 +162,7 @@ def causality(subject: Subject, inputs: Any, cache: Any, token: int) -> list[Fin
 
 
 def gradients(subject: Subject, inputs: Any, cache: Any, length: int, bound: float) -> list[Finding]:
-    """Law 1 for gradients, in parameters, cache and inputs, from outputs and cache alike."""
+    """Law 1 for gradients of outputs and cache, with respect to parameters, cache and inputs."""
     got, expected = (subject.gradients[name](inputs, cache, length) for name in ("many", "steps"))
     law = "gradients of many tokens equal those of iterated steps"
     return [finding for name in expected for finding in close(law, f"d {name}", got[name], expected[name], bound)]

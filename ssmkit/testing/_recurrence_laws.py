@@ -1,4 +1,4 @@
-"""What holds for a recurrence alone: its coefficients, and the token-by-token reference in float64."""
+"""The laws of recurrences only: on their coefficients, and on the token-by-token reference in float64."""
 
 from typing import Any
 

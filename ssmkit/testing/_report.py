@@ -1,4 +1,4 @@
-"""What a check finds, and how it is told."""
+"""The findings of a check, and the report about them."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Finding(NamedTuple):
-    """One comparison: what was compared, by how much it was off, and where first."""
+    """One comparison: its subject, its error, and the first place of the error."""
 
     law: str
     what: str
@@ -58,7 +58,7 @@ class Report(NamedTuple):
 
 
 class LawError(AssertionError):
-    """A law is broken. The message is the report, which is at hand as `report` too."""
+    """The error for broken laws. The message is the report, which is also the attribute `report`."""
 
     def __init__(self, report: Report):
         super().__init__(str(report))
@@ -68,7 +68,7 @@ class LawError(AssertionError):
 def relative_error(got: Any, expected: Any) -> float:
     """`|got - expected| / |expected|` in the Euclidean norm over the whole array; infinite unless `got` is finite.
 
-    What float32 cannot represent counts as zero.
+    Numbers too small for float32 count as zero.
     """
     got, expected = widened(got), widened(expected)
     if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
@@ -82,7 +82,7 @@ def close(law: str, what: str, got: Any, expected: Any, bound: float) -> list[Fi
 
 
 def identical(law: str, what: str, got: Any, expected: Any) -> list[Finding]:
-    """A finding for every leaf of two trees that should be equal bit for bit, but for the sign of a zero."""
+    """A finding for every leaf of two trees that should be equal bit for bit, except for the sign of a zero."""
 
     def error(a, b):
         same = a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
@@ -116,7 +116,7 @@ def _leaves(law, what, got, expected, bound, error) -> list[Finding]:
 
 
 def _first(got: Any, expected: Any, bound: float) -> str:
-    """Where two arrays first differ by more than `bound` times the typical entry."""
+    """The first index at which two arrays differ by more than `bound` times the typical entry."""
     got, expected = widened(got), widened(expected)
     if got.shape != expected.shape:
         return f" has shape {got.shape} and not {expected.shape}"

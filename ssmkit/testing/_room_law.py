@@ -1,4 +1,4 @@
-"""Law 7: `reserve` makes room, and nothing else of it shows."""
+"""Law 7: `reserve` makes room and has no other effect."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ _LAW = "reserve changes nothing but the room"
 
 
 def room_law(subject: Subject, inputs: Any, cache: Any, bound: float) -> list[Finding]:
-    """A cache with more room holds the same, and gives the same outputs; the least room is enough.
+    """Law 7: a cache with more room holds the same values and gives the same outputs, and the least room suffices.
 
     **Arguments:**
 
-    - `inputs`: of some tokens.
-    - `cache`: of one sequence.
-    - `bound`: on the relative error of what is computed with one room and with another.
+    - `inputs`: the inputs of some tokens.
+    - `cache`: the cache of one sequence.
+    - `bound`: the bound on the relative error between results with different room.
     """
     reserve, length = subject.module.reserve, subject.time
     found = identical(_LAW, "reserve(cache, 0)", to_numpy(reserve(cache, 0)), cache)
@@ -42,7 +42,7 @@ def room_law(subject: Subject, inputs: Any, cache: Any, bound: float) -> list[Fi
 
 
 def _holds(what: str, large: Any, small: Any) -> list[Finding]:
-    """The same in every array, which may only be longer, with zeros."""
+    """Whether every array holds the same values; it may only be longer, with zeros at its end."""
     if jax.tree.structure(large) != jax.tree.structure(small):
         return identical(_LAW, what, large, small)
     found = []

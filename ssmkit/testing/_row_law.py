@@ -1,4 +1,4 @@
-"""Law 8: rows are sequences side by side, and none touches another."""
+"""Law 8: rows are sequences side by side, and no row affects another."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from ._subject import Subject, jit, methods, rolled, to_numpy
 
 
 def row_law(subject: Subject, inputs: Any, caches: list[Any], bound: float) -> list[Finding]:
-    """`take(put(R, i, r), i) = r`, other rows bit for bit as they were, and `fork(r, n)` run equals `r` run.
+    """Law 8: `take(put(R, i, r), i) = r`, other rows stay equal bit for bit, and `fork(r, n)` behaves as `r`.
 
     **Arguments:**
 
-    - `inputs`: of some tokens.
-    - `caches`: at least two of one sequence each.
-    - `bound`: on the relative error of what is run side by side and alone.
+    - `inputs`: the inputs of some tokens.
+    - `caches`: at least two caches of one sequence each.
+    - `bound`: the bound on the relative error between results side by side and alone.
     """
     law, count = "rows are independent", len(caches)
     side_by_side = jax.tree.map(lambda *leaves: np.stack(leaves), *caches)
@@ -28,7 +28,7 @@ def row_law(subject: Subject, inputs: Any, caches: list[Any], bound: float) -> l
     others = np.arange(count - 1)
     kept, before = (to_numpy(rows.take(tree, jnp.asarray(others))) for tree in (written, side_by_side))
     found += identical(law, "the other rows of put(rows, i, row)", kept, before)
-    # Each row has tokens of its own, and the last one none: what leaks from one row to another shows.
+    # Each row has its own tokens, and the last row has none, so that a leak from one row to another is visible.
     _, _, step = methods(subject.module)
     pieces = [jax.tree.map(lambda a: a[0], rolled(inputs, i)) for i in range(count)]
     tokens = jax.tree.map(lambda *leaves: np.stack(leaves), *pieces)

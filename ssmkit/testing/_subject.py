@@ -1,4 +1,4 @@
-"""A module under test, compiled into the few programs that all laws are stated with."""
+"""A module under test, compiled into the few programs that all laws use."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from ..mixers._mixer import AbstractMixer
 from ..operators._operator import AbstractSequenceOperator
 
 
-# The laws are about what is computed, not how fast: compiling without LLVM's optimisations takes half the time.
+# The laws are about results, not speed: compiling without LLVM's optimisations takes half the time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def methods(module: Any) -> tuple[Callable, Callable, Callable]:
-    """`(init, many, step)` of any kind of module, which differ in their names only."""
+    """The methods `(init, many, step)` of any kind of module. Kinds differ in the names of these methods only."""
     if isinstance(module, AbstractSequenceOperator):
         return module.init_state, module.chunk_scan, module.step
     assert isinstance(module, AbstractMixer | AbstractLanguageModel)
@@ -30,7 +30,7 @@ def methods(module: Any) -> tuple[Callable, Callable, Callable]:
 class Subject:
     """A module with its programs, each compiled once for all sequences, splits and lengths.
 
-    What goes in and out are NumPy arrays: JAX would compile every new shape of a slice.
+    Arguments and results are NumPy arrays, because JAX would compile every new shape of a slice.
 
     **Arguments:** the module, and the inputs of some tokens.
     """
@@ -67,35 +67,35 @@ class Subject:
         return self.module.reserve(methods(self.module)[0](), 2 * self.time)
 
     def many(self, inputs: Any, cache: Any, length: int) -> tuple[Any, Any]:
-        """Outputs and cache of all tokens at once, of which `length` are valid."""
+        """The outputs and cache of all tokens at once, of which `length` are valid."""
         return to_numpy(self._many(inputs, cache, np.int32(length)))
 
     def packed(self, inputs: Any, cache: Any, length: int, starts: np.ndarray) -> tuple[Any, Any]:
-        """The same of several sequences, the first of which goes on from the cache."""
+        """The outputs and cache of several packed sequences. The first of them continues from the cache."""
         return to_numpy(self._packed(inputs, cache, np.int32(length), starts))
 
     def steps(self, inputs: Any, cache: Any, valid: np.ndarray) -> tuple[Any, Any]:
-        """Outputs of every step, and the cache after as many steps as tokens, some of them valid."""
+        """The outputs of every step, and the cache after one step per token, of which some are valid."""
         return to_numpy(self._steps(inputs, cache, valid))
 
     def warm(self, tokens: int, inputs: Any = None) -> Any:
-        """A cache with a past of so many tokens."""
+        """A cache with a past of the given number of tokens."""
         return self.many(rolled(self.inputs, 1) if inputs is None else inputs, self.init, tokens)[1]
 
     def valid_outputs(self, outputs: Any, length: int) -> Any:
-        """The outputs that `many` promises: of every valid token, or of a language model at the last one."""
+        """The specified outputs of `many`: those of every valid token or, for a language model, of the last one."""
         if self.last_only:
             return outputs[None][: min(length, 1)]
         return jax.tree.map(lambda array: array[:length], outputs)
 
     def matching_steps(self, outputs: Any, length: int) -> Any:
-        """The same ones of the steps."""
+        """The outputs of the steps that correspond to `valid_outputs`."""
         first = max(length - 1, 0) if self.last_only else 0
         return jax.tree.map(lambda array: array[first:length], outputs)
 
     @functools.cached_property
     def gradients(self) -> dict[str, Callable]:
-        """For both programs, `(inputs, cache, length)` to gradients in parameters, cache and inputs."""
+        """For both programs, a function of `(inputs, cache, length)` that returns all gradients."""
         return {name: functools.partial(self._gradients, name, jit(self._pulled(name))) for name in self.programs}
 
     def _pulled(self, name: str) -> Callable:
@@ -117,23 +117,23 @@ class Subject:
     def _gradients(self, name: str, gradient: Callable, inputs: Any, cache: Any, length: int) -> Any:
         parameters = eqx.filter(self.programs[name][0], eqx.is_inexact_array)
         found = gradient((parameters, cache, inputs), np.int32(length))
-        # Integer inputs have no gradient: they get one of zeros of dtype float0, which says nothing.
+        # Integer inputs have no gradient: JAX gives them zeros of dtype float0, which mean nothing.
         keep = lambda leaf: None if leaf.dtype == jax.dtypes.float0 else np.asarray(leaf)
         return dict(zip(("parameters", "cache", "inputs"), jax.tree.map(keep, found), strict=True))
 
 
 def to_numpy(tree: Any) -> Any:
-    """The same tree of NumPy arrays."""
+    """The tree with NumPy arrays."""
     return jax.tree.map(np.asarray, tree)
 
 
 def rolled(inputs: Any, tokens: int) -> Any:
-    """The sequence without its first tokens, which follow at the end."""
+    """The sequence with its first tokens moved to the end."""
     return jax.tree.map(lambda array: np.concatenate([array[tokens:], array[:tokens]]), inputs)
 
 
 def mixed(first: Any, second: Any, use_first: np.ndarray) -> Any:
-    """Tokens of the first sequence where `use_first`, else of the second."""
+    """The tokens of the first sequence where `use_first` is true, and those of the second elsewhere."""
 
     def select(a, b):
         return np.where(np.reshape(use_first, (-1,) + (1,) * (a.ndim - 1)), a, b)
@@ -147,7 +147,7 @@ def _zero_from(array: jax.Array, *, length: jax.Array) -> jax.Array:
 
 
 def _weighed(leaf: jax.Array) -> jax.Array:
-    """A sum in which every entry has a weight of its own; integers, which have no gradient, count for nothing."""
+    """A sum in which every entry has its own weight. Integers, which have no gradient, do not count."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jnp.zeros((), jnp.float32)
     weights = jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
