@@ -1,8 +1,8 @@
-"""Files to read: regular ones alone, and no more of them than makes sense.
+"""Reading of files from outside: only regular files, and only up to a size.
 
-Opening a pipe waits for somebody to write, a device may act when it is opened, and both can go on for ever. Every file
-that somebody else may have made is opened here, by whichever reader. Links to regular files are regular files. Only a
-text that a person names may be a pipe too, such as that of a process substitution.
+Opening a pipe waits for a writer, a device may act when it is opened, and both may never end. Every file that another
+party may have made is therefore opened here. Links to regular files count as regular files. Only a text that a person
+names may also be a pipe, such as that of a process substitution.
 """
 
 import errno
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """A regular file, open for reading.
+    """Open a regular file for reading.
 
     **Arguments:**
 
@@ -27,11 +27,11 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def open_named(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """A regular file or a pipe, open for reading; of a pipe, whoever writes to it is waited for.
+    """Open a regular file or a pipe for reading. Opening a pipe waits for its writer.
 
     **Arguments:**
 
-    - `path`: what a person named.
+    - `path`: the path that a person named.
 
     **Returns:** the open file.
 
@@ -41,9 +41,9 @@ def open_named(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def _open(path: str | os.PathLike[str], flags: int, *kinds: Callable[[int], bool]) -> io.BufferedReader:
-    """A file of one of these kinds, open for reading."""
+    """Open a file of one of these kinds for reading."""
     _require(os.stat(path), path, *kinds)
-    # Between the two looks another file may have taken its place: the second is at what was opened.
+    # Another file may take the place of this one between the two checks. The second check is on the open file.
     descriptor = os.open(path, os.O_RDONLY | flags | getattr(os, "O_BINARY", 0))
     try:
         _require(os.fstat(descriptor), path, *kinds)
@@ -61,14 +61,14 @@ def _require(status: os.stat_result, path: str | os.PathLike[str], *kinds: Calla
 
 
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
-    """The content of a regular file that is not too large.
+    """Read a regular file that is not too large.
 
     **Arguments:**
 
     - `path`: the file.
-    - `most`: the most bytes that it may have.
+    - `most`: the largest number of bytes that it may have.
 
-    **Returns:** its content.
+    **Returns:** the content of the file.
 
     **Raises:** `OSError`, as `open_regular`, and when the file is larger.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of other software, read and written: strict, memory-mapped, and without PyTorch."""
+"""Reading and writing of other software's checkpoints: strict, memory-mapped, and without PyTorch."""
 
 from .._keys import (
     Key as Key,

@@ -1,4 +1,4 @@
-"""Configuration files of checkpoints, read by tables of keys."""
+"""Reading of checkpoints' configuration files by tables of keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ def read_keys(content: Mapping[str, Any], table: Mapping[str, Key]) -> dict[str,
     **Arguments:**
 
     - `content`: the file.
-    - `table`: every key that is understood; the others are those of `unknown_keys`.
+    - `table`: every known key; `unknown_keys` returns the other keys.
 
     **Returns:** values by field name, defaults filled in.
 
-    **Raises:** `CheckpointError` listing every key that is missing or has a value that cannot be honoured.
+    **Raises:** `CheckpointError` listing every key that is missing or has an unsupported value.
     """
     try:
         return fields_of(content, table)

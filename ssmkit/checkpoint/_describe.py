@@ -1,4 +1,4 @@
-"""What lies where a user points to: which architecture, in which format, with which tensors."""
+"""Detection of a checkpoint: its architecture, its format and its tensors."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ _GENERATION_FILE = "generation_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds, known without reading its weights."""
+    """The description of a checkpoint, made without reading its weights."""
 
     architecture: Architecture
     dialect: Dialect
@@ -35,12 +35,12 @@ class Checkpoint:
     """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled with the names of the architecture and dialect, which whoever unpickles it must have registered."""
+        """Pickle by the names of architecture and dialect. The process that unpickles must have registered both."""
         return _checkpoint, (self.architecture.name, self.dialect.name, self.config, dict(self.tensors))
 
 
 def _checkpoint(architecture: str, dialect: str, config: Any, tensors: Mapping[str, StoredTensor]) -> Checkpoint:
-    """A `Checkpoint` of these names."""
+    """Unpickle a `Checkpoint` by the names of its architecture and dialect."""
     for known in architectures():
         for spoken in known.dialects:
             if (known.name, spoken.name) == (architecture, dialect):
@@ -50,7 +50,7 @@ def _checkpoint(architecture: str, dialect: str, config: Any, tensors: Mapping[s
 
 @checks_itself
 def describe(source: str | os.PathLike[str], *, revision: str | None = None, strict: bool = False) -> Checkpoint:
-    """Detect what a checkpoint is, and list its tensors.
+    """Detect the architecture and format of a checkpoint, and list its tensors.
 
     **Arguments:**
 
@@ -65,7 +65,7 @@ def describe(source: str | os.PathLike[str], *, revision: str | None = None, str
 
 @checks_itself
 def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -> Checkpoint:
-    """As `describe`, called by what a user calls, to which warnings point."""
+    """As `describe`. A public function calls it directly, so that warnings point to the user's line."""
     place = locate(source, revision)
     if not isinstance(strict, bool):
         raise CheckpointError(f"`strict` must be True or False, got {shown(strict)}.")
@@ -89,7 +89,7 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
             f"`{source}` holds an adapter (`{ADAPTER_FILE}`) beside a model, which would change its results and is not "
             "applied. Merge it into the model (`merge_and_unload()` of peft) and save that alone, or remove its files."
         )
-    # A folder may hold two dialects of one model: the one that the named weight file belongs to comes first.
+    # A folder may hold two dialects of one model: the dialect of the named weight file comes first.
     found.sort(key=lambda entry: file is not None and file.name not in entry[1].weight_files)
     for architecture, dialect, content in found:
         config = _with_stop_tokens(configured(dialect, content), folder / _GENERATION_FILE)
@@ -129,18 +129,18 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
 
 
 def _listed(names: Collection[str]) -> str:
-    """The first 20 of some names, on one line, and how many follow."""
+    """The first 20 names on one line, and the number of the others."""
     first = ", ".join(f"`{one_line(name)}`" for name in itertools.islice(names, 20))
     return first if len(names) <= 20 else f"{first} and {len(names) - 20} more"
 
 
 def _config_files() -> set[str]:
-    """The name of every known configuration file."""
+    """The names of all known configuration files."""
     return {dialect.config_file for architecture in architectures() for dialect in architecture.dialects}
 
 
 def configured(dialect: Dialect, content: Mapping[str, Any]) -> Any:
-    """The model's configuration; whatever `Dialect.read_config` raises for a hostile file is a `CheckpointError`."""
+    """Read the model's configuration; turn any exception of `Dialect.read_config` into a `CheckpointError`."""
     try:
         return dialect.read_config(content)
     except CheckpointError:
@@ -152,9 +152,9 @@ def configured(dialect: Dialect, content: Mapping[str, Any]) -> Any:
 
 
 def _with_stop_tokens(config: Any, path: pathlib.Path) -> Any:
-    """A configuration that ends texts as the file of generation settings says, as HF's `generate` does.
+    """The configuration with the stop tokens of the file of generation settings, as HF's `generate` uses them.
 
-    A file that names no `eos_token_id`, and a configuration that has no place for one, change nothing.
+    The configuration stays unchanged if the file names no `eos_token_id`, or if it has no such field.
     """
     if not path.exists() or not hasattr(config, "eos_token_id"):
         return config
@@ -167,7 +167,7 @@ def _with_stop_tokens(config: Any, path: pathlib.Path) -> Any:
 
 
 def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What was found in place of a known configuration, and what is known."""
+    """The error for an unknown configuration: it names what was found, and the known configurations."""
     for name, content in contents.items():
         yield f"`{name}`: got model_type {shown(content.get('model_type'))} and the keys {', '.join(sorted(content))}"
     for architecture in architectures():

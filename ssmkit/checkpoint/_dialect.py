@@ -1,4 +1,4 @@
-"""What a checkpoint looks like on disk, as data: architectures, their dialects, and the registry of both."""
+"""Checkpoint formats as data: architectures, their dialects, and the registry of architectures."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,14 +45,14 @@ class Dialect:
     """Whether `copies` are written too."""
 
     def layout(self, config: Any, paths: Iterable[str]) -> Layout:
-        """Where the arrays of one model lie.
+        """The sources of all arrays of one model.
 
         **Arguments:**
 
         - `config`: the model's configuration.
-        - `paths`: of its arrays.
+        - `paths`: the paths of its arrays.
 
-        **Raises:** `CheckpointError` naming every array that the format has no place for.
+        **Raises:** `CheckpointError` naming every array for which the format has no source.
         """
         places, sources = self.names(config), {}
         homeless = []
@@ -68,7 +68,7 @@ class Dialect:
         return Layout(self.weight_files, sources, spellings, self.copies)
 
     def _spellings(self, name: str) -> Iterator[str]:
-        """The other spellings of a tensor's name that are read."""
+        """The alternative spellings of a tensor's name that are accepted on reading."""
         names = [name, *(alias for alias, written in self.aliases.items() if written == name)]
         yield from names[1:]
         for spelling in names:
@@ -121,7 +121,7 @@ ARCHITECTURES = Named(
 def architectures() -> list[Architecture]:
     """Every architecture, ssmkit's own first.
 
-    **Raises:** `CheckpointError` when that of another package cannot be imported, or is none.
+    **Raises:** `CheckpointError` when the architecture of another package cannot be imported, or is not one.
     """
     return [_architecture(name) for name in ARCHITECTURES.names()]
 

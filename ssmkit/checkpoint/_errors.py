@@ -11,15 +11,15 @@ _PROBLEM, _SUMMARY = 400, 2000  # characters of a line and of a headline
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written as asked; the message lists what is wrong, one line each."""
+    """The error for a checkpoint that cannot be read or written; its message lists the problems, one per line."""
 
     def __init__(self, summary: str, problems: Iterable[str] = ()):
         """A headline, then one bullet per problem: the first 20, each cut to a readable length.
 
         **Arguments:**
 
-        - `summary`: what could not be done, and the remedy where there is one.
-        - `problems`: every single thing that stood in the way; all of them are kept in the attribute of that name.
+        - `summary`: the action that failed, and the remedy if there is one.
+        - `problems`: every single problem; the attribute of the same name keeps all of them.
         """
         self.summary = readable(summary, _SUMMARY)
         self.problems = tuple(one_line(problem, _PROBLEM) for problem in problems)
@@ -29,5 +29,5 @@ class CheckpointError(ValueError):
         super().__init__("\n".join([self.summary, *lines]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as what it was made of."""
+        """Pickle the error as its arguments."""
         return type(self), (self.summary, self.problems)

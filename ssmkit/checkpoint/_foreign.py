@@ -1,4 +1,4 @@
-"""What people take for a checkpoint and is none that can be read: how to tell, and what to do about it."""
+"""Files that look like checkpoints but cannot be read: how they are recognised, and the remedy for each."""
 
 import os
 import pathlib
@@ -73,13 +73,13 @@ _WRAPPERS = {
 
 
 def refuse_foreign_file(path: pathlib.Path) -> None:
-    """Look at the name and the first bytes of a file.
+    """Refuse a file whose name or first bytes show a kind that cannot be read.
 
     **Arguments:**
 
-    - `path`: may be missing.
+    - `path`: the file, which may be missing.
 
-    **Raises:** `CheckpointError` saying what the file is, when it is known to be of no kind that can be read.
+    **Raises:** `CheckpointError` naming the kind of the file.
     """
     start = b""
     if os.path.isfile(path):  # a name that no file can have is none
@@ -95,13 +95,13 @@ def refuse_foreign_file(path: pathlib.Path) -> None:
 
 
 def foreign_files(names: Iterable[str]) -> Iterator[str]:
-    """What the files of a folder are in which no model was found.
+    """Describe the files of a folder in which no model was found.
 
     **Arguments:**
 
-    - `names`: of the files.
+    - `names`: the names of the files.
 
-    **Returns:** a sentence for each file that is known.
+    **Returns:** a sentence for each file of a known kind.
     """
     names = sorted(names)
     adapters = [ADAPTER_FILE] if ADAPTER_FILE in names else _ADAPTER_WEIGHTS
@@ -112,7 +112,7 @@ def foreign_files(names: Iterable[str]) -> Iterator[str]:
 
 
 def stray_weights(names: Iterable[str]) -> list[str]:
-    """The files of a folder that may hold a model by themselves, whatever they are called; sorted."""
+    """The files of a folder that may each hold a complete model under an unusual name, sorted."""
     return sorted(
         name
         for name in names
@@ -121,7 +121,7 @@ def stray_weights(names: Iterable[str]) -> list[str]:
 
 
 def lone_shards(names: Iterable[str]) -> Iterator[str]:
-    """A sentence about the shards of a folder, which has no index that a model could be read by."""
+    """A sentence about the shards of a folder that has no index, without which they cannot be read."""
     names = sorted(names)
     shards = [name for name in names if _SHARD.search(name)]
     if shards and not any(name.endswith(".index.json") for name in names):
@@ -131,13 +131,13 @@ def lone_shards(names: Iterable[str]) -> Iterator[str]:
 
 
 def foreign_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
-    """What a file holds whose tensors do not fit.
+    """Describe a file whose tensors do not fit the model.
 
     **Arguments:**
 
-    - `tensors`: by name.
+    - `tensors`: the tensors, by name.
 
-    **Returns:** what they are and the remedy, or `None` when they are of no known kind.
+    **Returns:** the kind of the tensors and the remedy, or `None` when the kind is unknown.
     """
     for pattern, what in _BY_TENSOR.items():
         if any(re.search(pattern, name) for name in tensors):
@@ -149,14 +149,14 @@ def foreign_tensors(tensors: Mapping[str, StoredTensor]) -> str | None:
 
 
 def wrapper(names: Collection[str], is_known: Callable[[str], bool]) -> str | None:
-    """What the names of all tensors begin with where a model was saved from inside another module.
+    """Detect a common prefix of all names, which shows that the model was saved from inside another module.
 
     **Arguments:**
 
-    - `names`: of the tensors.
-    - `is_known`: whether the model has a tensor of a name.
+    - `names`: the names of the tensors.
+    - `is_known`: tells whether the model has a tensor of a given name.
 
-    **Returns:** a sentence with the remedy, or `None` when that is not what is wrong.
+    **Returns:** a sentence with the remedy, or `None` when there is no such prefix.
     """
     prefix, makers = "", []
     while begins := [start for start in _WRAPPERS if names and all(name.startswith(prefix + start) for name in names)]:
@@ -171,7 +171,7 @@ def wrapper(names: Collection[str], is_known: Callable[[str], bool]) -> str | No
 
 
 def _written_by_mlx(path: pathlib.Path) -> bool:
-    """Whether a safetensors file says that it is of MLX, which orders the axes of convolutions in another way."""
+    """Whether a safetensors file says that MLX wrote it. MLX orders the axes of convolutions differently."""
     if path.suffix != ".safetensors":
         return False
     try:

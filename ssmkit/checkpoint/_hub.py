@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: on this machine, or on the Hugging Face hub."""
+"""The location of a checkpoint: on this machine, or on the Hugging Face hub."""
 
 import dataclasses
 import glob
@@ -28,16 +28,15 @@ class Place:
     """The branch, tag or commit of the model on the hub; `None` for its main branch."""
 
     def fetch(self, names: Iterable[str]) -> pathlib.Path:
-        """The folder that holds these files, as far as they exist; what the hub has of them is there afterwards.
+        """Fetch these files, as far as they exist, into one folder.
 
         **Arguments:**
 
         - `names`: names of files, without folders.
 
-        **Returns:** the local folder, or a snapshot in the cache of `huggingface_hub`, which works without a network
-        for what is already there.
+        **Returns:** the local folder, or a snapshot in the cache of `huggingface_hub`. Cached files need no network.
 
-        **Raises:** `CheckpointError` when the hub cannot be asked, or does not know the model or the revision.
+        **Raises:** `CheckpointError` when the hub is unreachable, or does not know the model or the revision.
         """
         if self.path is not None:
             return self.path if self.path.is_dir() else self.path.parent
@@ -56,7 +55,7 @@ class Place:
             ) from error
 
     def names(self) -> list[str]:
-        """The names of all its files, none where the hub does not tell: for messages."""
+        """The names of all files, for messages; none if the hub does not list them."""
         if self.path is not None:
             return [path.name for path in self.fetch([]).iterdir()]
         import huggingface_hub
@@ -67,13 +66,13 @@ class Place:
             return []
 
     def file(self, name: str) -> pathlib.Path | None:
-        """One file, fetched if need be.
+        """Fetch one file if necessary.
 
         **Arguments:**
 
-        - `name`: of the file, without a folder.
+        - `name`: the name of the file, without a folder.
 
-        **Returns:** where it lies, `None` when there is none of this name.
+        **Returns:** the path of the file, or `None` when there is no file of this name.
 
         **Raises:** `CheckpointError`, as `fetch`.
         """
@@ -83,16 +82,16 @@ class Place:
 
 @checks_itself
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Place:
-    """What a user means by the name of a checkpoint. Nothing is fetched yet.
+    """Find the checkpoint that a user named. Nothing is fetched yet.
 
     **Arguments:**
 
-    - `source`: a folder, a file, or the id of a model on the Hugging Face hub; what exists on this machine comes first.
+    - `source`: a folder, a file, or the id of a model on the Hugging Face hub. A path that exists takes precedence.
     - `revision`: a branch, tag or commit of a model on the hub; `None` for its main branch.
 
     **Returns:** a `Place`.
 
-    **Raises:** `CheckpointError` when `source` can be none of the three, or is local and a `revision` was asked for.
+    **Raises:** `CheckpointError` when `source` is none of the three, or is local although a `revision` was given.
     """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"`source` must be a path or the id of a model on the Hugging Face hub, got {source!r}.")

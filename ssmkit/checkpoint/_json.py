@@ -1,4 +1,4 @@
-"""JSON files that somebody else wrote: objects of a bounded size, without integers that nothing can hold."""
+"""Reading of JSON files from outside: objects of a bounded size, without huge integers."""
 
 import json
 import pathlib
@@ -17,16 +17,16 @@ _DIGITS = 40  # of an integer; 64 bits take 20
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; infinities may be written as `Infinity` or as `{"__float__": "Infinity"}`.
+    """Read a JSON object. Infinities may be written as `Infinity` or as `{"__float__": "Infinity"}`.
 
     **Arguments:**
 
     - `path`: the file.
 
-    **Returns:** its content.
+    **Returns:** the object.
 
-    **Raises:** `CheckpointError` when the file is missing, no regular file or larger than `LARGEST`, or holds no JSON
-    object, or an integer of more than 40 digits.
+    **Raises:** `CheckpointError` when the file is missing, is not a regular file or is larger than `LARGEST`, or when
+    it holds no JSON object, or an integer of more than 40 digits.
     """
     try:
         content = json.loads(
@@ -42,7 +42,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _tagged_float(content: dict[str, Any]) -> Any:
-    """The float that an object of the one key `__float__` stands for."""
+    """The float that is written as an object with the single key `__float__`."""
     return float(content["__float__"]) if content.keys() == {"__float__"} else content
 
 

@@ -1,4 +1,4 @@
-"""A format's places for the arrays of one model, and the one way in which arrays are checked and read."""
+"""The sources of a model's arrays in the files of a format, and the one way to check and read arrays."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ _BLOCK = 1 << 20
 
 
 class Layout(NamedTuple):
-    """Where the arrays of one model lie in the files of one format."""
+    """The sources of one model's arrays in the files of one format."""
 
     files: tuple[str, ...]
     """The names of weight files, in order of preference."""
@@ -34,13 +34,13 @@ class Layout(NamedTuple):
     """Tensors that the model does not have when it ties weights, and of which tensor they may then be a copy."""
 
     def tensor_shapes(self, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, by the name that is written.
+        """The shape of every tensor, by the name under which it is written.
 
         **Arguments:**
 
-        - `arrays`: those of the model, by their paths.
+        - `arrays`: the arrays of the model, by their paths.
 
-        **Raises:** `CheckpointError` when the arrays do not fill the tensors: a part has no array, or two.
+        **Raises:** `CheckpointError` when the arrays do not fill the tensors: a part has no array, or has two.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         filled: dict[str, int] = {}
@@ -62,22 +62,22 @@ class Layout(NamedTuple):
         return shapes
 
     def written(self, name: str) -> str:
-        """The name that a tensor is written under, from one that it is read under."""
+        """The name under which a tensor is written, from a name under which it is read."""
         return self.spellings.get(name, name)
 
 
 def fit(
     layout: Layout, arrays: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Compare what files hold with what a model needs. Nothing is read but tensors that must be copies of others.
+    """Compare the tensors of files with the arrays of a model. Only tensors that must be copies of others are read.
 
     **Arguments:**
 
-    - `layout`: of the files.
-    - `arrays`: those of the model, by their paths.
-    - `stored`: the tensors as the files name them.
+    - `layout`: the layout of the files.
+    - `arrays`: the arrays of the model, by their paths.
+    - `stored`: the tensors, by their names in the files.
 
-    **Returns:** the tensors by the names that are written, and everything that does not fit.
+    **Returns:** the tensors, by the names under which they are written, and a list of all problems.
     """
     shapes = layout.tensor_shapes(arrays)
     found: dict[str, StoredTensor] = {}
@@ -109,12 +109,12 @@ def fit(
 
 
 def _readable_as(dtype: np.dtype) -> tuple[str, ...]:
-    """The dtypes in which an array may be stored: any of floating point for one that is, or its own."""
+    """The dtypes in which an array may be stored: any floating-point dtype for a floating-point array, else its own."""
     return FLOATS if dtype.name in FLOATS else (dtype.name,)
 
 
 def _identical(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two tensors are the same, bit for bit."""
+    """Whether two tensors are equal bit for bit."""
     if a == b:
         return True
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -124,7 +124,7 @@ def _identical(a: StoredTensor, b: StoredTensor) -> bool:
 
 
 def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """The elements in order, a few at a time: work on a block takes little memory."""
+    """The elements in order, in blocks, so that work on a block takes little memory."""
     flat = values.reshape(-1)
     return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
 
@@ -137,17 +137,18 @@ def load(
     keep: bool = False,
     store: Callable[[Any], Any] = jnp.array,
 ) -> Any:
-    """One array on the default device; on the host it is, as far as possible, still a map of its file.
+    """Load one array to the default device. On the host it stays a map of its file, as far as possible.
 
     **Arguments:**
 
-    - `source`: where it lies.
-    - `tensors`: that `fit` found nothing wrong with.
-    - `array`: its shape and dtype.
-    - `keep`: whether it keeps the dtype that it is stored in.
+    - `source`: the source of the array.
+    - `tensors`: tensors that `fit` has accepted.
+    - `array`: the array's shape and dtype.
+    - `keep`: whether the array keeps its stored dtype.
     - `store`: makes the array on the device.
 
-    **Raises:** `CheckpointError` when it holds NaN or infinity, perhaps only once cast, or does not fit on the device.
+    **Raises:** `CheckpointError` when the array holds NaN or infinity, before or after the cast, or does not fit on the
+    device.
     """
     values = source.read(lambda name: tensors[name].read(), array.shape)
     was, dtype = values.dtype, values.dtype if keep else array.dtype

@@ -1,4 +1,4 @@
-"""Checkpoints to models."""
+"""Loading of models from checkpoints."""
 
 import dataclasses
 import os
@@ -31,26 +31,26 @@ def from_pretrained(
     revision: str | None = None,
     strict: bool = False,
 ) -> Any:
-    """Load a model. The architecture and the file format are detected; everything that does not fit is an error.
+    """Load a model. The architecture and the file format are detected, and every mismatch is an error.
 
     Arrays go to the default device one at a time, the largest first, straight from the mapped file.
 
     **Arguments:**
 
     - `source`: a folder, a weight file with its configuration beside it, or the id of a model on the Hugging Face hub
-        (which is fetched into, and found in, the cache of `huggingface_hub`).
-    - `dtype`: of the weights, `None` to keep each as it is stored. Arrays that the model keeps in float32, such as
-        norms and decay rates, are float32 either way.
-    - `quantize`: `"int8"` or `"bfloat16"` stores the matrices of projections and embeddings so, and nothing else, as
-        `ssmkit.quantize`; they are narrowed one at a time as they are read.
+        (the cache of `huggingface_hub` is used).
+    - `dtype`: the dtype of the weights; `None` keeps the stored dtypes. Arrays that the model keeps in float32, such as
+        norms and decay rates, are always float32.
+    - `quantize`: `"int8"` or `"bfloat16"` stores the matrices of projections and embeddings in this form, as
+        `ssmkit.quantize` does. They are narrowed one at a time as they are read.
     - `revision`: the branch, tag or commit of a model on the hub; `None` for its main branch.
-    - `strict`: whether keys of the configuration that are unknown are an error. They are ignored otherwise, with one
-        warning that lists them. Keys known to change results are an error in any case, unless they are supported.
+    - `strict`: whether unknown keys of the configuration are an error. Otherwise they are ignored, with one warning
+        that lists them. Unsupported keys that are known to change results are always an error.
 
     **Returns:** the model.
 
-    **Raises:** `CheckpointError` listing every configuration key that cannot be honoured, or every tensor that is
-    missing, unexpected, mis-shaped, not of floating point, or holds NaN or infinity.
+    **Raises:** `CheckpointError` listing every unsupported configuration key, or every tensor that is missing,
+    unexpected, mis-shaped, not floating-point, or holds NaN or infinity.
     """
     try:
         cast = None if dtype is None else np.dtype(dtype)
@@ -62,7 +62,7 @@ def from_pretrained(
         raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {shown(quantize)}.")
     checkpoint = detect(source, revision, strict)
     dialect = checkpoint.dialect
-    # Built in a narrow dtype, the arrays that are wide nonetheless are those that the model keeps in float32.
+    # In a model that is built in a narrow dtype, the arrays that the model keeps in float32 are still wide.
     parts = checkpoint.architecture, dialect, checkpoint.config, jnp.bfloat16 if cast is None else cast
     arrays = arrays_of(*parts)
     layout = dialect.layout(checkpoint.config, arrays)
@@ -89,7 +89,7 @@ class _Slot:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the array to come."""
+        """The number of bytes of the array."""
         return 0 if self.path is None else self.leaf.size * self.leaf.dtype.itemsize
 
 
@@ -104,7 +104,7 @@ def _slots(model: Any) -> list[_Slot]:
 def _checked(
     checkpoint: Checkpoint, layout: Layout, arrays: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint under the names that are written, without copies; exactly those of the arrays."""
+    """The tensors of exactly the model's arrays, without copies, by the names under which they are written."""
     tensors, problems = fit(layout, arrays, checkpoint.tensors)
     what = foreign_tensors(checkpoint.tensors) if problems else None
     if what is not None:

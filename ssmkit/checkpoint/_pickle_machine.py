@@ -4,17 +4,18 @@ A pickle is a program for a stack machine, and the standard machine imports and 
 knows the few instructions that describe a dictionary of tensors. Every other instruction, and every name outside the
 caller's table, is an error.
 
-No instruction costs more than its own bytes, times a constant, so that a pickle cannot cost more than its size. These
-are the ways in which one could, as operands are taken from the memo again and again, and what keeps it from it:
+The cost of an instruction is at most a constant times its own bytes, so the cost of a pickle is bounded by its size.
+Operands can be taken from the memo again and again. The table lists the instructions that could therefore cost more,
+and the bound on each:
 
-| instruction | what grows | bound |
+| instruction | possible cost | bound |
 |---|---|---|
-| all that are unknown | decoding the argument, such as decimal integers | refused before it is read |
-| `GLOBAL`, `STACK_GLOBAL` | writing nested tuples as text | names are strings; an unknown one ends the program |
+| all unknown instructions | decoding the argument, such as decimal integers | refused before it is read |
+| `GLOBAL`, `STACK_GLOBAL` | writing nested tuples as text | names are strings; an unknown name ends the program |
 | `SETITEM`, `SETITEMS` | hashing and comparing nested tuples or long strings | keys are strings, and short |
 | `BINUNICODE`, `SHORT_BINUNICODE` | comparing long strings, formatting them into names of members | short |
-| `REDUCE` | handing over long tuples; what a function does | few arguments; the caller's functions do little |
-| `BINPERSID` | what the caller does | the caller looks at few and short items |
+| `REDUCE` | passing long tuples; the work of a function | few arguments; the caller's functions do little |
+| `BINPERSID` | the work of the caller | the caller looks at few and short items |
 | `LONG1`, `LONG4` | writing long integers as decimals | never written; only compared |
 | `TUPLE`, `SETITEMS` | copying the stack | each item is pushed by an instruction and taken once |
 | `BINPUT`, `LONG_BINPUT`, `MEMOIZE` | nothing: the memo is a dictionary, not a list as long as the largest index | |
@@ -51,8 +52,8 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
     **Arguments:**
 
     - `program`: the pickle, of protocol 2 to 5.
-    - `names`: what each global (`"module name"`) stands for. The functions among them may be called.
-    - `persistent`: what a persistent id stands for.
+    - `names`: the value of each global (`"module name"`). The functions among them may be called.
+    - `persistent`: a function that returns the value of a persistent id.
 
     **Returns:** the object that the pickle describes.
 
@@ -67,7 +68,7 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
     memo: dict[int, Any] = {}
 
     def pop_mark() -> list[Any]:
-        """Everything above the topmost mark."""
+        """Pop everything above the topmost mark."""
         items: list[Any] = []
         while (item := stack.pop()) is not _MARK:
             items.append(item)
@@ -80,7 +81,7 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def lookup(name: str) -> Any:
-        """What a global stands for here."""
+        """The value of a global."""
         if name not in names:
             raise CheckpointError(
                 f"The checkpoint asks for `{name.replace(' ', '.')}`, which is no part of a tensor. Nothing was"
@@ -148,9 +149,9 @@ def run_pickle(program: bytes, names: Mapping[str, Any], persistent: Callable[[A
 
 
 def _instructions(program: bytes) -> Iterator[tuple[str, Any]]:
-    """The names and arguments of the instructions, as `pickletools.genops`; of a known one alone the argument is read.
+    """The names and arguments of the instructions, as `pickletools.genops`. Only known arguments are read.
 
-    **Raises:** `CheckpointError` at an instruction that describes no tensor, `ValueError` at one that is none.
+    **Raises:** `CheckpointError` at an instruction that describes no tensor, `ValueError` at an invalid instruction.
     """
     file = io.BytesIO(program)
     while code := file.read(1):

@@ -1,4 +1,4 @@
-"""Where the array of a model lies in a file: the name of a tensor, and steps that can be undone, as data."""
+"""`Source`: the name of a tensor, and reversible steps that turn it into an array of a model, as data."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ _MOST = 1 << 16  # tensors of one array
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reshape:
-    """The elements stay in order, and the array has its shape; the file has another."""
+    """A step between two shapes with the same elements in order. The array has its own shape, and the file another."""
 
     stored: Shape
     """The shape in the file; one size may be -1, and follows from the array's."""
@@ -41,7 +41,7 @@ class Reshape:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Transpose:
-    """The axes are in another order."""
+    """A step that reorders the axes."""
 
     axes: Shape
     """Which axis of the file's form each axis of the model's form is."""
@@ -65,9 +65,9 @@ class Transpose:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slice:
-    """The array is a part of a fused tensor along one axis, as a query projection is of `qkv`.
+    """A step that takes a part of a fused tensor along one axis, such as a query projection from `qkv`.
 
-    The other parts are other arrays of the model: a tensor of which a part belongs to no array is refused.
+    The other parts must be other arrays of the model: a tensor with a part that belongs to no array is refused.
     """
 
     start: int
@@ -90,9 +90,9 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
-    """The array is a stack, along a new first axis, of tensors that are numbered from 0, as experts are.
+    """A step that stacks tensors, which are numbered from 0, along a new first axis, such as experts.
 
-    The number stands in place of the last `{}` in the tensor's name.
+    The number replaces the last `{}` in the tensor's name.
     """
 
     count: int
@@ -113,9 +113,9 @@ def _require(holds: bool, step: Step, shape: Shape) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """Where an array of a model lies in a file.
+    """The place of a model's array in a file.
 
-    `write` undoes `read`: what was written is read back exactly.
+    `write` undoes `read`: a written array is read back exactly.
     """
 
     name: str
@@ -124,7 +124,10 @@ class Source:
     """What makes the model's array of the tensor, in this order."""
 
     def __post_init__(self):
-        """**Raises:** `ValueError` when the name and the steps do not fit together."""
+        """Check the name and the steps.
+
+        **Raises:** `ValueError` when they do not fit together.
+        """
         stacks = [step.count for step in self.steps if isinstance(step, Stack)]
         if stacks and self.name.count("{}") != len(stacks):
             raise ValueError(f"`name` must hold one {{}} for each of {len(stacks)} stacks, got {self.name!r}.")
@@ -145,7 +148,7 @@ class Source:
 
         **Arguments:**
 
-        - `shape`: the array's.
+        - `shape`: the shape of the array.
 
         **Raises:** `CheckpointError` when no tensor could give an array of this shape.
         """
@@ -154,14 +157,14 @@ class Source:
         return shape
 
     def read(self, tensor: Callable[[str], np.ndarray], shape: Shape) -> np.ndarray:
-        """The array: a view of the tensor where the steps allow it, so that of a part only the part is read.
+        """Read the array. It is a view of the tensor if the steps allow this, so that only the needed part is read.
 
         **Arguments:**
 
-        - `tensor`: gives the tensor of a name, of shape `tensor_shape(shape)`.
-        - `shape`: the array's.
+        - `tensor`: returns the tensor of a name, of shape `tensor_shape(shape)`.
+        - `shape`: the shape of the array.
 
-        **Returns:** the array, in the dtype of the tensors; of several dtypes, the one that holds them all.
+        **Returns:** the array, in the dtype of the tensors. If these differ, it has the dtype that holds them all.
         """
         if not self.steps:
             return tensor(self.name)
@@ -172,12 +175,12 @@ class Source:
         return last.forwards(self._without_last().read(tensor, before), shape)
 
     def write(self, values: np.ndarray, tensors: MutableMapping[str, np.ndarray]) -> None:
-        """Lay the array into its tensors, beside what other arrays laid there.
+        """Write the array into its tensors. The parts of other arrays stay there.
 
         **Arguments:**
 
         - `values`: the array.
-        - `tensors`: by name; missing ones are added. Without a `Slice`, they are views of `values`.
+        - `tensors`: tensors by name; missing tensors are added. Without a `Slice`, they are views of `values`.
         """
         if not self.steps:
             tensors[self.name] = values
@@ -193,7 +196,7 @@ class Source:
             self._without_last().write(last.backwards(values), tensors)
 
     def _filled(self, last: Slice, values: np.ndarray, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The whole that `last` takes a part of, with the part in it and the rest as it is."""
+        """The whole tensor of which `last` takes a part, with this part written and the rest unchanged."""
         shape = last.before(values.shape)
         if all(name in tensors for name in self.names):
             whole = self._without_last().read(tensors.__getitem__, shape)
@@ -212,13 +215,13 @@ class Source:
         return Source(f"{before}{index}{after}", self.steps[:-1])
 
     def __str__(self) -> str:
-        """The tensors' names, as a message shows them."""
+        """The names of the tensors, for messages."""
         first, *others = self.names
         return f"`{first}` to `{others[-1]}`" if others else f"`{first}`"
 
 
 def _common(a: np.dtype, b: np.dtype) -> np.dtype:
-    """The narrowest dtype that holds the numbers of both."""
+    """The narrowest dtype that holds the numbers of both dtypes."""
     import jax.numpy as jnp
 
     return a if a == b else np.dtype(jnp.promote_types(a, b))

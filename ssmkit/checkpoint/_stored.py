@@ -1,4 +1,4 @@
-"""One tensor of a file: what it is and where it lies. Nothing is read until `StoredTensor.read`."""
+"""`StoredTensor`: the description of one tensor in a file. Nothing is read until `StoredTensor.read`."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from ._errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A little-endian tensor that starts `offset` bytes into the file `path`: all that a container has to say about it.
+    """A little-endian tensor that starts `offset` bytes into the file `path`.
 
     Two equal `StoredTensor`s are the same bytes.
     """
@@ -35,12 +35,12 @@ class StoredTensor:
         return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The tensor as a read-only map of the file: pages enter memory when touched, and leave with the array.
+        """Map the tensor read-only: pages of the file enter memory when they are touched, and leave with the array.
 
         **Returns:** an array of `shape` and `dtype`, possibly unaligned.
 
-        **Raises:** `CheckpointError` when the file has become shorter or unreadable since it was opened, or no array
-        can have this shape.
+        **Raises:** `CheckpointError` when the file has become shorter or unreadable since it was opened, or when no
+        array can have this shape.
         """
         length = self.nbytes
         if self.strides is not None:

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, by name, whatever its container; known without reading their data."""
+"""The tensors of a checkpoint by name, for every kind of file. Their data is not read."""
 
 import json
 import pathlib
@@ -62,7 +62,7 @@ def _open_weights(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def shard_names(path: pathlib.Path) -> dict[str, str]:
-    """Which file of the index's folder holds each tensor.
+    """Read an index: which file of its folder holds each tensor.
 
     **Arguments:**
 
@@ -87,7 +87,7 @@ def shard_names(path: pathlib.Path) -> dict[str, str]:
 
 
 def _open_index(path: pathlib.Path) -> dict[str, StoredTensor]:
-    """As `open_tensors`, for an index: every tensor must lie in the shard that the index says, and nowhere else."""
+    """As `open_tensors`, for an index. Every tensor must lie in exactly the shard that the index names."""
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
     places = shard_names(path)
@@ -109,8 +109,8 @@ def _open_index(path: pathlib.Path) -> dict[str, StoredTensor]:
 def open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
     """As `open_tensors`, for one safetensors file.
 
-    The safetensors library validates the file. Its own arrays would keep every page that was read in memory until the
-    file is closed, so the offsets are then taken from the header: a 64-bit length, and that many bytes of JSON.
+    The safetensors library validates the file. Its own arrays would keep every page in memory until the file is closed.
+    Therefore the offsets are then read from the header: a 64-bit length, and as many bytes of JSON.
 
     ??? cite "Source"
 

@@ -1,8 +1,8 @@
-"""PyTorch's zip checkpoints (`torch.save`), read and written without PyTorch.
+"""Reading and writing of PyTorch's zip checkpoints (`torch.save`) without PyTorch.
 
 Such a file is an uncompressed zip archive: `<root>/data.pkl` is a pickle that describes the tensors, and each
 `<root>/data/<key>` holds the raw bytes of one storage. A pickle is a program. Here the small machine of
-`_pickle_machine.py` runs it, and the few names that a file may refer to are the table `_GLOBALS` below.
+`_pickle_machine.py` runs it. The table `_GLOBALS` below lists the few names that a file may refer to.
 """
 
 import dataclasses
@@ -58,8 +58,8 @@ def open_torch_pickle(path: pathlib.Path) -> dict[str, StoredTensor]:
 
     **Returns:** one `StoredTensor` per name, in the file's order. Tied tensors are equal.
 
-    **Raises:** `CheckpointError` for any other file: truncated, compressed, legacy, big-endian, asking for something
-    that is no tensor, or describing a tensor that does not lie inside its storage.
+    **Raises:** `CheckpointError` for any other file: truncated, compressed, legacy, big-endian, with a global that is
+    not a tensor's, or with a tensor that does not lie inside its storage.
     """
     try:
         with _Frugal(open_regular(path).detach()) as file, zipfile.ZipFile(file) as archive:
@@ -71,7 +71,7 @@ def open_torch_pickle(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 class _Frugal(io.BufferedReader):
-    """Hands out no more than `LARGEST` bytes at once: zipfile asks for all that a file claims to hold."""
+    """A file that returns at most `LARGEST` bytes at once: zipfile requests as many bytes as a file claims to hold."""
 
     def read(self, size: int | None = -1) -> bytes:
         """As `io.BufferedReader.read`."""
@@ -82,7 +82,7 @@ class _Frugal(io.BufferedReader):
 
 
 def _why(path: pathlib.Path, error: Exception) -> str:
-    """The reason that `path` could not be opened, with a remedy for the known kinds of file."""
+    """The reason why `path` could not be opened, with a remedy for the known kinds of file."""
     if isinstance(error, OSError):
         return f"{error.strerror or error}."
     if isinstance(error, zipfile.BadZipFile):
@@ -113,7 +113,7 @@ def _read_archive(path: pathlib.Path, archive: zipfile.ZipFile, file: io.Buffere
         raise CheckpointError(f"`{path}` is big-endian. Save it again on a little-endian machine.")
 
     def storage(persistent_id: Any) -> _Storage:
-        """Where a storage lies, checked against the archive."""
+        """The location of a storage, checked against the archive."""
         if not isinstance(persistent_id, tuple) or len(persistent_id) != 5:
             raise ValueError("a persistent id that is no storage")
         kind, dtype, key, _, count = persistent_id
@@ -123,7 +123,7 @@ def _read_archive(path: pathlib.Path, archive: zipfile.ZipFile, file: io.Buffere
 
     @functools.cache
     def located(dtype: np.dtype, key: str, count: int) -> _Storage:
-        """As `storage`; many tensors may lie in one."""
+        """As `storage`, but cached, because many tensors may lie in one storage."""
         info = members[f"{root}data/{key}"]
         file.seek(info.header_offset)
         magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -257,7 +257,7 @@ def write_torch_pickle(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) ->
 
 
 def _constant(value: str | int | bool | tuple[int, ...]) -> bytes:
-    """The instructions that push a constant: its pickle without the first (protocol) and last (stop) instruction."""
+    """The instructions that push a constant: the pickle without its first (protocol) and last (stop) instruction."""
     return pickle.dumps(value, protocol=2)[2:-1]
 
 

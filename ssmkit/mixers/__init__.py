@@ -1,1 +1,1 @@
-"""Mixers: what a layer of a model does, under the cache protocol."""
+"""Mixers: the layers of a model, under the cache protocol."""

@@ -1,4 +1,4 @@
-"""Whether mixers fit the residual stream that they are to stand in: found out from shapes, when a model is made."""
+"""A check that mixers fit the residual stream. It uses shapes only, when a model is built."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from ._mixer import AbstractMixer
 
 
 def check_mixers(mixers: Sequence[AbstractMixer[Any]], width: int) -> None:
-    """Each mixer must map features of `width` to the same and keep the form of its cache.
+    """Check that each mixer maps features of `width` to features of `width` and keeps the form of its cache.
 
-    Nothing is computed: `prefill` and `step` are traced with one token, those of mixers of equal structure once.
+    Nothing is computed: `prefill` and `step` are traced with one token, once for all mixers of equal structure.
 
-    **Raises:** `ValueError` naming the mixer, what was got and what was expected.
+    **Raises:** `ValueError` naming the mixer, the actual and the expected value.
     """
     known = set()
     for i, mixer in enumerate(mixers):
@@ -69,7 +69,7 @@ def _form(leaf: Any) -> str:
 
 
 def _shapes(mixer: AbstractMixer[Any], method: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """The empty cache, and what the method returns for features of a shape; shapes and dtypes only."""
+    """The shapes and dtypes of the empty cache, and of the method's results for features of a shape."""
 
     def run(mixer: AbstractMixer[Any], x: jax.Array) -> tuple[Any, Any]:
         cache = mixer.reserve(mixer.init_cache(), 1)
@@ -79,7 +79,7 @@ def _shapes(mixer: AbstractMixer[Any], method: str, shape: tuple[int, ...]) -> t
 
 
 def _own_width(mixer: AbstractMixer[Any]) -> int | None:
-    """The width of features that the mixer maps to features of the same width, among the sizes of its parameters."""
+    """The width that the mixer maps to itself, searched among the sizes of its parameters."""
     for width in sorted({size for leaf in jax.tree.leaves(mixer) for size in getattr(leaf, "shape", ())}):
         try:
             _, (y, _) = _shapes(mixer, "prefill", (1, width))

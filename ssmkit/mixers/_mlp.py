@@ -1,4 +1,4 @@
-"""The channel mixing that many published models put between their sequence mixers."""
+"""The gated MLP that many published models put between their sequence mixers."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -18,7 +18,7 @@ from ._mixer import AbstractMixer, features_of
 
 
 class GatedMLP(AbstractMixer[tuple[()]]):
-    r"""$W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202): a mixer that remembers nothing."""
+    r"""A mixer without a state: $W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202)."""
 
     gate: Linear
     up: Linear
@@ -36,7 +36,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """SwiGLU with the default `activation`.
+        """Initialise the three projections. The default `activation` gives SwiGLU.
 
         **Arguments:**
 
@@ -55,7 +55,7 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         self.down = Linear(intermediate_size, width, use_bias=use_bias, dtype=dtype, key=down_key)
 
     def init_cache(self) -> tuple[()]:
-        """Nothing to remember."""
+        """The empty cache: an MLP has no state."""
         return ()
 
     @checks_itself
