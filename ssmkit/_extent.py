@@ -87,10 +87,10 @@ def extent_of(extent: Any, time: int) -> CheckedExtent:
 
 @checks_itself
 def reverse(x: Tree, extent: Extent = Extent()) -> Tree:
-    """Every sequence of an extent from its last token to its first, in the place where it stood.
+    """Reverse every sequence of an extent, in its own place.
 
-    Tokens that do not count stay where they are. Twice is not at all, and the extent of what is reversed is the same,
-    so that an encoder sees both ways:
+    Tokens that do not count stay where they are. Applied twice, the function returns its argument. The result has the
+    same extent, so that an encoder can use both directions:
 
         forth, _ = mixer.prefill(x, mixer.init_cache(), extent)
         back, _ = other.prefill(ssmkit.reverse(x, extent), other.init_cache(), extent)
@@ -99,7 +99,8 @@ def reverse(x: Tree, extent: Extent = Extent()) -> Tree:
     **Arguments:**
 
     - `x`: an array with a leading `time` axis, or a tree of them.
-    - `extent`: how many tokens count, and where sequences start. The first goes from token 0 to the first start.
+    - `extent`: how many tokens count, and where sequences start. The first sequence goes from token 0 to the first
+        start.
 
     **Returns:** the same tree.
 

@@ -1,6 +1,6 @@
 """Writing of files and folders: each is complete or absent, and a failure to write names the file and the reason.
 
-A file is written beside its place first. It moves there when it is on the disk and as readable as the umask says.
+A file is written beside its final place first. It is moved there when it is on the disk, with the mode of the umask.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     **Arguments:**
 
     - `path`: the file.
-    - `keep`: where what `path` held before goes; `None` to lose it.
+    - `keep`: the path to which the previous file moves; `None` deletes it.
 
     **Raises:** `OSError`, as `writing`; the previous file at `path` is then still there.
     """
@@ -41,14 +41,14 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_files(folder: Path, names: Iterable[str]) -> Iterator[Mapping[str, Path]]:
-    """Paths to write several files to, which take their places in a folder when all of them are written.
+    """Temporary paths for several files. The files move into a folder when all of them are written.
 
     **Arguments:**
 
-    - `folder`: made if it does not exist; other files in it stay as they are.
-    - `names`: of the files, each of which must be written.
+    - `folder`: the folder, created if necessary; other files in it stay unchanged.
+    - `names`: the names of the files; each of them must be written.
 
-    **Raises:** `OSError`, as `writing`; what the files held before is still there then.
+    **Raises:** `OSError`, as `writing`; the previous files are then still there.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,9 @@ def replacing_files(folder: Path, names: Iterable[str]) -> Iterator[Mapping[str,
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `target` when the block ends without an error.
+    """An empty temporary folder. It replaces `target` when the block ends without an error.
 
-    **Raises:** `OSError`, as `writing`; whatever `target` held before is still there then.
+    **Raises:** `OSError`, as `writing`; the previous content of `target` is then still there.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _move(scratch: Path, target: Path) -> None:
 
 
 def _modes(folder: Path) -> tuple[int, int]:
-    """The modes that the umask gives to files and folders; what libraries write, and temporary folders, are private."""
+    """The modes of the umask for files and folders. Temporary folders, and files of some libraries, are private."""
     file, inner = folder / ".file", folder / ".folder"
     file.touch()
     inner.mkdir()
@@ -112,7 +112,7 @@ def _modes(folder: Path) -> tuple[int, int]:
 
 
 def _settle(path: Path, mode: int) -> None:
-    """A file that is written is on the disk, and of a mode."""
+    """Flush a written file to the disk, and set its mode."""
     path.chmod(mode)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def hook(method: Method) -> Method:
-    """Marks a method of an abstract class whose subclasses may replace it, for it has a default that suits most."""
+    """Mark a method of an abstract class that subclasses may override, although it has a default."""
     setattr(method, _HOOK, True)
     return method
 

@@ -37,7 +37,7 @@ class Layer(dict[str, Any]):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModelConfig:
-    """What a `ssmkit.LanguageModel` is made of. In a file, `model_type` is `"ssmkit"`.
+    """The configuration of a `ssmkit.LanguageModel`. In a file, `model_type` is `"ssmkit"`.
 
         config = ssmkit.LanguageModelConfig(
             vocab_size=1024,
@@ -48,19 +48,19 @@ class LanguageModelConfig:
 
     **Arguments:**
 
-    - `vocab_size`: ids that can be produced.
-    - `hidden_size`: width of the residual stream.
-    - `layers`: first to last, each a table of a mixer's name, `mixer`, and that mixer's keywords. A mixer stands in a
-        pre-normalised residual branch, unless it is an `ssmkit.AbstractBlock`. An installed package adds mixers by
-        entry points of the group `ssmkit.mixers`.
+    - `vocab_size`: the number of ids that can be produced.
+    - `hidden_size`: the width of the residual stream.
+    - `layers`: the layers, first to last. Each is a table with a mixer's name, `mixer`, and that mixer's keywords. A
+        mixer is put into a pre-normalised residual branch, unless it is an `ssmkit.AbstractBlock`. An installed package
+        adds mixers by entry points of the group `ssmkit.mixers`.
     - `norm`: `"rms_norm"` or `"layer_norm"`, before every mixer and before the head.
-    - `norm_eps`: of these norms.
+    - `norm_eps`: the epsilon of these norms.
     - `tie_word_embeddings`: whether the head is the embedding.
     - `embedding_multiplier`, `final_logit_softcapping`: as for `ssmkit.LanguageModel`.
-    - `embedding_norm`: whether such a norm follows the embedding.
-    - `bos_token_id`, `eos_token_id`, `pad_token_id`: one id, several, or `None`. Generation stops at an end of text.
+    - `embedding_norm`: whether a norm of the same kind follows the embedding.
+    - `bos_token_id`, `eos_token_id`, `pad_token_id`: one id, several, or `None`. Generation stops at `eos_token_id`.
 
-    **Raises:** `ValueError` listing every value that cannot be, and every unknown or missing keyword of a mixer.
+    **Raises:** `ValueError` listing every invalid value, and every unknown or missing keyword of a mixer.
     """
 
     __no_type_check__ = True  # all that is wrong is listed at once
@@ -91,13 +91,13 @@ class LanguageModelConfig:
 def build_language_model(
     config: LanguageModelConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32
 ) -> LanguageModel:
-    """The model of a configuration, initialised at random.
+    """Build the model of a configuration, initialised at random.
 
     **Arguments:**
 
-    - `config`: the model.
+    - `config`: the configuration.
     - `key`: the key for the initialisation.
-    - `dtype`: of projections, convolutions and embeddings; what a mixer keeps in float32 stays so.
+    - `dtype`: the dtype of projections, convolutions and embeddings. Arrays that a mixer keeps in float32 stay float32.
 
     **Raises:** `ValueError` naming the layer whose keywords do not fit.
     """
@@ -121,7 +121,7 @@ def build_language_model(
 def _mixer(
     place: str, config: LanguageModelConfig, layer: Mapping[str, Any], key: PRNGKeyArray, dtype: DTypeLike
 ) -> AbstractMixer[Any]:
-    """A layer's mixer.
+    """Build the mixer of a layer.
 
     **Raises:** `ValueError` naming the layer when its keywords do not fit.
     """
@@ -136,7 +136,7 @@ def _mixer(
 
 
 def _layer(value: Any) -> Layer:
-    """A kind: the table of one layer, whose keywords its mixer has. What they say is the mixer's to judge."""
+    """A kind: the table of one layer, with keywords that its mixer has. The mixer itself checks their values."""
     if not isinstance(value, Mapping) or not isinstance(value.get("mixer"), str):
         raise ValueError('a table with the name of a mixer, such as {"mixer": "gla", "num_heads": 4}')
     name = value["mixer"]

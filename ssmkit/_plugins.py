@@ -1,4 +1,4 @@
-"""Objects found by name: those that come with the package, and those that installed packages add."""
+"""Tables of objects by name: ssmkit's own objects, and those that installed packages add."""
 
 import dataclasses
 import functools
@@ -10,10 +10,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A table of objects, none of which is imported before it is asked for.
+    """A table of objects. An object is imported when it is first requested.
 
     An installed package adds its own with an entry point of this group
-    (https://packaging.python.org/en/latest/specifications/entry-points). Names that come with ssmkit cannot be taken.
+    (https://packaging.python.org/en/latest/specifications/entry-points). It cannot use ssmkit's own names.
     """
 
     group: str
@@ -24,7 +24,7 @@ class Named:
     def __getitem__(self, name: str) -> Any:
         """The object of that name.
 
-        **Raises:** `KeyError` when there is none, and whatever importing it raises.
+        **Raises:** `KeyError` when there is no such object, and any exception of its import.
         """
         if name in self.built_in:
             return pkgutil.resolve_name(self.built_in[name])
@@ -39,7 +39,7 @@ class Named:
         return [name for name in self._installed() if name not in self.built_in]
 
     def names(self) -> list[str]:
-        """All names, those of ssmkit's own first."""
+        """All names, with ssmkit's own names first."""
         return [*self.built_in, *self.added()]
 
     def _installed(self) -> dict[str, importlib.metadata.EntryPoint]:
@@ -48,5 +48,5 @@ class Named:
 
 @functools.cache
 def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """The entry points of a group by name; packages that are installed later are seen by the next process."""
+    """The entry points of a group, by name. The next process sees packages that are installed later."""
     return {point.name: point for point in importlib.metadata.entry_points(group=group)}

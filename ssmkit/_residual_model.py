@@ -124,9 +124,9 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         length: Length | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "time width"], tuple[Cache, ...]]:
-        """What the head makes logits of, after every token: the final norm's output, for probes and other heads.
+        """The output of the final norm after every token, from which the head computes logits. It serves probes.
 
-        **Arguments:** as for `forward`; without a cache, from the empty one.
+        **Arguments:** as for `forward`; without a cache, from the empty cache.
 
         **Returns:** features, and the cache after the last token that counts.
         """
@@ -195,8 +195,8 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         mixers = [GLAMixer(256, key=key_0), ssmkit.GatedMLP(256, intermediate_size=683, key=key_1)]
         model = ssmkit.LanguageModel(vocab_size=50257, width=256, mixers=mixers, key=key)
 
-    Mixers may be of different kinds; each keeps its own cache. A model that is to be saved is written as a
-    `ssmkit.LanguageModelConfig` instead, and made by `ssmkit.build`.
+    Mixers may be of different kinds; each has its own cache. To save a model, describe it by a
+    `ssmkit.LanguageModelConfig` instead, and build it with `ssmkit.build`.
     """
 
     vocab_size: int = eqx.field(static=True)
@@ -236,7 +236,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         - `embedding_norm`: makes a norm between the embedding and the first mixer: the `ln0` of RWKV.
         - `final_logit_softcapping`: $c$; logits $z$ become $c \tanh(z / c)$. It is 30 in Gemma and RecurrentGemma,
             which calls it `logits_soft_cap`.
-        - `config`: what all this was made of, kept as `model.config`: `ssmkit.build` gives it.
+        - `config`: the configuration of the model, stored as `model.config`; `ssmkit.build` passes it.
         - `dtype`: the dtype of the embedding and the head.
         - `key`: the key for the initialisation.
 

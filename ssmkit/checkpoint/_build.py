@@ -1,4 +1,4 @@
-"""Models from their configurations alone, with random weights."""
+"""Building of models from their configurations, with random weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,19 +18,19 @@ from ._errors import CheckpointError
 
 @checks_itself
 def build(config: Any, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> AbstractLanguageModel[Any]:
-    """The model that a configuration describes, with random weights.
+    """Build the model that a configuration describes, with random weights.
 
     **Arguments:**
 
-    - `config`: a configuration, such as a `ssmkit.LanguageModelConfig` or a `Mamba2Config`, or what a configuration
-        file holds: a dictionary whose `model_type` says which it is.
+    - `config`: a configuration, such as a `ssmkit.LanguageModelConfig` or a `Mamba2Config`, or the content of a
+        configuration file: a dictionary whose `model_type` names the architecture.
     - `key`: the key for the initialisation.
-    - `dtype`: of projections, convolutions and embeddings; what a model keeps in float32 stays so.
+    - `dtype`: the dtype of projections, convolutions and embeddings. Arrays that a model keeps in float32 stay float32.
 
     **Returns:** the model, which has the configuration as `model.config`.
 
-    **Raises:** `CheckpointError`, a `ValueError`, when the configuration is of no known architecture, or listing
-    every key that cannot be honoured.
+    **Raises:** `CheckpointError`, a `ValueError`, when the architecture of the configuration is unknown, or listing
+    every unsupported key.
     """
     check_one_key(key)
     check_dtype(dtype)

@@ -1,4 +1,4 @@
-"""Models to checkpoints."""
+"""Writing of models as checkpoints."""
 
 import json
 import os
@@ -25,18 +25,18 @@ from ._torch_pickle import write_torch_pickle
 def save_pretrained(
     model: Any, directory: str | os.PathLike[str], *, format: str | None = None, tokenizer: Tokenizer | None = None
 ) -> None:
-    """Write a model so that `from_pretrained` gives it back bit for bit, and other software can read it.
+    """Write a model so that `from_pretrained` restores it bit for bit, and other software can read it.
 
-    All files are written in full beside their final places and then moved there, so that an interrupted save never
-    leaves half a file, and one that fails leaves what was there before.
+    All files are written completely beside their final places and then moved there. An interrupted save therefore never
+    leaves half a file, and a failed save leaves the previous files.
 
     **Arguments:**
 
-    - `model`: of a known architecture.
-    - `directory`: made if it does not exist; files of the same names are replaced.
-    - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`; `None` for its first one.
-    - `tokenizer`: of the model, to be written beside it. The command line, and `Tokenizer.from_file(directory)`, find
-        it there; without one, `--tokenizer` must name one.
+    - `model`: a model of a known architecture.
+    - `directory`: the folder, created if necessary; files of the same names are replaced.
+    - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`; `None` for the first dialect.
+    - `tokenizer`: the tokenizer of the model, written beside it. The command line, and
+        `Tokenizer.from_file(directory)`, find it there. Without it, the command line needs `--tokenizer`.
 
     **Raises:** `CheckpointError` when the architecture is not known, or the format cannot express the model;
     `OSError` naming the file that cannot be written, such as on a full disk.
@@ -82,7 +82,7 @@ def _save_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> Non
 
 @checks_itself
 def check_writable(model: Any, *, format: str | None = None) -> None:
-    """Ask whether `save_pretrained` could write a model, before work is put into it.
+    """Check that `save_pretrained` could write a model, before work such as training starts.
 
     **Arguments:**
 
@@ -109,7 +109,7 @@ def _is_int8(node: Any) -> bool:
 
 @checks_itself
 def _layout(model: Any, format: str | None) -> tuple[Dialect, Callable[[Any, str], dict[str, Any]]]:
-    """The dialect of that name of the model's architecture, and its writer of configurations."""
+    """The dialect of this name in the model's architecture, and its function that writes configurations."""
     if any(map(_is_int8, jax.tree.leaves(model, is_leaf=_is_int8))):
         raise CheckpointError(
             "`model` is quantised to int8, which no format here can express. Save what it was made of."

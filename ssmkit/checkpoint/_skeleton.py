@@ -1,7 +1,7 @@
-"""A model before its weights: the shapes of its arrays, and never more of them than the files can fill.
+"""The skeleton of a model before its weights are loaded: the shapes of its arrays, bounded by the files.
 
-A configuration is a few bytes and may ask for anything. Before a model is laid out, its sizes are compared with what
-lies in the files, and the tensors of all layers with those of the first.
+A configuration has a few bytes and may name any size. Before a skeleton is made, the sizes are compared with the
+content of the files, and the tensors of all layers with those of the first layer.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ _FREE_ENTRIES = 64  # lists up to here may be anything, such as the ids that end
 
 
 def check_sizes(architecture: Architecture, dialect: Dialect, config: Any, tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse a configuration that names a size which the tensors cannot have.
+    """Refuse a configuration with a size that the tensors cannot have.
 
-    No size of a model is larger than the number of its weights, and every layer has a tensor of its own.
+    No size of a model is larger than the number of its weights, and every layer has its own tensors.
 
     **Arguments:**
 
-    - `architecture`, `dialect`, `config`: what the configuration says.
-    - `tensors`: all that the files hold.
+    - `architecture`, `dialect`, `config`: the configuration, with its architecture and dialect.
+    - `tensors`: all tensors of the files.
 
     **Raises:** `CheckpointError` listing every such size.
     """
@@ -56,7 +56,7 @@ def check_sizes(architecture: Architecture, dialect: Dialect, config: Any, tenso
 
 
 def _integers(place: str, value: Any) -> Iterator[tuple[str, int]]:
-    """The integers in a value of a configuration, each with where it stands."""
+    """The integers in a value of a configuration, each with its place."""
     if isinstance(value, int):
         yield place, value
     elif isinstance(value, tuple):
@@ -72,7 +72,7 @@ def skeleton(architecture: Architecture, dialect: Dialect, config: Any, dtype: D
 
     **Arguments:**
 
-    - `architecture`, `dialect`, `config`: what to build.
+    - `architecture`, `dialect`, `config`: the configuration of the model, with its architecture and dialect.
     - `dtype`: as for the model's class.
 
     **Raises:** `CheckpointError` when the configuration describes no model.
@@ -81,7 +81,7 @@ def skeleton(architecture: Architecture, dialect: Dialect, config: Any, dtype: D
 
 
 def _laid_out(dialect: Dialect, build: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives, with `jax.ShapeDtypeStruct`s in place of arrays; whatever it raises blames the file."""
+    """The result of a function, with `jax.ShapeDtypeStruct`s in place of arrays. Its exceptions blame the file."""
     try:
         return eqx.filter_eval_shape(build, *arguments)
     except (ArithmeticError, MemoryError, TypeError, ValueError, jax.errors.JaxRuntimeError) as error:
@@ -89,9 +89,9 @@ def _laid_out(dialect: Dialect, build: Callable[..., Any], *arguments: Any) -> A
 
 
 def shallow(architecture: Architecture, config: Any) -> tuple[Any, int]:
-    """A configuration of one layer, and how many layers of this kind the model has.
+    """The configuration with one layer, and the number of layers of this kind in the model.
 
-    Of an architecture that names no `layers` it is the configuration itself, once.
+    For an architecture without `layers`, they are the configuration itself and 1.
     """
     if architecture.layers is None:
         return config, 1
@@ -101,7 +101,7 @@ def shallow(architecture: Architecture, config: Any) -> tuple[Any, int]:
 def arrays_of(
     architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every array of the model by its path. One layer is laid out, for all are alike.
+    """Every array of the model by its path. Only one layer is built, because all layers are alike.
 
     **Arguments:**
 
@@ -129,7 +129,7 @@ def array_path(keys: tuple[Any, ...]) -> str:
 
 
 def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> int:
-    """What the cache of one sequence takes. One layer is laid out, for all are alike.
+    """The number of bytes of one sequence's cache. Only one layer is built, because all layers are alike.
 
     **Arguments:**
 
@@ -144,7 +144,7 @@ def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype
 
 
 def _places(path: str, offset: int) -> Iterator[str]:
-    """The path of the array of a later layer; nothing for an array that belongs to no layer, but the first time."""
+    """The path of the array in a later layer. An array that belongs to no layer has a path the first time only."""
     moved = _INDEX.sub(lambda index: str(int(index[0]) + offset), path, count=1)
     if moved != path or offset == 0:
         yield moved

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="The text to continue; `-`, or a pipe alone, is standard input."),
+        typer.Argument(metavar="[PROMPT]", help="The text to continue; `-`, or a pipe, reads standard input."),
     ] = None,
     prompt_file: Annotated[
         str | None,
@@ -68,7 +68,7 @@ def generate(
     no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
-    no_echo: Annotated[bool, typer.Option("--no-echo", help="Write what is added, without the prompt.")] = False,
+    no_echo: Annotated[bool, typer.Option("--no-echo", help="Write only the new text, without the prompt.")] = False,
     json: JSONOption = False,
 ) -> None:
     """Continue a text, or several.
@@ -124,7 +124,7 @@ class _Request(NamedTuple):
     seed: int
 
     def stream(self, prompts: Any) -> "Stream":
-        """The texts of continuations, as they come."""
+        """Stream the texts of continuations."""
         import jax
 
         from .. import stream
@@ -142,7 +142,7 @@ class _Request(NamedTuple):
 
 
 def _show_one(ask: _Request, text: str) -> dict[str, str]:
-    """Write a text and the continuation of the only prompt as it comes.
+    """Write a text, and the continuation of the only prompt as it is generated.
 
     **Returns:** the statistics.
     """
@@ -168,7 +168,7 @@ def _show_one(ask: _Request, text: str) -> dict[str, str]:
 def _several(ask: _Request, n: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """`n` continuations of every prompt in one batch; each prompt is consumed once.
 
-    **Returns:** what is known of each continuation, and the statistics.
+    **Returns:** the facts about each continuation, and the statistics.
     """
     import jax
     import jax.numpy as jnp
@@ -230,7 +230,7 @@ def _sampler(
     min_p: float | None,
     repetition_penalty: float | None,
 ) -> "AbstractSampler":
-    """Greedy at temperature 0, where the filters change nothing, but the penalty does.
+    """The sampler. At temperature 0 it is greedy: filters change nothing there, but the penalty does.
 
     **Raises:** `ValueError` naming every option that is out of range.
     """

@@ -1,4 +1,4 @@
-"""Where `ssmkit generate` takes its prompts from."""
+"""Reading of the prompts of `ssmkit generate`."""
 
 import os
 import re
@@ -12,21 +12,21 @@ _WRITTEN = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def unescaped(text: str) -> str:
-    r"""A text of one line in which `\n`, `\r`, `\t` and `\\` are written as in Python."""
+    r"""Resolve the escapes `\n`, `\r`, `\t` and `\\` of a text on one line, as in Python."""
     return re.sub(r"\\([nrt\\])", lambda found: _WRITTEN[found[1]], text)
 
 
 def read_prompts(prompt: str | None, file: str | None, batch: str | None) -> list[str]:
-    """The prompts: one, or those of a batch.
+    """Read the prompts: one, or those of a batch.
 
     **Arguments:**
 
-    - `prompt`: the text itself, or `-` for standard input, which is also read where nothing is given and it is no
-        terminal.
-    - `file`: a file that is one prompt, or `-`.
+    - `prompt`: the text itself, or `-` for standard input. Without any argument, standard input is read too if it is
+        not a terminal.
+    - `file`: a file with one prompt, or `-`.
     - `batch`: a file with one prompt per line, or `-`.
 
-    **Raises:** `ValueError` when there is none, or several sources, or one is empty or not UTF-8.
+    **Raises:** `ValueError` when there is no source or more than one, or when a prompt is empty or not UTF-8.
     """
     given = [source for source in (prompt, file, batch) if source is not None]
     is_piped = not given and sys.stdin is not None and not sys.stdin.isatty()

@@ -1,4 +1,4 @@
-"""The model that `ssmkit train` makes of the table `[model]`, checked before anything is built."""
+"""The model that `ssmkit train` builds from the table `[model]`, checked before anything is built."""
 
 import dataclasses
 import functools
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def complete_model(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Every key of a model's configuration, those that the table leaves out with their defaults.
+    """Every key of a model's configuration; keys that the table leaves out have their defaults.
 
-    **Raises:** `ValueError` listing the keys that are unknown or lack, and the values that cannot be.
+    **Raises:** `ValueError` listing unknown keys, missing keys and invalid values.
     """
     architecture = _architecture(table)
     try:
@@ -30,7 +30,7 @@ def complete_model(table: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def make_model(run: "TrainConfig", vocab_size: int) -> Any:
-    """The model that a run starts from.
+    """Build the model from which a run starts.
 
     **Raises:** `ValueError` when its training takes more memory than the machine has.
     """
@@ -45,9 +45,9 @@ def make_model(run: "TrainConfig", vocab_size: int) -> Any:
 
 
 def _architecture(table: Mapping[str, Any]) -> "Architecture":
-    """The architecture that a table's `model_type` names, Mamba-2 where it names none.
+    """The architecture that a table's `model_type` names; Mamba-2 without a `model_type`.
 
-    **Raises:** `ValueError` when there is none of that name.
+    **Raises:** `ValueError` when there is no architecture of that name.
     """
     from ..checkpoint import architectures, shown
 
@@ -58,7 +58,7 @@ def _architecture(table: Mapping[str, Any]) -> "Architecture":
 
 
 def _configured(architecture: "Architecture", table: Mapping[str, Any], vocab_size: int) -> Any:
-    """The configuration that a table describes; how many ids there are, the tokenizer decides.
+    """The configuration that a table describes; the tokenizer decides the number of ids.
 
     **Raises:** `ValueError`, as `record` and the configuration.
     """
@@ -68,9 +68,9 @@ def _configured(architecture: "Architecture", table: Mapping[str, Any], vocab_si
 
 
 def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any) -> None:
-    """Weights, gradients and AdamW's two moments, and the logits of a batch: the least that training takes.
+    """Check the memory for weights, gradients, AdamW's two moments, and the logits of a batch, which training needs.
 
-    **Raises:** `ValueError` when that is more than the machine has, or the model cannot be built.
+    **Raises:** `ValueError` when the machine has less memory, or when the model cannot be built.
     """
     import jax
     import jax.numpy as jnp
@@ -92,7 +92,7 @@ def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any)
 
 
 def _memory_of_the_host() -> int | None:
-    """In bytes; `None` where the system does not say."""
+    """The memory of the machine in bytes; `None` if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

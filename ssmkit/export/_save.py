@@ -91,9 +91,9 @@ def _listed(name: str, given: Any) -> list[Any]:
 
 
 def _room(model: AbstractLanguageModel, context: Any) -> int:
-    """How many tokens the cache is made for; 0 where it needs no room.
+    """The number of tokens for which the cache has room; 0 if it needs no room.
 
-    **Raises:** `ValueError` when `context` is no number of tokens, or missing where the cache needs room.
+    **Raises:** `ValueError` when `context` is not a number of tokens, or is missing although the cache needs room.
     """
     room = whole(context)
     if context is not None and (room is None or room < 1):

@@ -17,7 +17,7 @@ from ._state import Generation, TextGeneration
 from ._task import Asked, at_once, exhausted, from_generation, from_prompts, turns
 
 
-# Tokens per dispatch where what comes next depends on the host, which looks for stop texts.
+# The number of tokens per dispatch if the host must search for stop texts.
 _TURN = 64
 
 Ids: TypeAlias = Sequence[int] | TokensLike
@@ -97,15 +97,15 @@ def generate(
         cache. A repetition penalty does not see the earlier tokens.
     - `key`: a `Sampler` needs it. With one key, row `i` uses `jax.random.fold_in(key, i)`, so that a row does not
         depend on the other rows or their number. One key per row is possible too.
-    - `log_probs`: keeps the log-probability of every token generated, and of this many that were the most probable in
-        its place, 0 or more. Each number has an executable of its own.
-    - `tokenizer`: prompts may then be texts: one, or several, ids among them. What the tokenizer puts around a text,
-        such as a BOS, is left out where there is a `cache`.
-    - `stop_text`: one text or several, for which a `tokenizer` is needed; or a list with one of these per prompt. A row
-        ends with the token that completes the first of them, however its characters are cut into tokens. Where there
-        are any, 64 tokens are generated per dispatch.
+    - `log_probs`: a number of 0 or more. Keeps the log-probability of every generated token, and of this number of the
+        most probable tokens at the same position. Each number has its own executable.
+    - `tokenizer`: with it, prompts may be one text or several, also mixed with ids. With a `cache`, the special tokens
+        that the tokenizer puts around a text, such as BOS, are left out.
+    - `stop_text`: one text or several, or a list with one of these per prompt; it needs a `tokenizer`. A row ends with
+        the token that completes a stop text, wherever tokens split its characters. With stop texts, 64 tokens are
+        generated per dispatch.
 
-    **Returns:** a `Generation`; with a `tokenizer`, a `TextGeneration`, which has the texts too.
+    **Returns:** a `Generation`; with a `tokenizer`, a `TextGeneration`, which also has the texts.
 
     **Raises:** `ValueError` naming the argument; `FloatingPointError` when the model's logits are not finite.
     """

@@ -1,4 +1,4 @@
-"""What the decode loop writes down for each token that it generates."""
+"""The records that the decode loop keeps for each generated token."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Int
 
 
 class Records(NamedTuple):
-    """The loop's buffers, or what is written into them for one token; without a `new` axis then.
+    """The loop's buffers, or the record of one token, which has no `new` axis.
 
-    Without log-probabilities, their three are `None`, and nothing of them is computed or carried.
+    Without log-probabilities, the three fields for them are `None`, and they are neither computed nor carried.
     """
 
     tokens: Int[Array, "batch ..."]
@@ -20,7 +20,7 @@ class Records(NamedTuple):
 
 
 def empty(size: int, capacity: int, top: int | None) -> Records:
-    """Buffers of `size` rows for `capacity` tokens, with room for the `top` most probable ones."""
+    """Empty buffers of `size` rows for `capacity` tokens, with room for the `top` most probable tokens."""
     tokens = jnp.zeros((size, capacity), jnp.int32)
     if top is None:
         return Records(tokens)
@@ -29,13 +29,13 @@ def empty(size: int, capacity: int, top: int | None) -> Records:
 
 
 def of_token(chosen: Int[Array, " batch"], logits: Float[Array, "batch vocab"], top: int | None) -> Records:
-    """What is written down for the token `chosen` by logits."""
+    """The record of the token `chosen` by logits."""
     if top is None:
         return Records(chosen)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     own = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
 
-    # One maximum after the other, the lowest id among equals: as many passes as are asked for, and no sorting.
+    # One maximum after the other, with the lowest id among equals: `top` passes, without sorting.
     def best(rest, _):
         token = jnp.argmax(rest, axis=1)
         is_token = jnp.arange(rest.shape[1], dtype=token.dtype)[None, :] == token[:, None]
@@ -46,7 +46,7 @@ def of_token(chosen: Int[Array, " batch"], logits: Float[Array, "batch vocab"], 
 
 
 def filled(records: Records, lengths: Int[Array, " batch"], last: Int[Array, " batch"]) -> Records:
-    """The buffers, where past a row's length its tokens are its `last`, and all else is 0."""
+    """The buffers with the entries past each row's length set: tokens to the row's `last`, all others to 0."""
     new = jnp.arange(records.tokens.shape[1], dtype=jnp.int32)
     is_written = new[None, :] < lengths[:, None]
     zeroed = jax.tree.map(

@@ -67,7 +67,7 @@ class Generation(eqx.Module, Generic[Cache]):
 
 @dataclasses.dataclass(frozen=True)
 class TextGeneration(Generic[Cache]):
-    """What `ssmkit.generate` gives with a tokenizer."""
+    """The result of `ssmkit.generate` with a tokenizer."""
 
     texts: list[str]
     """What each row adds to its prompt: without its stop token, and up to where a stop text begins."""

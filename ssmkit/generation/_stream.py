@@ -1,4 +1,4 @@
-"""Tokens as they come."""
+"""Streaming of generated tokens."""
 
 import itertools
 from collections.abc import Generator, Iterator, Sequence
@@ -20,15 +20,15 @@ from ._state import Generation
 from ._task import Asked, from_generation, from_prompts, turns
 
 
-# Tokens per dispatch, after the first.
+# The number of tokens per dispatch, after the first token.
 _TURN = 16
 
 
 class Stream(Iterator[Any], Generic[Cache]):
-    """What is generated, as it comes; and, once all has come, the `generation` that it amounts to."""
+    """An iterator over generated items. At its end it has the resulting `generation`."""
 
     def __init__(self, items: Generator[Any, None, Generation[Cache]]):
-        """**Arguments:** `items`: a generator whose value is the generation."""
+        """**Arguments:** `items`: a generator that returns the generation at its end."""
         self._items = items
         self._generation: Generation[Cache] | None = None
 
@@ -42,9 +42,9 @@ class Stream(Iterator[Any], Generic[Cache]):
 
     @property
     def generation(self) -> Generation[Cache]:
-        """What `ssmkit.generate` would have given, with the cache to go on from.
+        """The result that `ssmkit.generate` would have returned, with the cache from which to continue.
 
-        **Raises:** `ValueError` while the stream has not ended: not all of it exists yet.
+        **Raises:** `ValueError` while the stream has not ended.
         """
         if self._generation is None:
             raise ValueError("`generation` is there when the stream has ended: take all of its items first.")
@@ -65,7 +65,7 @@ def stream(
     tokenizer: Tokenizer | None = None,
     stop_text: StopTexts = None,
 ) -> Stream[Cache]:
-    """What `generate` gives, as it comes: the first token at once, then several per dispatch.
+    """Yield the tokens of `generate` as they are generated: the first at once, then several per dispatch.
 
         stream = ssmkit.stream(model, [72, 101, 108])
         for token in stream:
@@ -74,13 +74,13 @@ def stream(
 
     **Arguments:** as `generate`, and
 
-    - `prompts`: one prompt, its ids or its text; or a batch, as for `generate`; or a `Generation` to go on from, as for
+    - `prompts`: one prompt, as ids or text; or a batch, as for `generate`; or a `Generation` to continue, as for
         `resume`, without `lengths` and `cache`.
 
-    **Returns:** an iterator. For one prompt its items are ids, a stop token being the last; for a batch they are lists
-    with an id for every row, `None` once that has ended. With a `tokenizer` they are pieces of text in place of ids. A
-    piece never splits a character, and is no part of a stop text: what may be the beginning of one is held back until
-    it is decided, and a row of a batch has an empty piece for so long.
+    **Returns:** an iterator. For one prompt, its items are ids; a stop token is the last item. For a batch, they are
+    lists with an id for every row, and `None` for rows that have ended. With a `tokenizer`, pieces of text replace the
+    ids. A piece never splits a character and is never a part of a stop text. The possible beginning of a stop text is
+    held back until it is decided; a row of a batch has empty pieces meanwhile.
 
     **Raises:** as `generate`, at the call rather than at the first token.
     """
@@ -97,7 +97,7 @@ def stream(
 
 
 def _row(turns: Generator[list[list[Any]], None, Generation]) -> Generator[Any, None, Generation]:
-    """The items of the only row; of texts, those that are not empty."""
+    """The items of the only row; empty texts are left out."""
     while True:
         try:
             (row,) = next(turns)
@@ -107,7 +107,7 @@ def _row(turns: Generator[list[list[Any]], None, Generation]) -> Generator[Any, 
 
 
 def _columns(turns: Generator[list[list[Any]], None, Generation]) -> Generator[list[Any], None, Generation]:
-    """The items of all rows, token by token; `None` where a row has no more."""
+    """The items of all rows, token by token; `None` for a row without further tokens."""
     while True:
         try:
             rows = next(turns)

@@ -1,4 +1,4 @@
-"""What `generate`, `resume` and `stream` have in common: their arguments, checked, and two ways of running them."""
+"""The common part of `generate`, `resume` and `stream`: the check of their arguments, and two ways to run them."""
 
 import dataclasses
 from collections.abc import Generator, Sequence
@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 
 
 class Asked(NamedTuple):
-    """What a user asks for, as given."""
+    """The arguments of a user, as given."""
 
     max_new_tokens: Any
     sampler: Any
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a user asks for, checked. It is run once: a start is donated."""
+    """The checked arguments of a user. A task runs once, because its start is donated."""
 
     model: Any
     start: Rows | tuple[Prompts, Any, Any]
@@ -57,9 +57,9 @@ class Task(NamedTuple):
 
         **Arguments:**
 
-        - `limits`: for each row of the user.
-        - `capacity`: at least the largest of them; static.
-        - `start`: as the field; donated.
+        - `limits`: the limit of each row of the user.
+        - `capacity`: static; at least the largest limit.
+        - `start`: as the field of this name; donated.
 
         **Raises:** `FloatingPointError` when the model's logits are not finite.
         """
@@ -121,7 +121,7 @@ def from_generation(model: Any, generation: Any, asked: Asked) -> Task:
 
 
 def at_once(task: Task) -> Generation:
-    """All tokens in one executable."""
+    """Generate all tokens in one executable."""
     most = max(task.limits)
     result = task.run(task.limits, 0 if most == 0 else bucket(most), task.start)
     ids = _new_ids(result, len(task.limits))
@@ -131,15 +131,15 @@ def at_once(task: Task) -> Generation:
 
 
 def turns(task: Task, first: int, length: int) -> Generator[list[list[Any]], None, Generation]:
-    """A few tokens at a time, each turn one dispatch.
+    """Generate a few tokens per turn, with one dispatch per turn.
 
     **Arguments:**
 
-    - `first`: tokens of the first turn, at most `length`.
-    - `length`: tokens of every other.
+    - `first`: the number of tokens of the first turn, at most `length`.
+    - `length`: the number of tokens of every other turn.
 
-    **Returns:** an iterator over turns: for every row its new ids, or the pieces of its text; fewer, or none, where it
-    has ended. The iterator's value is what all of them together give, as `at_once` would.
+    **Returns:** an iterator over turns. A turn has the new ids of every row, or the pieces of its text; an ended row
+    has fewer or none. At its end the iterator returns the result of all turns, as `at_once` does.
     """
     start = task.start if isinstance(task.start, Rows) else task.run([0] * len(task.limits), 0, task.start).rows
     left, ask, records, lengths = task.limits, first, [], [0] * len(task.limits)
@@ -159,7 +159,7 @@ def _next_limits(left: Sequence[int], most: int, finished: np.ndarray) -> list[i
 
 
 def exhausted(generator: Generator[Any, None, Tree]) -> Tree:
-    """The value of a generator, whose items nobody wants."""
+    """The return value of a generator, whose items are dropped."""
     while True:
         try:
             next(generator)
@@ -168,10 +168,10 @@ def exhausted(generator: Generator[Any, None, Tree]) -> Tree:
 
 
 def _turn(task: Task, limits: list[int], capacity: int, is_last: Sequence[bool], start: Rows):
-    """One turn, and for every row its new ids, or the pieces of its text.
+    """Run one turn, and return for every row its new ids, or the pieces of its text.
 
-    Where a stop text ends rows before their limits, the turn is run again from its start with limits that end them
-    there: rows are always what their tokens give, and nothing of what would have followed.
+    If a stop text ends rows before their limits, the turn is run again from its start, with limits that end the rows
+    there. Rows are therefore always the state after exactly their tokens.
     """
     kept = jax.tree.map(jnp.copy, start) if task.has_stop_texts else None
     turn = task.run(limits, capacity, start)
@@ -197,7 +197,7 @@ def _new_ids(result: Generation, rows: int) -> list[list[int]]:
 def _read(
     transcripts: list[Transcript], ids: list[list[int]], result: Generation, is_last: Sequence[bool]
 ) -> list[list[str]]:
-    """What new ids add to the texts of all rows."""
+    """The pieces that new ids add to the texts of all rows."""
     finished = np.asarray(result.finished)
     return [
         transcript.read(own, at_stop_token=bool(finished[i]), is_last=bool(finished[i] or is_last[i]))
@@ -206,9 +206,9 @@ def _read(
 
 
 def _concluded(task: Task, records: list[Records], rows: Rows, lengths: list[int]) -> Generation:
-    """The user's rows, with what was written down turn by turn."""
+    """The result of a task: the user's rows, with the records of all turns."""
     count, most = len(task.limits), max(task.limits)
-    # On the host: there, nothing is compiled for a size.
+    # This runs on the host, where nothing is compiled for a size.
     nothing = jax.tree.map(np.asarray, empty(count, 0, task.log_probs))
     whole = jax.tree.map(lambda *parts: np.concatenate([part[:count] for part in parts], axis=1), nothing, *records)
     short = most - whole.tokens.shape[1]
@@ -249,12 +249,12 @@ def _read_log_probs(log_probs: Any, vocab_size: int) -> int | None:
 
 
 def _records(result: Generation, count: int) -> Records:
-    """What was written down for the first `count` tokens."""
+    """The records of the first `count` tokens."""
     return jax.tree.map(lambda x: np.asarray(x)[:, :count], Records(*(getattr(result, n) for n in Records._fields)))
 
 
 def _padded(rows: Rows) -> Rows:
-    """A copy with as many rows as an executable has; those that are added are finished."""
+    """A copy with the number of rows of an executable; added rows are finished."""
     count = rows.finished.shape[0]
     size = batch_bucket(count)
     finished = np.pad(np.asarray(rows.finished), (0, size - count), constant_values=True)
@@ -262,7 +262,7 @@ def _padded(rows: Rows) -> Rows:
 
 
 def _with_rows(tree: Tree, rows: int, size: int) -> Tree:
-    """A copy of so many rows with `size` rows: the first ones, or the last one again and again."""
+    """A copy with `size` rows: the first rows, or all rows and the last one repeated."""
     return jax.tree.map(jnp.copy, tree) if rows == size else _resized(tree, size)
 
 

@@ -1,4 +1,4 @@
-"""Texts in place of ids: prompts are encoded, and what is generated is decoded as it comes."""
+"""Texts in place of ids: prompts are encoded, and generated tokens are decoded one after the other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,13 @@ from ..text._tokenizer import Tokenizer
 
 
 class Transcript:
-    """The text of one row, from its tokens as they come, up to where a stop text begins."""
+    """The text of one row, decoded token by token, up to the beginning of a stop text."""
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stops: Sequence[str]):
         """**Arguments:**
 
-        - `after`: ids before the first of the row's tokens.
-        - `stops`: the texts to end before.
+        - `after`: ids before the row's first token.
+        - `stops`: the stop texts.
         """
         self._decoding, self._before = tokenizer.decoding(after), Before(stops)
         self.text = ""
@@ -26,15 +26,15 @@ class Transcript:
         return self._before.found
 
     def read(self, ids: Sequence[int], *, at_stop_token: bool, is_last: bool) -> list[str]:
-        """What further tokens add to the text.
+        """The pieces that further tokens add to the text.
 
         **Arguments:**
 
         - `ids`: the tokens.
-        - `at_stop_token`: whether the last of them is a stop token, which is no part of the text.
-        - `is_last`: whether nothing follows.
+        - `at_stop_token`: whether the last token is a stop token, which is not a part of the text.
+        - `is_last`: whether no tokens follow.
 
-        **Returns:** a piece for each token that was read: all of them, or those up to the end of a stop text.
+        **Returns:** a piece for each token that was read: all tokens, or those up to the end of a stop text.
         """
         pieces = []
         for i, token in enumerate(ids):
@@ -49,14 +49,17 @@ class Transcript:
 
 
 def read_tokenizer(tokenizer: Any) -> Tokenizer | None:
-    """**Raises:** `ValueError` for what is none."""
+    """Check a tokenizer.
+
+    **Raises:** `ValueError` when the argument is not one.
+    """
     if not isinstance(tokenizer, Tokenizer | None):
         raise ValueError(f"`tokenizer` must be an `ssmkit.Tokenizer`, got {shown(tokenizer)}.")
     return tokenizer
 
 
 def encoded(prompts: Any, tokenizer: Tokenizer | None, *, special: bool) -> Any:
-    """Prompts with the ids of texts in place of these; one text is a batch of one."""
+    """Prompts with ids in place of texts; one text is a batch of one."""
     if tokenizer is None:
         return prompts
     if isinstance(prompts, str):
@@ -71,11 +74,11 @@ def read_stop_texts(stop_text: Any, tokenizer: Tokenizer | None, rows: int) -> l
 
     **Arguments:**
 
-    - `stop_text`: the user's: one text, several, or `None`; or a list of these, one per row.
-    - `tokenizer`: what decodes.
-    - `rows`: how many rows the user has.
+    - `stop_text`: the user's argument: one text, several, or `None`; or a list with one of these per row.
+    - `tokenizer`: the tokenizer that decodes.
+    - `rows`: the number of the user's rows.
 
-    **Raises:** `ValueError`.
+    **Raises:** `ValueError` for other arguments.
     """
     if stop_text is None:
         return [[]] * rows

@@ -30,8 +30,8 @@ def chunk_scan(
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     """Run the recurrence over many tokens, in chunks (arXiv 2405.21060, section 6).
 
-    The function is differentiable in all arguments, states included. `kernels.tuned` says in chunks of how many tokens
-    it runs, and in which order; the result does not depend on either beyond rounding.
+    The function is differentiable in all arguments, states included. `kernels.tuned` sets the chunk size and the
+    schedule; the result does not depend on either beyond rounding.
 
     **Arguments:**
 
@@ -66,7 +66,7 @@ def chunk_scan_of(
     - `inputs`: any pytree of arrays with a leading `time` axis.
     - `length`: tokens at or past it leave the state unchanged; `None` means that all tokens are valid.
     - `starts`: true for valid tokens before which the state is reset to zero; `None` means no such token.
-    - `most`: a bound on the tokens of a chunk; `None` for no other than that of `kernels.tuning()`.
+    - `most`: a further bound on the chunk size; `None` leaves only the chunk size of `kernels.tuning()`.
 
     **Returns:** and **Raises:** as `chunk_scan`.
     """

@@ -1,4 +1,4 @@
-"""What a scan goes through, for those who study it: every state, and the matrix that a recurrence amounts to."""
+"""The inside of a scan, for research: every state, and the matrix of a recurrence."""
 
 import math
 
@@ -18,17 +18,17 @@ from ._step import step
 def states(
     coefficients: Coefficients, state: StateLike, *, starts: Bool[Array, " time"] | None = None
 ) -> Inexact[Array, "time heads key value"]:
-    """The state after every token, one `step` after the other.
+    """The state after every token, computed by one `step` after the other.
 
-    A scan in chunks never holds them: `time` states are as many times the memory of one.
+    A chunked scan never stores these states: together they take `time` times the memory of one state.
 
     **Arguments:**
 
-    - `coefficients`: with a leading `time` axis on every field.
+    - `coefficients`: the coefficients, with a leading `time` axis on every field.
     - `state`: the state before the first token; its dtype is kept.
-    - `starts`: before these tokens the state is zero again; `None` means nowhere.
+    - `starts`: true for tokens before which the state is reset to zero; `None` means no such token.
 
-    **Returns:** the states, of which the last is that of `chunk_scan`.
+    **Returns:** the states. The last state is that of `chunk_scan`.
 
     **Raises:** as `reference`.
     """
@@ -49,16 +49,18 @@ def matrix(
 ) -> Inexact[Array, "heads time ..."]:
     r"""The lower-triangular $M$ of each head with $y_t = \sum_{s \le t} M_{ts} v_s$, from an empty state.
 
-    It is what attention would call its scores (arXiv 2405.21060, section 3). Values do not enter: its columns are the
-    outputs for unit values. Where tokens write or read several times, each write and each read has its own entries.
+    The matrix corresponds to the scores of attention (arXiv 2405.21060, section 3). It does not depend on the values:
+    its columns are the outputs for unit values. If tokens write or read several times, each write and each read has its
+    own entries.
 
     **Arguments:**
 
-    - `coefficients`: with a leading `time` axis on every field.
-    - `starts`: before these tokens the state is empty again: $M$ is then block-diagonal. `None` means nowhere.
+    - `coefficients`: the coefficients, with a leading `time` axis on every field.
+    - `starts`: true for tokens before which the state is reset to zero, so that $M$ is block-diagonal; `None` means no
+        such token.
 
-    **Returns:** `(heads, time, time)`, in float32 or wider, and complex where the coefficients are; with axes of reads
-    and of writes (`rank`) after the times if the coefficients have them.
+    **Returns:** $M$ of shape `(heads, time, time)`, in float32 or wider, and complex if the coefficients are. It has
+    axes of reads and of writes (`rank`) after the times if the coefficients have them.
 
     **Raises:** as `reference`.
     """

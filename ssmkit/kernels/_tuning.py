@@ -90,7 +90,7 @@ def tuned(
     - `chunk_size`: tokens per chunk; `None` takes it from the table. A recurrence's own `chunk_size` still bounds it.
     - `schedule`: `kernels.serial` or `kernels.parallel`; `None` takes the platform's schedule.
 
-    **Raises:** `ValueError` for a chunk size below 1, or what is no schedule.
+    **Raises:** `ValueError` for a chunk size below 1, or for another schedule.
     """
     if chunk_size is not None and (whole(chunk_size) or 0) < 1:
         raise ValueError(f"`chunk_size` must be an integer, at least 1, got {shown(chunk_size)}.")

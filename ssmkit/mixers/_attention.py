@@ -1,4 +1,4 @@
-"""Softmax attention as a mixer: projections around the operator."""
+"""Softmax attention as a mixer: the operator between its projections."""
 
 from typing import Annotated
 
@@ -16,10 +16,10 @@ from ._mixer import AbstractRecurrentMixer, Advance
 
 
 class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
-    r"""Grouped-query attention with rotary positions: projections, `ssmkit.Attention`, and a projection out.
+    r"""Grouped-query attention with rotary positions: projections, `ssmkit.Attention`, and an output projection.
 
-    With `qk_norm`, each head's query and key are normalised before their rotation; with `use_output_gate`, the heads'
-    outputs are multiplied by $\sigma(W_g x)$ before the projection out.
+    With `qk_norm`, each head's query and key are normalised before their rotation. With `use_output_gate`, the heads'
+    outputs are multiplied by $\sigma(W_g x)$ before the output projection.
     """
 
     q_proj: Linear
@@ -52,21 +52,21 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
-        """Initialised as `ssmkit.Linear`.
+        """Initialise the projections as `ssmkit.Linear`.
 
         **Arguments:**
 
         - `width`: the width of the residual stream.
         - `num_heads`, `num_kv_heads`, `sliding_window`, `rope_theta`, `scale`, `logit_softcapping`: as for
             `ssmkit.Attention`.
-        - `head_dim`: features of a head; `width / num_heads` when `None`.
+        - `head_dim`: the number of features per head; `width / num_heads` when `None`.
         - `partial_rotary_factor`: the share of a head's features that is rotated, in (0, 1].
         - `qk_norm`: whether queries and keys are normalised.
-        - `norm_eps`: of these norms.
+        - `norm_eps`: the epsilon of these norms.
         - `use_output_gate`: whether outputs are gated.
-        - `use_bias`: of the projections of queries, keys and values.
-        - `use_output_bias`: of the projection out.
-        - `dtype`: of the projections; keys and values are kept in float32.
+        - `use_bias`: whether the projections of queries, keys and values have a bias.
+        - `use_output_bias`: whether the output projection has a bias.
+        - `dtype`: the dtype of the projections; keys and values are stored in float32.
         - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that does not fit.
@@ -103,7 +103,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
         self.o_proj = Linear(inner, width, use_bias=use_output_bias, dtype=dtype, key=keys[4])
 
     def init_cache(self) -> AttentionState:
-        """The operator's state."""
+        """The empty state of the operator."""
         return self.attention.init_state()
 
     def reserve(self, cache: AttentionState, tokens: int) -> AttentionState:
@@ -113,7 +113,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
     def mix(
         self, x: Float[Array, "*time width"], cache: AttentionState, advance: Advance
     ) -> tuple[Float[Array, "*time width"], AttentionState]:
-        """Many tokens or one."""
+        """Project, attend and project back, for many tokens or for one."""
         heads = lambda projected: jnp.reshape(projected, (*x.shape[:-1], -1, self.attention.head_dim))
         query, key, value = (heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         query = query if self.q_norm is None else self.q_norm(query)

@@ -26,23 +26,22 @@ Advance: TypeAlias = Callable[[AbstractSequenceOperator, Any, Any], tuple[Any, A
 
 
 class AbstractMixer(eqx.Module, Generic[Cache]):
-    """Maps a sequence of features to a sequence of features, causally. The cache has a size fixed by `reserve`.
+    """A causal map of a sequence of features, with a cache whose size only `reserve` changes.
 
-    For recurrences, that size is constant.
-
-    The cache is each mixer's own pytree of arrays. Laws, for every split of a sequence into `a` and `b`:
+    For recurrences, the size is constant. The cache is a pytree of arrays that the mixer chooses. Laws, for every split
+    of a sequence into `a` and `b`:
 
     1. `prefill(a)` equals `step` iterated over `a`, outputs and cache.
     2. `prefill(a ++ b, c)` equals `prefill(b)` after `prefill(a, c)`.
-    3. Tokens at or past the extent's `length`, and a `step` with `valid=False`, leave the cache bit for bit as it was
-       (but a zero may lose its sign). Outputs at such tokens are unspecified but finite.
+    3. Tokens at or past the extent's `length`, and a `step` with `valid=False`, leave the cache unchanged bit for bit
+       (except that a zero may lose its sign). Outputs at such tokens are unspecified but finite.
     4. Structure and dtypes of the cache never change, and shapes only by `reserve`.
     5. Results do not depend on a chunk size.
-    6. A start forgets: `prefill(a ++ b, c)` with a start at `b` gives the outputs of `prefill(a, c)` and then those of
-       `prefill(b, init_cache())`, and the latter's cache.
+    6. A start forgets: `prefill(a ++ b, c)` with a start at `b` gives the outputs of `prefill(a, c)`, followed by the
+       outputs and the cache of `prefill(b, init_cache())`.
     7. `reserve` changes nothing but the room; within the room, all these laws hold.
 
-    Written for one sequence; batch with `jax.vmap`.
+    A mixer is written for one sequence; batch with `jax.vmap`.
     """
 
     @abc.abstractmethod
@@ -51,16 +50,16 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 
     @hook
     def reserve(self, cache: Cache, tokens: int) -> Cache:
-        """The same cache with room for so many tokens more: the cache itself, unless it keeps tokens one by one.
+        """The same cache with room for `tokens` more tokens. A cache that does not store tokens is returned unchanged.
 
         **Arguments:**
 
-        - `cache`: of one sequence, or of rows with a leading axis on every array.
-        - `tokens`: how many are to come; a Python integer.
+        - `cache`: the cache of one sequence, or of rows with a leading axis on every array.
+        - `tokens`: the number of tokens to come; a Python integer.
 
-        **Returns:** the cache. Under a trace, where nobody knows how many tokens came, the old room counts as full.
+        **Returns:** the cache. Under a trace, the number of earlier tokens is unknown, so the old room counts as full.
 
-        **Raises:** `ValueError` when `tokens` is no number of tokens.
+        **Raises:** `ValueError` when `tokens` is not a number of tokens.
         """
         return cache
 
@@ -68,13 +67,13 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
     def prefill(
         self, x: Float[Array, "time width"], cache: Cache, extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], Cache]:
-        """Many tokens, also onto a cache that is not empty.
+        """Run many tokens. The cache need not be empty.
 
         **Arguments:**
 
         - `x`: features of `time` tokens.
-        - `cache`: the cache before the first of them.
-        - `extent`: how many of them count, and where new sequences start; by default all, and nowhere.
+        - `cache`: the cache before the first token.
+        - `extent`: how many tokens count, and where new sequences start; by default all count, as one sequence.
 
         **Returns:** features, and the cache after the last token that counts.
         """
@@ -83,13 +82,13 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
     def step(
         self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
     ) -> tuple[Float[Array, " width"], Cache]:
-        """One token, at a cost independent of how many came before.
+        """Run one token, at a cost that does not depend on the number of tokens before it.
 
         **Arguments:**
 
         - `x`: features of one token.
-        - `cache`: the cache before it.
-        - `valid`: a scalar boolean; where false, the cache is returned as it was. `None` means true.
+        - `cache`: the cache before the token.
+        - `valid`: a scalar boolean; if false, the cache is returned unchanged. `None` means true.
 
         **Returns:** features, and the new cache.
         """
@@ -98,7 +97,7 @@ class AbstractMixer(eqx.Module, Generic[Cache]):
 class AbstractRecurrentMixer(AbstractMixer[Cache]):
     """A mixer composed of pointwise layers and sequence operators, written once for many tokens and for one.
 
-    A subclass writes `init_cache` and `mix`; `prefill` and `step` follow, are final and cannot disagree.
+    A subclass writes `init_cache` and `mix`. The final methods `prefill` and `step` follow and cannot disagree.
     """
 
     def __init_subclass__(cls, **options):
@@ -121,7 +120,7 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
         - `x`: features of many tokens or of one. Pointwise layers act on the last axis.
         - `cache`: the cache before them.
         - `advance`: `outputs, state = advance(operator, inputs, state)` runs a sequence operator, such as a
-            recurrence or a convolution, over the tokens at hand.
+            recurrence or a convolution, over the given tokens.
 
         **Returns:** features, and the cache after these tokens.
         """
@@ -147,9 +146,9 @@ class AbstractRecurrentMixer(AbstractMixer[Cache]):
 
 
 def features_of(mixer: AbstractMixer[Any], x: Any, *, many: bool) -> Float[Array, "*time width"]:
-    """`x` as a JAX array, if it is of many tokens, as for `prefill`, or of one, as for `step`.
+    """Check features of many tokens, for `prefill`, or of one token, for `step`. Return a JAX array.
 
-    **Raises:** `ValueError` naming the mixer, what was got, what was expected and the remedy.
+    **Raises:** `ValueError` naming the mixer, the actual and the expected value, and the remedy.
     """
     name, expected = type(mixer).__name__, "(time, width)" if many else "(width,)"
     if not isinstance(x, jax.Array | np.ndarray) or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -167,10 +166,10 @@ def features_of(mixer: AbstractMixer[Any], x: Any, *, many: bool) -> Float[Array
 
 
 class AbstractBlock(AbstractMixer[Cache]):
-    """A mixer that takes the residual stream to itself, sums included: a whole layer of a language model.
+    """A mixer that maps the residual stream to itself, residual sum included: a whole layer of a language model.
 
-    `ssmkit.LanguageModel` puts a residual branch around any other mixer, and takes a block as it is. One with parallel
-    branches, or a norm after the mixer, is a subclass of this class with the methods of `AbstractMixer`.
+    `ssmkit.LanguageModel` puts any other mixer into a residual branch, and uses a block unchanged. A block with
+    parallel branches, or with a norm after the mixer, is a subclass of this class with the methods of `AbstractMixer`.
     """
 
 

@@ -41,9 +41,9 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         **Arguments:**
 
         - `width`: the width of the residual stream.
-        - `intermediate_size`: width of the layer between.
-        - `activation`: $\\phi$, as `ssmkit.activation_of`: a name, or a function of your own.
-        - `use_bias`, `dtype`: of the three projections.
+        - `intermediate_size`: the width of the hidden layer.
+        - `activation`: $\\phi$, as for `ssmkit.activation_of`: a name, or your own function.
+        - `use_bias`, `dtype`: whether the three projections have a bias, and their dtype.
         - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that is out of range.

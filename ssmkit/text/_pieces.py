@@ -1,4 +1,4 @@
-"""A text as it comes, piece by piece: what is sure is given, the rest is held back until more decides."""
+"""Streaming of text piece by piece. Text that is certain is returned; the rest is held back until it is decided."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -8,20 +8,20 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Decoding:
-    """Ids to text, one after the other. No piece splits a character."""
+    """A decoder from ids to text, one id after the other. No piece splits a character."""
 
     def __init__(self, decode: Callable[[list[int]], str], after: list[int]):
         """**Arguments:**
 
-        - `decode`: the text of ids.
-        - `after`: ids before the first, whose text is not given.
+        - `decode`: a function from ids to text.
+        - `after`: ids before the first id; their text is not returned.
         """
         self._decode, self._window = decode, list(after)
         self._shown = decode(self._window)
         self._begin = len(after)  # of the window's tokens that are not shown
 
     def push(self, token: int) -> str:
-        """What one more id makes sure of."""
+        """The text that one more id makes certain."""
         self._window.append(token)
         text = self._decode(self._window)
         # A replacement at the end may be the first bytes of a character whose last bytes are still to come.
@@ -43,16 +43,16 @@ class Decoding:
 
 
 class Before:
-    """A text up to where the first of some texts begins. No part of that text is given."""
+    """A filter that ends a text before the first of some stop texts. No part of the stop text is returned."""
 
     def __init__(self, stops: Collection[str]):
-        """**Arguments:** `stops`: texts of at least one character; without any, all passes as it is."""
+        """**Arguments:** `stops`: texts of at least one character; without any, all text passes unchanged."""
         self._stops, self._held = stops, ""
         self._longest = max(map(len, stops), default=0)
         self.found = False
 
     def push(self, piece: str) -> str:
-        """What one more piece makes sure of; nothing once one of the texts was `found`."""
+        """The text that one more piece makes certain; empty once a stop text was `found`."""
         if self.found:
             return ""
         held = self._held + piece
@@ -71,22 +71,22 @@ class Before:
         return self._held[: self._first(self._held)]
 
     def _first(self, text: str) -> int:
-        """Where the first of the texts begins; the length of `text` if none does."""
+        """The index at which the first stop text begins; the length of `text` if none occurs."""
         return min((begin for stop in self._stops if (begin := text.find(stop)) >= 0), default=len(text))
 
 
 def until(pieces: Iterable[str], stops: Collection[str]) -> Iterator[str]:
-    """The pieces of a text up to where the first of some texts begins. No part of that text is given.
+    """The pieces of a text before the first occurrence of any stop text. No part of the stop text is yielded.
 
-    What may be its beginning is held back until the next piece decides. Nothing is asked for after it.
+    A possible beginning of a stop text is held back until the next piece decides. No piece is requested after the stop.
 
     Law: `"".join(until(pieces, stops))` is `text[: min(text.find(stop) for those stops that occur)]` for
     `text = "".join(pieces)`, however the text is cut in pieces.
 
     **Arguments:**
 
-    - `pieces`: as from `Tokenizer.decode_stream`.
-    - `stops`: as of `Before`.
+    - `pieces`: pieces of text, for example from `Tokenizer.decode_stream`.
+    - `stops`: as for `Before`.
     """
     before = Before(stops)
     for piece in pieces:

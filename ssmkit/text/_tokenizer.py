@@ -146,7 +146,7 @@ class Tokenizer:
             yield rest
 
     def decoding(self, after: Iterable[SupportsIndex] = ()) -> Decoding:
-        """What `decode_stream` does, for ids that are pushed instead of asked for."""
+        """As `decode_stream`, for ids that the caller pushes."""
         return Decoding(self._decode, _checked(after))
 
     @checks_itself
