@@ -17,9 +17,9 @@ class _Default:
 
 
 REQUIRED: Any = _Default("REQUIRED")
-"""The default of a `Key` that has none."""
+"""The default of a required `Key`."""
 OWN: Any = _Default("OWN")
-"""The default of a `Key` that sets nothing when it is left out: the configuration has a default of its own."""
+"""The default of a `Key` that sets nothing when it is left out, because the configuration has its own default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Key:
     """One key of a configuration file."""
 
     parse: Kind
-    """The value, checked; raises `ValueError` saying what was expected."""
+    """The kind of the value: it returns the parsed value, or raises `ValueError` with the expected value."""
     field: str | None = None
     """The field of the model's configuration that the key sets; `None` when it is only checked."""
     default: Any = REQUIRED
-    """What the format means by leaving the key out."""
+    """The value of the field if the key is left out."""
 
 
 def unknown_keys(content: Mapping[str, Any], table: Mapping[str, Key], dead: Collection[str] = ()) -> dict[str, Any]:

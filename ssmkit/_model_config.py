@@ -169,4 +169,4 @@ KINDS = {
     "eos_token_id": token_ids,
     "pad_token_id": token_ids,
 }
-"""What each field of a `LanguageModelConfig` may hold."""
+"""The kind of each field of a `LanguageModelConfig`."""

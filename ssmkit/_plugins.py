@@ -17,9 +17,9 @@ class Named:
     """
 
     group: str
-    """Of the entry points, such as `ssmkit.mixers`."""
+    """The group of the entry points, such as `ssmkit.mixers`."""
     built_in: Mapping[str, str]
-    """Where each object of ssmkit's own lies, as `package.module:name`."""
+    """The place of each of ssmkit's own objects, as `package.module:name`."""
 
     def __getitem__(self, name: str) -> Any:
         """The object of that name.

@@ -32,7 +32,7 @@ class Checkpoint:
     dialect: Dialect
     config: Any
     tensors: Mapping[str, StoredTensor]
-    """By the names of the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
+    """The tensors, by their names in the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the names of architecture and dialect. The process that unpickles must have registered both."""

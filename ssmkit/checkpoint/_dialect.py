@@ -21,26 +21,26 @@ class Dialect:
     name: str
     config_file: str
     weight_files: tuple[str, ...]
-    """In order of preference; an index (`*.index.json`) stands for its shards. The first is the one that is written."""
+    """The weight files in order of preference, an index (`*.index.json`) for its shards. The first one is written."""
     matches: Callable[[Mapping[str, Any]], bool]
     """Whether a configuration file is of this dialect; must not raise."""
     read_config: Callable[[Mapping[str, Any]], Any]
-    """The model's configuration; raises `CheckpointError` listing every key that cannot be honoured."""
+    """Reads the model's configuration; raises `CheckpointError` listing every unsupported key."""
     names: Callable[[Any], Mapping[str, Source]]
-    """From the model's configuration to where each array lies, by the path of the array in the model.
+    """A function from the model's configuration to the source of each array, by the array's path in the model.
 
-    There may be places for arrays that the model does not have, such as those of biases that are switched off.
+    There may be sources for arrays that the model does not have, such as biases that are switched off.
     """
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Other spellings of a tensor's name that are read, but not written."""
+    """Alternative spellings of a tensor's name, which are read but not written."""
     base: str = ""
-    """What the names of a model begin with that has a head; a file of the model without its head may leave it out."""
+    """The prefix of all names in a file with a head. A file of the model without its head may leave the prefix out."""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Tensors that the model does not have when it ties weights, and of which tensor they may then be a copy."""
+    """For tensors that a model with tied weights does not have: the tensor of which they may be a copy."""
     unknown_keys: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda content: {}
-    """The keys of a configuration file that nobody here has heard of, which are ignored with a warning, and values."""
+    """The unknown keys of a configuration file, with their values. They are ignored with a warning."""
     write_config: Callable[[Any, str], dict[str, Any]] | None = None
-    """From a configuration and the name of the weights' dtype; `None` when the dialect is only read."""
+    """Writes a configuration, given the name of the weights' dtype; `None` when the dialect is only read."""
     writes_copies: bool = False
     """Whether `copies` are written too."""
 
@@ -88,19 +88,19 @@ class Architecture:
     """The class of the models' configurations; `model.config` must be one."""
     model: type
     dialects: tuple[Dialect, ...]
-    """The first is the one that is written where none is named."""
+    """The dialects of the architecture. By default the first is written."""
     build: Callable[..., Any] | None = None
-    """`build(config, key=key, dtype=dtype)` makes a model of the class; the class itself does where this is `None`.
+    """The function `build(config, key=key, dtype=dtype)` that makes a model; `None` means the class itself.
 
-    Its arrays must have the shapes that the checkpoint must have; arrays that are float32 although `dtype` is narrower
+    The arrays of the model must have the shapes of the checkpoint. Arrays that are float32 although `dtype` is narrower
     stay float32.
     """
     layers: str | None = None
     """The field of the configuration that counts the model's layers, if it has layers and all have the same shapes.
 
-    The first index of an array's path is then that of the layer, or of a block where every layer is the same number of
-    blocks. A configuration of more layers than the files can fill is refused before the model is laid out; without this
-    field, a configuration may ask for any number.
+    The first index of an array's path is then that of the layer, or of a block if every layer has the same number of
+    blocks. A configuration of more layers than the files can fill is refused before the model is built. Without this
+    field, the number of layers is not checked.
     """
 
     def make(self, config: Any, *, key: PRNGKeyArray, dtype: DTypeLike) -> Any:

@@ -9,9 +9,10 @@ from ._errors import CheckpointError
 
 
 LARGEST = 4 << 20
-"""Bytes that describe a model: its configuration, its index of shards or the header of a weight file.
+"""The largest size, in bytes, of a description: a configuration, an index of shards or the header of a weight file.
 
-Published models take some kilobytes. Python's objects take up to thirty times the bytes that they are written in.
+The descriptions of published models take some kilobytes. Python's objects take up to thirty times the bytes of their
+text.
 """
 _DIGITS = 40  # of an integer; 64 bits take 20
 
@@ -48,5 +49,5 @@ def _tagged_float(content: dict[str, Any]) -> Any:
 
 def _bounded_integer(text: str) -> int:
     if len(text) > _DIGITS:
-        raise ValueError(f"an integer of {len(text)} digits is none of a configuration")
+        raise ValueError(f"an integer of {len(text)} digits, which no configuration needs")
     return int(text)

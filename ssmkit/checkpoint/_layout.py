@@ -27,11 +27,11 @@ class Layout(NamedTuple):
     files: tuple[str, ...]
     """The names of weight files, in order of preference."""
     sources: Mapping[str, Source]
-    """From the path of each array in the model to its place."""
+    """The source of each array, by its path in the model."""
     spellings: Mapping[str, str]
-    """From names that tensors may have to those that are written."""
+    """The written name of each tensor, by the names under which it may be read."""
     copies: Mapping[str, str]
-    """Tensors that the model does not have when it ties weights, and of which tensor they may then be a copy."""
+    """For tensors that a model with tied weights does not have: the tensor of which they may be a copy."""
 
     def tensor_shapes(self, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, by the name under which it is written.

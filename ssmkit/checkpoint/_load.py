@@ -82,9 +82,9 @@ class _Slot:
     """One leaf of a model, in the order of its tree."""
 
     path: str | None
-    """The path of the array that belongs here; `None` when the leaf is no array."""
+    """The path of the array; `None` when the leaf is not an array."""
     leaf: Any
-    """A `jax.ShapeDtypeStruct`, and then the array."""
+    """A `jax.ShapeDtypeStruct` at first, and the array after loading."""
     is_matrix: bool
 
     @property

@@ -20,7 +20,7 @@ class Reshape:
     """A step between two shapes with the same elements in order. The array has its own shape, and the file another."""
 
     stored: Shape
-    """The shape in the file; one size may be -1, and follows from the array's."""
+    """The shape in the file. One size may be -1; it then follows from the shape of the array."""
 
     def before(self, shape: Shape) -> Shape:
         """The shape that this step is given, from the one that it gives."""
@@ -44,7 +44,7 @@ class Transpose:
     """A step that reorders the axes."""
 
     axes: Shape
-    """Which axis of the file's form each axis of the model's form is."""
+    """For each axis of the model's form, the corresponding axis of the file's form."""
 
     def before(self, shape: Shape) -> Shape:
         """The shape that this step is given, from the one that it gives."""
@@ -71,9 +71,9 @@ class Slice:
     """
 
     start: int
-    """Where the part begins; how long it is, the array's shape says."""
+    """The index at which the part begins; its length follows from the shape of the array."""
     size: int
-    """How long the fused tensor is."""
+    """The length of the fused tensor."""
     axis: int = 0
 
     def before(self, shape: Shape) -> Shape:
@@ -121,7 +121,7 @@ class Source:
     name: str
     """The tensor's name, as it is written; with one `{}` for each `Stack`."""
     steps: tuple[Step, ...] = ()
-    """What makes the model's array of the tensor, in this order."""
+    """The steps from the tensor to the model's array, in order."""
 
     def __post_init__(self):
         """Check the name and the steps.

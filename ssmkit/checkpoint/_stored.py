@@ -22,7 +22,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     strides: tuple[int, ...] | None = None
-    """In bytes; `None` when the tensor is contiguous in row-major order."""
+    """The strides in bytes; `None` when the tensor is contiguous in row-major order."""
 
     @property
     def size(self) -> int:

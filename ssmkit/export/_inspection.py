@@ -17,7 +17,7 @@ from ..checkpoint import CheckpointError
 
 _SECONDS = 120.0
 _INSPECTED: set[str] = set()
-"""SHA-256 of programs that this process knows to be harmless."""
+"""The SHA-256 of programs that this process has found harmless."""
 
 
 def inspect_programs(programs: Mapping[str, bytes]) -> dict[str, str]:

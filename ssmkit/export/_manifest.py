@@ -71,16 +71,16 @@ class Manifest:
     vocab_size: int
     eos_token_id: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Tokens that `prefill_*` and `forward_*` take at a time, increasing."""
+    """The numbers of tokens that `prefill_*` and `forward_*` take at a time, in increasing order."""
     weights: Mapping[str, Spec]
     cache: Mapping[str, Spec]
     """The arrays of one sequence's cache; programs called `*_batch` have a leading batch axis on each."""
     logits: str
     """The dtype of the logits."""
     programs: Mapping[str, Mapping[str, File]]
-    """By platform and name."""
+    """The files of programs, by platform and name."""
     layouts: Mapping[str, Layout]
-    """By the name of a checkpoint format."""
+    """The layout of the weights in each checkpoint format, by the name of the format."""
 
     def to_json(self) -> str:
         """The text of the file."""

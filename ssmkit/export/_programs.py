@@ -20,7 +20,7 @@ from ._manifest import Spec
 _PATHS = "jax_traceback_in_locations_limit"
 
 BATCH = "_batch"
-"""Ends the name of a program that takes any number of sequences."""
+"""The suffix of the name of a program that takes any number of sequences."""
 
 
 class Parts(NamedTuple):
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     begin: Callable[[AbstractLanguageModel], Any]
     """The model's own cache before the first token."""
     enter: Callable[[Mapping[str, Any]], Any]
-    """The model's own cache of named arrays."""
+    """The model's own cache, from named arrays."""
 
 
 def take_apart(model: AbstractLanguageModel, room: int) -> Parts:

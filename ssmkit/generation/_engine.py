@@ -29,7 +29,7 @@ class Inputs(eqx.Module):
     prompts: Prompts | None = None
     keys: Key[Array, " batch"] | None = None
     log_probs: int | None = None
-    """Keeps log-probabilities: of every token chosen, and of this many that were the most probable in its place."""
+    """The number of most probable tokens whose log-probabilities are kept, beside those of chosen tokens; or `None`."""
 
 
 @eqx.filter_jit(donate="all-except-first")

@@ -22,11 +22,11 @@ class Request(eqx.Module):
     """The requests of all rows, as data, so that rows with different requests share an executable."""
 
     limits: Int[Array, " batch"]
-    """How many tokens to generate at most."""
+    """The largest number of new tokens of each row."""
     stops: Int[Array, "batch stops"]
-    """Ids to stop at; -1, which no token equals, fills up."""
+    """The ids to stop at, padded with -1, which no token equals."""
     sampler: AbstractSampler
-    """One for all rows in kind; its arrays, which are its settings, have a leading `batch` axis."""
+    """A sampler of one kind for all rows. Its arrays, which are the settings, have a leading `batch` axis."""
 
 
 def read_limits(max_new_tokens: Any, rows: int) -> list[int]:

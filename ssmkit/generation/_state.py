@@ -16,19 +16,19 @@ class Rows(eqx.Module, Generic[Cache]):
     """
 
     cache: Cache
-    """The model's cache after the tokens consumed."""
+    """The model's cache after the consumed tokens."""
     logits: Float[Array, "batch vocab"]
-    """Logits for the token that would come next."""
+    """The logits of the next token."""
     keys: UInt32[Array, "batch _"]
     """The random state of every row, as `jax.random.key_data` gives it; zeros if no key was ever given."""
     history: Bool[Array, "batch vocab"] | None
-    """Which ids each row has seen, if the sampler asked for it."""
+    """The ids that each row has seen, if the sampler needs them."""
     finished: Bool[Array, " batch"]
-    """Which rows reached a stop token."""
+    """True for rows that reached a stop token."""
     last: Int[Array, " batch"]
     """The last token that each row consumed."""
     consumed: Int[Array, " batch"]
-    """How many tokens each row consumed, prompt and stop token included; those in a cache passed in do not count."""
+    """The number of tokens that each row consumed, prompt and stop token included, without those of a given cache."""
     key_kind: str | None = eqx.field(static=True, default=None)
     """The kind of `keys`, as `jax.random.key_impl` names it; `None` if no key was ever given."""
 
@@ -42,17 +42,17 @@ class Generation(eqx.Module, Generic[Cache]):
     """
 
     tokens: Int[Array, "batch new"]
-    """Generated ids; past its length, a row is filled up with the last token it consumed."""
+    """The generated ids. Past its length, a row is padded with the last token that it consumed."""
     lengths: Int[Array, " batch"]
-    """How many ids of each row were generated, the stop token included."""
+    """The number of generated ids of each row, the stop token included."""
     rows: Rows[Cache]
-    """The sequences as they are now."""
+    """The current state of the sequences."""
     log_probs: Float[Array, "batch new"] | None = None
-    """Natural logarithms of the probabilities that the model gave the ids generated, before any sampler; or `None`."""
+    """The log-probabilities (natural) of the generated ids, before any sampler; or `None`."""
     top_tokens: Int[Array, "batch new top"] | None = None
-    """The most probable ids in the place of each, the most probable first; `None` without `log_probs`."""
+    """The most probable ids at each position, the most probable first; `None` without `log_probs`."""
     top_log_probs: Float[Array, "batch new top"] | None = None
-    """Their log-probabilities. All three are 0 past a row's length."""
+    """The log-probabilities of `top_tokens`. Like `log_probs` and `top_tokens`, they are 0 past a row's length."""
 
     @property
     def finished(self) -> Bool[Array, " batch"]:
@@ -70,6 +70,6 @@ class TextGeneration(Generic[Cache]):
     """The result of `ssmkit.generate` with a tokenizer."""
 
     texts: list[str]
-    """What each row adds to its prompt: without its stop token, and up to where a stop text begins."""
+    """The new text of each row, without its stop token, and up to the beginning of a stop text."""
     generation: Generation[Cache]
-    """The same as ids, and everything to go on from; a stop token, and a stop text, are among the ids."""
+    """The ids of the texts, and the state from which to continue. A stop token or stop text is among the ids."""

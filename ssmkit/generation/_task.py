@@ -42,12 +42,12 @@ class Task(NamedTuple):
 
     model: Any
     start: Rows | tuple[Prompts, Any, Any]
-    """Rows to go on from, or prompts, a key per row, and a cache."""
+    """The rows to continue from; or prompts, a key per row, and a cache."""
     limits: list[int]
     stops: list[list[int]]
     samplers: list[AbstractSampler]
     size: int
-    """How many rows the executable has; the user has as many as `limits`."""
+    """The number of rows of the executable. The number of the user's rows is that of `limits`."""
     transcripts: list[Transcript] | None
     has_stop_texts: bool
     log_probs: int | None

@@ -77,4 +77,4 @@ def _bfloat16(matrix: ArrayLike) -> Float[Array, "*blocks out in"]:
 
 
 NARROW: dict[str, Callable[[ArrayLike], Array | Int8Matrix]] = {"int8": _int8, "bfloat16": _bfloat16}
-"""How a matrix is stored in fewer bits, by the name that users give it."""
+"""The functions that store a matrix in fewer bits, by their public names."""

@@ -33,10 +33,10 @@ class AttentionState(NamedTuple):
     """The keys and values of earlier tokens, and their number. Arrays may have a leading axis of batch rows."""
 
     keys: Float[Array, "*rows room groups dim"]
-    """With their rotations. Without a window, token `i` stands at `i`; in a window of `W`, at `i % W`."""
+    """The rotated keys. Without a window, token `i` is at index `i`; in a window of `W`, it is at `i % W`."""
     values: Float[Array, "*rows room groups dim"]
     length: Int[Array, "*rows"]
-    """How many tokens there were since the last start."""
+    """The number of tokens since the last start."""
 
 
 class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time heads dim"], AttentionState]):

@@ -19,14 +19,14 @@ _JSON, _MODEL, _SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_confi
 _MISTRAL = ("tokenizer.model.v7", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
 
 TOKENIZERS = (_JSON, _MODEL, *_MISTRAL)
-"""The files that can be read, the preferred first."""
+"""The tokenizer files that can be read, in order of preference."""
 
 COMPANIONS = (
     *TOKENIZERS,
     *(_SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tekken.json"),
     *("generation_config.json", "chat_template.jinja", "chat_template.json"),
 )
-"""What lies beside a model's weights and configuration and goes where these go."""
+"""The files beside a model's weights and configuration that are copied with them."""
 
 _LARGEST_ID = 10_000_000
 _LARGEST = 256 << 20  # bytes; the largest vocabularies take some 40 MB
