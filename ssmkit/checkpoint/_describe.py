@@ -113,8 +113,8 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
             if unknown:
                 path = one_line(str(folder / dialect.config_file), 1000)
                 warnings.warn(
-                    f"`{path}` has keys that are unknown and were ignored: {_listed(unknown)}. The model is another "
-                    "one if they matter; `strict=True` refuses them.",
+                    f"`{path}` has keys that are unknown and were ignored: {_listed(unknown)}. If they change the "
+                    "model, its results are wrong; `strict=True` refuses such keys.",
                     stacklevel=3,
                 )
             return Checkpoint(architecture, dialect, config, tensors)

@@ -90,7 +90,7 @@ def fit(
     for name, original in layout.copies.items():
         if name in found and name not in shapes and original in found:
             if not _identical(found.pop(name), found[original]):
-                problems.append(f"`{name}`: differs from `{original}` although the model ties them, and has one only")
+                problems.append(f"`{name}`: differs from `{original}`, but the model has one array for both")
     problems += [
         f"`{name}`: missing, expected shape {shape}{_UNTIED if name in layout.copies else ''}"
         for name, shape in shapes.items()
