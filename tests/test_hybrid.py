@@ -1,5 +1,7 @@
 """A hybrid written as a configuration: trained, killed, resumed, saved, loaded, generated from and exported."""
 
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,10 @@ def test_trained_killed_resumed_loaded_generated_and_exported(run, command, tmp_
     model, resumed = (ssmkit.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
     assert trees_equal_bitwise(model, resumed)
     assert [type(block.mixer).__name__ for block in model.blocks[::2]] == ["GLAMixer", "AttentionMixer", "GatedMLP"]
+
+    report = json.loads(run("inspect", tmp_path / "whole", "--json")[1])
+    # Of attention, the full one keeps 2 keys and values of 8 features in float32 for every token.
+    assert report["cache_bytes_per_token"] == 2 * 2 * 8 * 4 and report["config"]["layers"][0]["mixer"] == "gla"
 
     prompts, count = [[5, 1, 4], [7], [*range(1, 18)]], 9
     expected = [uncached(model, prompt, count) for prompt in prompts]

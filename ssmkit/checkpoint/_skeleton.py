@@ -128,8 +128,10 @@ def array_path(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
-def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> int:
-    """The number of bytes of one sequence's cache. Only one layer is built, because all layers are alike.
+def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> tuple[int, int]:
+    """The number of bytes of one sequence's empty cache, and the number of bytes that each token adds.
+
+    Of layers that are alike, only one is built.
 
     **Arguments:**
 
@@ -139,8 +141,12 @@ def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype
     """
     one, layers = shallow(architecture, config)
     model = skeleton(architecture, dialect, one, dtype)
-    cache = jax.tree.leaves(_laid_out(dialect, lambda model: model.init_cache(), model))
-    return layers * sum(leaf.size * leaf.dtype.itemsize for leaf in cache if isinstance(leaf, jax.ShapeDtypeStruct))
+
+    def nbytes(room: int) -> int:
+        cache = jax.tree.leaves(_laid_out(dialect, lambda model: model.reserve(model.init_cache(), room), model))
+        return layers * sum(leaf.size * leaf.dtype.itemsize for leaf in cache if isinstance(leaf, jax.ShapeDtypeStruct))
+
+    return nbytes(0), nbytes(1) - nbytes(0)
 
 
 def _places(path: str, offset: int) -> Iterator[str]:

@@ -45,6 +45,8 @@ def inspect(
     for dtype, size in report["bytes"].items():
         header[f"{dtype} bytes"] = f"{size:,}"
     header["cache bytes per sequence"] = f"{report['cache_bytes_per_sequence']:,}"
+    if report.get("cache_bytes_per_token"):
+        header["cache bytes per token"] = f"{report['cache_bytes_per_token']:,}"
     print(aligned(header))
     print("\nconfiguration")
     print(aligned({f"  {name}": str(value) for name, value in report["config"].items()}))
@@ -73,6 +75,7 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
 
     checkpoint = describe(source, revision=revision)
     parts = checkpoint.architecture, checkpoint.dialect, checkpoint.config, jnp.float32
+    fixed, per_token = cache_bytes(*parts)
     sizes: collections.Counter[str] = collections.Counter()
     for tensor in checkpoint.tensors.values():
         sizes[tensor.dtype.name] += tensor.nbytes
@@ -81,7 +84,8 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
         "format": checkpoint.dialect.name,
         "parameters": sum(array.size for array in arrays_of(*parts).values()),
         "bytes": dict(sizes),
-        "cache_bytes_per_sequence": cache_bytes(*parts),
+        "cache_bytes_per_sequence": fixed,
+        "cache_bytes_per_token": per_token,
         "config": dataclasses.asdict(checkpoint.config),
         "tensors": [
             {"name": name, "dtype": tensor.dtype.name, "shape": list(tensor.shape), "bytes": tensor.nbytes}
