@@ -1,6 +1,5 @@
 """What the tests share: comparisons, random coefficients, and modules with random parameters."""
 
-import copy
 import dataclasses
 import functools
 import inspect
@@ -17,7 +16,7 @@ import pytest
 import ssmkit
 from ssmkit.models import Mamba2Config
 from ssmkit.testing._report import relative_error as relative_error, widened
-from ssmkit.testing._subject import jit as jit, methods as methods
+from ssmkit.testing._subject import jit as jit, methods as methods, with_chunk_size as with_chunk_size
 
 
 # Comparisons.
@@ -66,21 +65,6 @@ def trees_close(got, expected, bound: float) -> bool | Difference:
 def all_finite(tree) -> bool:
     """Neither NaN nor infinity anywhere."""
     return all(bool(np.isfinite(widened(leaf)).all()) for leaf in jax.tree.leaves(tree))
-
-
-# Modules.
-
-
-def with_chunk_size(module: Any, chunk_size: int) -> Any:
-    """The same module with another bound on the chunk size in every recurrence it holds."""
-
-    def change(node):
-        if isinstance(node, ssmkit.DiagonalChunkedRecurrence):
-            node = copy.copy(node)
-            object.__setattr__(node, "chunk_size", chunk_size)
-        return node
-
-    return jax.tree.map(change, module, is_leaf=lambda node: isinstance(node, ssmkit.DiagonalChunkedRecurrence))
 
 
 # Random coefficients.

@@ -5,12 +5,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import kernels
 from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..operators._recurrence import DiagonalChunkedRecurrence
 from ._report import Finding, close, finite, identical
-from ._subject import Subject, jit, methods, mixed, rolled, to_numpy
+from ._subject import Subject, jit, methods, mixed, rolled, to_numpy, with_chunk_size
 
 
 def many_equal_steps(subject: Subject, inputs: Any, cache: Any, length: int, bound: float) -> list[Finding]:
@@ -125,9 +124,8 @@ def chunk_sizes(subject: Subject, inputs: Any, cache: Any, chunk_size: int, boun
     is_recurrence = lambda node: isinstance(node, DiagonalChunkedRecurrence)
     if not any(is_recurrence(leaf) for leaf in jax.tree.leaves(subject.module, is_leaf=is_recurrence)):
         return []
-    many = methods(subject.module)[1]
-    with kernels.tuned(chunk_size=chunk_size):
-        outputs, after = to_numpy(jit(lambda *arguments: many(*arguments))(inputs, cache))
+    many = methods(with_chunk_size(subject.module, chunk_size))[1]
+    outputs, after = to_numpy(jit(lambda *arguments: many(*arguments))(inputs, cache))
     expected, expected_after = subject.many(inputs, cache, subject.time)
     law = "results do not depend on the chunk size"
     found = close(law, f"with chunk_size={chunk_size}, outputs", outputs, expected, bound)

@@ -1,5 +1,6 @@
 """A module under test, compiled into the few programs that all laws use."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from .._extent import Extent
 from .._language_model import AbstractLanguageModel
 from ..mixers._mixer import AbstractMixer
 from ..operators._operator import AbstractSequenceOperator
+from ..operators._recurrence import DiagonalChunkedRecurrence
 
 
 # The laws are about results, not speed: compiling without LLVM's optimisations takes half the time.
@@ -120,6 +122,18 @@ class Subject:
         # Integer inputs have no gradient: JAX gives them zeros of dtype float0, which mean nothing.
         keep = lambda leaf: None if leaf.dtype == jax.dtypes.float0 else np.asarray(leaf)
         return dict(zip(("parameters", "cache", "inputs"), jax.tree.map(keep, found), strict=True))
+
+
+def with_chunk_size(module: Any, chunk_size: int) -> Any:
+    """The same module with another bound on the chunk size in every recurrence it holds."""
+
+    def change(node):
+        if isinstance(node, DiagonalChunkedRecurrence):
+            node = copy.copy(node)
+            object.__setattr__(node, "chunk_size", chunk_size)
+        return node
+
+    return jax.tree.map(change, module, is_leaf=lambda node: isinstance(node, DiagonalChunkedRecurrence))
 
 
 def to_numpy(tree: Any) -> Any:
