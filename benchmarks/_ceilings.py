@@ -1,8 +1,8 @@
-"""What the machine reaches at best: matrix-vector products, matrix products, and reading memory.
+"""The best rates of the machine: matrix-vector products, matrix products, and reading memory.
 
-Each is measured in several forms, and the best counts. Matrices for products with a vector have the size of the model
-together, so that no cache holds them; they are multiplied in one dispatch, as a model's are. Other libraries' times
-lie between, so that a busy minute is busy for all.
+Each rate is measured in several forms, and the best counts. Matrices for products with a vector together have the size
+of the model, so that no cache holds them. They are multiplied in one dispatch, as a model's matrices are. The runs of
+other libraries lie between these runs, so that any disturbance affects all of them.
 """
 
 import functools
@@ -18,7 +18,7 @@ from ._environment import device, on_cpu
 from ._timing import Run, Times
 
 
-# Of the data sheet: dense bfloat16 FLOP/s and bytes/s of memory, by the name that JAX gives the device.
+# Figures of the data sheets: dense bfloat16 FLOP/s and bytes/s of memory, by JAX's name of the device.
 SHEETS = {
     "NVIDIA H200": (989e12, 4.8e12),
     "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
@@ -32,12 +32,12 @@ _SHAPES = {  # of matrix products: rows, inner, columns
 
 
 def probes(nbytes: int, width: int, most: int | None = None) -> tuple[dict, Callable[[dict], dict[str, float]]]:
-    """The measurements as runs, and what turns their times into rates.
+    """The measurements as runs, and a function that turns their times into rates.
 
     **Arguments:**
 
-    - `nbytes`: of all matrices for products with a vector together.
-    - `width`: their columns.
+    - `nbytes`: the bytes of all matrices for products with a vector together.
+    - `width`: the number of columns of these matrices.
     - `most`: the largest side of a matrix product, for tests.
 
     **Returns:** runs by name, each a tuple that starts with `"ceiling"`; and a function from their `Times` to the best
@@ -65,7 +65,7 @@ def _rates(work: dict[tuple, float], times: dict[Any, Times]) -> dict[str, float
 
 
 def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
-    """Many matrices by a vector each, and the sum of their elements."""
+    """The product of each of many matrices with a vector, and the sum of all elements of the matrices."""
     suffix = "" if dtype == "float32" else f"_{dtype}"
     rows = 50288 if nbytes > 50288 * width * 4 else max(nbytes // (8 * width), 1)
     element = jnp.dtype(dtype).itemsize
@@ -99,7 +99,7 @@ def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
 
 
 def _products(add: Callable, dtype: str, most: int | None) -> None:
-    """One matrix by another."""
+    """The product of two matrices."""
     suffix = "" if dtype == "float32" else f"_{dtype}"
     product = jax.jit(lambda a, b: a @ b)
     for shape in _SHAPES["cpu" if on_cpu() else "gpu"]:
@@ -114,7 +114,7 @@ def _products(add: Callable, dtype: str, most: int | None) -> None:
 
 
 def _torch() -> Any:
-    """PyTorch, where it is installed and computes where JAX does."""
+    """PyTorch, if it is installed and computes on the same device as JAX."""
     if not on_cpu() or importlib.util.find_spec("torch") is None:
         return None
     import torch

@@ -1,9 +1,9 @@
 """No speed is reported for a wrong result.
 
-The reference is ssmkit in float32, by a part of it that generation does not use: the logits after every token of one
-forward pass. Float32 subjects must produce the same greedy tokens as it and as each other. Those that store weights in
-fewer bits, and llama.cpp, may differ by a tolerance that is stated: their prompt logits by a fraction of the largest,
-and every token that they choose must be the best, or within that tolerance of the best, in the eyes of the reference.
+The reference is a forward pass of ssmkit in float32, which generation does not use: the logits after every token.
+Float32 subjects must produce the same greedy tokens as the reference and as each other. Subjects that store weights in
+fewer bits, and llama.cpp, may differ by a stated tolerance. Their prompt logits may differ by this fraction of the
+largest logit. In the reference, the logit of each token that they choose must be within the same tolerance of the best.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ _ROWS = 2  # of a batch are read again by the reference: its logits take `time x
 
 
 def check_logits(reference: np.ndarray, found: Mapping[str, np.ndarray], tolerances: Mapping[str, float]) -> dict:
-    """How far every subject's prompt logits are from the reference's, relative to the largest.
+    """The distance of every subject's prompt logits from those of the reference, relative to the largest logit.
 
-    **Raises:** `SystemExit` naming the subject that is too far off, and where.
+    **Raises:** `SystemExit` naming the subject whose distance is too large, and the place.
     """
     errors = {}
     scale = float(np.abs(reference).max())
@@ -39,11 +39,11 @@ def check_logits(reference: np.ndarray, found: Mapping[str, np.ndarray], toleran
 
 
 def check_tokens(reference: Model, prompt: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How much worse the worst token of every subject is than the reference's best, relative to the largest logit.
+    """The distance of every subject's worst token from the reference's best token, relative to the largest logit.
 
     Subjects may have decoded different numbers of tokens.
 
-    **Raises:** `SystemExit` naming the subject, and its first token that is wrong.
+    **Raises:** `SystemExit` naming the subject, and its first wrong token.
     """
     exact = [name for name in found if SUBJECTS[name].tolerance is None]
     if exact:
@@ -61,7 +61,7 @@ def check_tokens(reference: Model, prompt: np.ndarray, found: Mapping[str, np.nd
 
 
 def tolerance(name: str) -> float:
-    """Of a subject's logits."""
+    """The tolerance of a subject's logits."""
     stated = SUBJECTS[name].tolerance
     return EXACT if stated is None else stated
 

@@ -21,7 +21,7 @@ def checkpoint(geometry: str, folder: Path | None = None) -> Iterator[Path]:
     **Arguments:**
 
     - `geometry`: a key of `GEOMETRIES`.
-    - `folder`: where checkpoints are kept from one run to the next; `None` writes one that goes when the block ends.
+    - `folder`: the folder that keeps checkpoints between runs; `None` writes a checkpoint that the block's end deletes.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:

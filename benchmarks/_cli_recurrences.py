@@ -50,7 +50,7 @@ def precision(
     tokens: TokensOption = 16384,
     output: JsonOption = None,
 ) -> None:
-    """What many tokens at slow decays lose, one by one and in chunks, against float64."""
+    """The error of many tokens at slow decays, one by one and in chunks, against float64."""
     from . import precision as module
 
     content = module.measure(tokens)
@@ -59,7 +59,7 @@ def precision(
 
 
 def _known(only: str | None, width: int) -> list[str] | None:
-    """The names that are asked for.
+    """The names that were given.
 
     **Raises:** `typer.BadParameter` for a width that heads do not divide, and for a name that no model has.
     """

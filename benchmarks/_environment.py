@@ -1,4 +1,4 @@
-"""What a measurement was made with: hardware and versions, and nothing that says when or where."""
+"""The environment of a measurement: hardware and versions, without time or place."""
 
 import importlib.metadata
 import os
@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Hardware, and the versions of Python and of these packages, those that are installed."""
+    """The hardware, and the versions of Python and of these packages, if they are installed."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -34,7 +34,7 @@ def environment(*packages: str) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -52,9 +52,9 @@ def on_cpu() -> bool:
 
 
 def cache_bytes() -> int:
-    """What the caches of the device hold at most: 64 MiB where the system does not tell.
+    """The capacity of the device's caches, or 64 MiB if the system does not report it.
 
-    That is more than the second-level caches of the GPUs in `_ceilings.SHEETS` (50 MB) hold, which JAX does not tell.
+    64 MiB is more than the second-level caches of the GPUs in `_ceilings.SHEETS` (50 MB), which JAX does not report.
     """
     files = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size") if on_cpu() else ()
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -71,7 +71,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, if the system reports it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,9 +1,10 @@
-r"""The geometries that are measured, and what one token costs at each: the model behind HBU and MFU.
+r"""The measured geometries, and the cost of one token in each: the definitions of HBU and MFU.
 
-**Bytes** of one decoding step with `batch` sequences: every weight once, and of each sequence the state and the
-convolution's window, float32, read once and written once. A tied embedding is read whole, as the head; of an untied
-one a step reads a row per sequence, which is not counted. Activations are not counted: they fit into caches. The
-fraction of a measured bandwidth that these bytes reach is the *hardware bandwidth utilisation*, HBU.
+**Bytes** of one decoding step with `batch` sequences: every weight is read once. The state and the convolution's window
+of each sequence, in float32, are read once and written once. A tied embedding is read completely, as the head. From an
+untied embedding a step reads one row per sequence, which is not counted. Activations are not counted, because they fit
+into caches. These bytes per second, as a fraction of a measured bandwidth, are the *hardware bandwidth utilisation*,
+HBU.
 
 **FLOPs** of one token of a prompt, two per multiply-add: the projections, $2 D (D_{in} + D_{inner})$ per layer; the
 convolution; the recurrence in chunks of $Q$ tokens, $2 Q G N + 2 Q H P$ inside chunks and $4 H N P$ between them; and
@@ -16,7 +17,7 @@ import functools
 from typing import Any
 
 
-# Bytes of an element of a weight matrix, and of what is stored beside each of its rows.
+# The bytes of an element of a weight matrix, and the bytes that are stored beside each row.
 STORAGE: dict[str, tuple[float, int]] = {
     "float32": (4, 0),
     "bfloat16": (2, 0),
@@ -27,7 +28,7 @@ STORAGE: dict[str, tuple[float, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """A Mamba-2 language model's sizes, with one group of B and C and a head tied to the embedding unless said."""
+    """The sizes of a Mamba-2 language model. By default it has one group of B and C, and a tied head."""
 
     vocab_size: int
     hidden_size: int
@@ -49,22 +50,22 @@ class Geometry:
 
     @property
     def inner(self) -> int:
-        """Channels of a mixer."""
+        """The number of channels of a mixer."""
         return self.expand * self.hidden_size
 
     @property
     def heads(self) -> int:
-        """Heads of a mixer."""
+        """The number of heads of a mixer."""
         return self.inner // self.head_dim
 
     @property
     def conv(self) -> int:
-        """Channels of the convolution: x, B and C."""
+        """The number of channels of the convolution: x, B and C."""
         return self.inner + 2 * self.n_groups * self.state_size
 
     @property
     def matrices(self) -> list[tuple[int, int, int]]:
-        """The weight matrices that a step multiplies by: how many, their rows (outputs) and columns."""
+        """The weight matrices of a step: their number, rows (outputs) and columns."""
         layers, width = self.num_hidden_layers, self.hidden_size
         return [
             (layers, self.inner + self.conv + self.heads, width),
@@ -74,50 +75,50 @@ class Geometry:
 
     @property
     def vector_bytes(self) -> int:
-        """Of everything that is no matrix, always float32: norms, decay rates, biases, skips, convolutions."""
+        """The bytes of all other arrays, always float32: norms, decay rates, biases, skips, convolutions."""
         layer = self.hidden_size + (self.conv_kernel + 1) * self.conv + 3 * self.heads + self.inner
         return 4 * (self.num_hidden_layers * layer + self.hidden_size)
 
     def weight_bytes(self, storage: str = "float32") -> int:
-        """Of the weights that one step reads."""
+        """The bytes of the weights that one step reads."""
         element, row = STORAGE[storage]
         matrices = sum(count * rows * (columns * element + row) for count, rows, columns in self.matrices)
         return round(matrices) + self.vector_bytes
 
     @property
     def parameters(self) -> int:
-        """How many there are, an untied embedding included."""
+        """The number of parameters, an untied embedding included."""
         matrices = sum(count * rows * columns for count, rows, columns in self.matrices)
         return matrices + self.vector_bytes // 4 + (0 if self.tied else self.vocab_size * self.hidden_size)
 
     @property
     def state_bytes(self) -> int:
-        """Of one sequence's cache: states and windows, float32."""
+        """The bytes of one sequence's cache: states and windows, float32."""
         layer = self.heads * self.state_size * self.head_dim + (self.conv_kernel - 1) * self.conv
         return 4 * self.num_hidden_layers * layer
 
     def step_bytes(self, batch: int = 1, storage: str = "float32") -> int:
-        """That one decoding step moves, at the least."""
+        """The least number of bytes that one decoding step moves."""
         return self.weight_bytes(storage) + 2 * batch * self.state_bytes
 
     @property
     def projection_flops(self) -> int:
-        """Per token, of both projections of every layer."""
+        """The FLOPs per token of both projections of every layer."""
         return sum(2 * count * rows * columns for count, rows, columns in self.matrices[:-1])
 
     @property
     def logit_flops(self) -> int:
-        """Per token whose logits are computed."""
+        """The FLOPs per token whose logits are computed."""
         return 2 * self.vocab_size * self.hidden_size
 
     def recurrence_flops(self, chunk: int = 64) -> int:
-        """Per token, of convolution and recurrence in chunks of this size; masked halves of matrices count."""
+        """The FLOPs per token of convolution and recurrence in chunks of this size; masked halves of matrices count."""
         inside = 2 * chunk * (self.n_groups * self.state_size + self.inner)
         between = 4 * self.inner * self.state_size
         return self.num_hidden_layers * (inside + between + 2 * self.conv_kernel * self.conv)
 
     def prefill_flops(self, tokens: int, batch: int = 1) -> int:
-        """What MFU counts of a batch of prompts: projections, and the logits after each prompt."""
+        """The FLOPs that MFU counts for a batch of prompts: projections, and the logits after each prompt."""
         return batch * (tokens * self.projection_flops + self.logit_flops)
 
 

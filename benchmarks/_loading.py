@@ -1,4 +1,4 @@
-"""What `startup` measures in fresh processes. Nothing heavy is imported with this module: that time is measured too."""
+"""The measurements of `startup` in fresh processes. The module imports nothing heavy, whose time is measured too."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from ._timing import Run, alternate
 
 
 def load(directory: str, weights: str) -> dict[str, Any]:
-    """Seconds and peak memory of `from_pretrained`, above what Python and JAX need before."""
+    """The seconds and peak memory of `from_pretrained`, without the memory that Python and JAX used before."""
     start = time.perf_counter()
     import jax
     import jax.numpy as jnp
@@ -33,7 +33,7 @@ def load(directory: str, weights: str) -> dict[str, Any]:
 
 
 def compile_programs(directory: str, prompt: int, tokens: int, cache: str) -> dict[str, Any]:
-    """Seconds of a first prompt and of first tokens, and of the same again: the difference is compilation."""
+    """The seconds of a first prompt and of first tokens, minus those of a second run: the time of compilation."""
     import jax
     import numpy as np
 

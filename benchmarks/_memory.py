@@ -1,4 +1,4 @@
-"""How much memory this process, or its accelerator, has needed."""
+"""The memory that this process, or its accelerator, has used."""
 
 import pathlib
 import resource
@@ -10,7 +10,7 @@ _RESET = pathlib.Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> None:
-    """Let `peak_bytes` start anew from what is resident now, where the system can (Linux)."""
+    """Reset `peak_bytes` to the current resident memory, if the system supports it (Linux)."""
     try:
         _RESET.write_text("5")
     except OSError:
@@ -18,19 +18,19 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """The most that was resident at once, mapped files included."""
+    """The largest resident memory so far, mapped files included."""
     return _field("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
 
 
 def resident_bytes() -> int:
-    """What is resident now."""
+    """The current resident memory."""
     return _field("VmRSS") or peak_bytes()
 
 
 def device_bytes() -> dict[str, int]:
-    """What the accelerator holds now, and has held at most; empty on a CPU."""
+    """The current and the largest memory use of the accelerator; empty on a CPU."""
     import jax
 
     statistics = jax.devices()[0].memory_stats() or {}

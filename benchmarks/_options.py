@@ -1,4 +1,4 @@
-"""The options that several commands take, and what they do with their results."""
+"""Options that several commands share, and the handling of their results."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def make_settings(
     torch_threads: int | None = None,
     ceilings: bool = True,
 ) -> "Settings":
-    """What a session is made of.
+    """Build the settings of a session.
 
     **Raises:** `ValueError` for a geometry that does not exist.
     """
@@ -74,7 +74,7 @@ def file_name(content: dict[str, Any]) -> str:
 
 
 def finish(content: dict[str, Any], output: Path | None) -> None:
-    """Keep the figures, and show their table."""
+    """Store the figures, and show their table."""
     from . import _report
 
     keep(content, output)
@@ -82,6 +82,6 @@ def finish(content: dict[str, Any], output: Path | None) -> None:
 
 
 def keep(content: dict[str, Any], output: Path | None) -> None:
-    """Write the figures where that is asked for."""
+    """Write the figures to a file, if one was given."""
     if output is not None:
         output.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

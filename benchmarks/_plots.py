@@ -25,7 +25,7 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
 }
-# By command: what goes along, what goes up, whether both are logarithmic, and what the axes are called.
+# By command: the horizontal and the vertical quantity, whether both axes are logarithmic, and the names of the axes.
 _AXES = {
     "decode": ("batch", "tokens_per_s", True, "sequences", "tokens per second"),
     "prefill": ("length", "tokens_per_s", True, "tokens of the prompt", "tokens per second"),
@@ -35,7 +35,7 @@ _AXES = {
 
 
 def draw(content: dict[str, Any], path: Path) -> Path | None:
-    """The plot of a result file, or nothing for one that is better as a table."""
+    """The plot of a result file; `None` for a file that is better as a table."""
     if content["command"] not in _AXES:
         return None
     along, up, logarithmic, x_label, y_label = _AXES[content["command"]]

@@ -1,4 +1,4 @@
-"""A fresh Python for what must run in a process of its own: its memory, or its first time, is what is measured."""
+"""A fresh Python process for tasks whose memory, or whose first run, is measured."""
 
 import importlib
 import json
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def run(task: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
-    """What a task returns, computed by a fresh Python.
+    """Run a task in a fresh Python process, and return its result.
 
     **Arguments:**
 
     - `task`: a function of a module. The process imports that module, and what it imports, before the task starts.
-    - `arguments`: of the task, as JSON has them; paths become text.
+    - `arguments`: the arguments of the task, as JSON values; paths become text.
 
-    **Raises:** `SystemExit` with what it wrote when it fails.
+    **Raises:** `SystemExit` with the output of the process when it fails.
     """
     settings = dict(os.environ)
     if __package__ == "benchmarks":  # from a checkout, wherever the caller stands

@@ -1,4 +1,4 @@
-"""Result files in words: a section with a table for each, and plots."""
+"""Reports on result files: a section with a table for each file, and plots."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def _text(key: str) -> Callable[[Row, list[Row]], str]:
 
 
 def _times_ours(match: str | None) -> Callable[[Row, list[Row]], str]:
-    """How many times ssmkit's tokens per second are this subject's, at the same size."""
+    """The ratio of ssmkit's tokens per second to this subject's, at the same size."""
 
     def cell(row: Row, rows: list[Row]) -> str:
         same = [other for other in rows if other["subject"] == "ssmkit" and (not match or other[match] == row[match])]
@@ -101,7 +101,7 @@ _COLUMNS: dict[str, list[Column]] = {
 
 
 def table(command: str, rows: list[Row]) -> str:
-    """In Markdown; columns that are empty for all rows are left out."""
+    """The table of a result in Markdown. Columns that are empty for all rows are left out."""
     columns = [(title, [cell(row, rows) for row in rows]) for title, cell in _COLUMNS[command]]
     kept = [(title, cells) for title, cells in columns if any(cells)]
     left = {"", "form"}
@@ -114,7 +114,7 @@ def table(command: str, rows: list[Row]) -> str:
 
 
 def section(content: dict[str, Any], figure: str | None = None) -> str:
-    """A result file: what was measured on what, its table, its plot, and what was not measured."""
+    """The section of a result file: the measurement and its machine, its table, its plot, and omitted subjects."""
     setup, place = content["environment"], content["device"]
     machine = f"{setup['cpu']}, {setup['cores']} cores" if place["platform"] == "cpu" else place["kind"]
     versions = ", ".join(f"{name} {setup[name]}" for name in _versions(content) if name in setup)
@@ -132,7 +132,7 @@ def section(content: dict[str, Any], figure: str | None = None) -> str:
 
 
 def _versions(content: dict[str, Any]) -> list[str]:
-    """Of the packages that took part."""
+    """The versions of the packages that took part."""
     packages = {
         "hf": ["torch", "transformers"],
         "mamba2-jax": ["mamba2-jax", "flax"],
@@ -169,7 +169,7 @@ def _limit(kind: str, rate: float) -> str:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The result files of a folder by name, in the order of the report; files of other kinds are passed over."""
+    """The result files of a folder by name, in the order of the report. Other files are skipped."""
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
     known = {stem: content for stem, content in found.items() if content.get("command") in _ORDER}
     return dict(sorted(known.items(), key=lambda item: (_ORDER.index(item[1]["command"]), item[0])))
@@ -180,9 +180,9 @@ def render(folder: Path, page: Path | None = None, figures: Path | None = None) 
 
     **Arguments:**
 
-    - `folder`: of result files.
-    - `page`: where the text between `BEGIN` and `END` becomes the sections.
-    - `figures`: where plots are drawn; sections show them, relative to the page.
+    - `folder`: the folder of result files.
+    - `page`: the page in which the sections replace the text between `BEGIN` and `END`.
+    - `figures`: the folder of plots. Sections show them, relative to the page.
 
     **Raises:** `ValueError` when there are no results, or the page has no marks.
     """
@@ -210,5 +210,5 @@ def render(folder: Path, page: Path | None = None, figures: Path | None = None) 
 
 
 def _link(path: Path, page: Path | None) -> str:
-    """From the page, or the bare name."""
+    """The link from the page to a figure, or the bare name."""
     return path.name if page is None else Path(os.path.relpath(path, page.parent)).as_posix()

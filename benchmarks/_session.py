@@ -1,4 +1,4 @@
-"""What every command starts from: a checkpoint, its subjects loaded, and a bar that moves."""
+"""The session of a command: a checkpoint, its loaded subjects, and a progress bar."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ Tick = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all commands are told."""
+    """The settings that all commands share."""
 
     geometry: str = "130m"
     subjects: list[str] | None = None
@@ -38,7 +38,7 @@ class Settings:
 
 @dataclasses.dataclass
 class Session:
-    """Subjects that are loaded, and why others are not."""
+    """The loaded subjects, and the reasons why others are not loaded."""
 
     settings: Settings
     geometry: Geometry
@@ -58,7 +58,7 @@ class Session:
 
 
 def report(command: str, settings: Settings, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """The content of a result file: what was measured, with what, and every time."""
+    """The content of a result file: the measurement, its environment, and every time."""
     return {
         "command": command,
         "geometry": settings.geometry,
@@ -96,7 +96,7 @@ def session(command: str, settings: Settings) -> Iterator[Session]:
 
 
 def limits(session: Session) -> tuple[dict, Callable[[dict], dict[str, float]]]:
-    """The ceilings as runs to put among the subjects, and what turns their times into rates."""
+    """The ceilings as runs among those of the subjects, and a function that turns their times into rates."""
     if not session.settings.ceilings:
         return {}, lambda times: {}
     nbytes = min(session.geometry.weight_bytes(), _MOST_CEILING_BYTES)
@@ -105,13 +105,13 @@ def limits(session: Session) -> tuple[dict, Callable[[dict], dict[str, float]]]:
 
 
 def label(name: str) -> str:
-    """Of a subject, in tables."""
+    """The label of a subject in tables."""
     return SUBJECTS[name].label
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries that speak while they load say nothing."""
+    """Silence libraries that print while they load."""
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
@@ -120,7 +120,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bar(command: str) -> Iterator[Tick]:
-    """A line on standard error that says what runs; nothing where that is no terminal."""
+    """Show the current run on a line on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""The only loop that takes times: every repeat runs every subject once, so that a busy machine is busy for all."""
+"""The only timing loop. Every repeat runs every subject once, so that any disturbance affects all subjects."""
 
 import statistics
 import time
@@ -6,35 +6,35 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
-# Between two runs: another library's threads wait for work by spinning for a while after its last product.
+# The pause between two runs: other libraries' threads spin for a while after their last product.
 SETTLE = 0.05
 
 
 class Run(NamedTuple):
-    """What is timed: `call`, given what `setup` returns. The call ends when its result is in host memory."""
+    """A timed run: `call`, applied to the result of `setup`. The call ends when its result is in host memory."""
 
     call: Callable[[Any], Any]
     setup: Callable[[], Any] = lambda: None
 
 
 class Times(NamedTuple):
-    """Seconds of every repeat of one subject."""
+    """The seconds of every repeat of one subject."""
 
     seconds: list[float]
 
     @property
     def median(self) -> float:
-        """What is reported."""
+        """The median, which is reported."""
         return statistics.median(self.seconds)
 
     @property
     def fastest(self) -> float:
-        """Shown beside it: what the machine does when nothing disturbs it."""
+        """The fastest repeat, which is shown beside the median: the time without disturbance."""
         return min(self.seconds)
 
 
 def timed(run: Run) -> tuple[float, Any]:
-    """Seconds of one call, and its result."""
+    """The seconds of one call, and its result."""
     given = run.setup()
     time.sleep(SETTLE)
     start = time.perf_counter()
@@ -45,14 +45,14 @@ def timed(run: Run) -> tuple[float, Any]:
 def alternate(
     runs: Mapping[Any, Run], repeats: int, tick: Callable[[str], None] = lambda note: None, *, warm: bool = False
 ) -> dict[Any, Times]:
-    """Times of every subject.
+    """The times of every subject.
 
     **Arguments:**
 
     - `runs`: the subjects.
-    - `repeats`: of each.
+    - `repeats`: the number of repeats of each subject.
     - `tick`: called before each run with its name, for a progress bar.
-    - `warm`: every subject has run before, so that everything is compiled; otherwise it runs once untimed.
+    - `warm`: whether every subject has run before, so that everything is compiled. Otherwise it runs once untimed.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats if warm else repeats + 1):

@@ -17,10 +17,10 @@ from ._timing import Run, alternate
 
 
 def time_steps(subject: str, geometry: str, directory: str, batch: int, length: int, repeats: int) -> dict[str, Any]:
-    """Seconds of forward and backward passes, their loss and the norm of its gradient, and peak memory.
+    """The seconds of forward and backward passes, the loss, the norm of its gradient, and the peak memory.
 
-    Two figures of memory: what was resident at most above what was before the first step, compilation not included; and
-    what the compiler plans for arguments, results and temporaries.
+    There are two figures of memory. One is the growth of resident memory from before the first step to its peak,
+    without compilation. The other is the compiler's plan for arguments, results and temporaries.
     """
     ids = np.random.default_rng(0).integers(0, GEOMETRIES[geometry].vocab_size, (batch, length)).astype(np.int32)
     step, parameters = STEPS[subject](Path(directory), batch, length)

@@ -1,4 +1,4 @@
-"""Chunk sizes and schedules: what the table in `ssmkit/kernels/_tuning.py` is made of.
+"""Measurements of chunk sizes and schedules, from which the table in `ssmkit/kernels/_tuning.py` was made.
 
 The recurrences of published models run over the inputs that their mixers give them, forwards, and forwards and
 backwards, in chunks of every size, one after the other (serial) and side by side (parallel). No figure is reported
@@ -21,7 +21,7 @@ from .recurrences import captured, mixers
 
 
 _SCHEDULES = {"serial": kernels.serial, "parallel": kernels.parallel}
-# Measured when nothing else is said.
+# The defaults of the measurement.
 NAMES = ["Mamba-2", "RetNet", "mLSTM", "GLA", "RWKV-6", "Mamba", "S5", "RG-LRU"]
 _ERROR = 1e-4
 
@@ -84,7 +84,7 @@ def _compiled(function: Callable[..., Any], schedule: str, size: int, arguments:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """In Markdown: a row per recurrence, direction and schedule."""
+    """The table in Markdown, with a row per recurrence, direction and schedule."""
     sizes = sorted({time["size"] for result in results.values() for time in result["times"]})
     lines = [
         f"| | state | | order | {' | '.join(map(str, sizes))} |",

@@ -1,4 +1,4 @@
-"""What a token costs, in time and memory, after more and more tokens: for a state of constant size, always the same."""
+"""The cost of a token, in time and memory, after more and more tokens. It is constant for a state of constant size."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ _CHECKED = 1024  # contexts up to here are read again by the reference
 
 
 def measure(session: Session, contexts: list[int], tokens: int) -> dict[str, Any]:
-    """All figures; of ssmkit and its variants only.
+    """All figures, of ssmkit and its variants only.
 
-    **Raises:** `SystemExit` when what is generated is not what a forward pass over the whole context says.
+    **Raises:** `SystemExit` when generated tokens are not those of a forward pass over the whole context.
     """
     contexts = sorted({max(context, 1) for context in contexts})
     prompt = session.prompts(1, contexts[-1])
@@ -61,7 +61,7 @@ def measure(session: Session, contexts: list[int], tokens: int) -> dict[str, Any
 
 
 def spread(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Of every subject, how much the slowest context costs above the median one."""
+    """The extra cost of the slowest context over the median context, for every subject."""
     by_subject: dict[str, list[float]] = {}
     for row in rows:
         by_subject.setdefault(row["subject"], []).append(row["ms_per_token"])

@@ -1,7 +1,7 @@
-"""Perplexity of a text by ssmkit and by HF transformers, from the same files: the two must agree.
+"""The perplexity of a text by ssmkit and by HF transformers, from the same files. The two must agree.
 
-The text is one sequence for both, whatever its length: each carries its own cache from piece to piece. That HF's
-cache is exact is checked first, against its forward pass without a cache.
+The text is one sequence of any length for both: each carries its own cache from piece to piece. HF's cache is first
+compared with its forward pass without a cache.
 """
 
 import math
@@ -28,8 +28,8 @@ def measure(directory: pathlib.Path | None, text: str) -> dict[str, Any]:
 
     **Arguments:**
 
-    - `directory`: of the model and its tokenizer; `None` takes the embedded model.
-    - `text`: what is predicted.
+    - `directory`: the folder of the model and its tokenizer; `None` takes the embedded model.
+    - `text`: the predicted text.
 
     **Raises:** `SystemExit` when HF's cache is not exact.
     """
@@ -61,7 +61,7 @@ def measure(directory: pathlib.Path | None, text: str) -> dict[str, Any]:
 
 
 def _hf_nats(theirs: Any, tokens: np.ndarray, vocab_size: int) -> float:
-    """Negative log-probability of every token but the first; padding rows of the vocabulary take no part."""
+    """The negative log-probability of every token except the first. Padding rows of the vocabulary do not count."""
     inputs, targets = torch.from_numpy(tokens[:-1]), torch.from_numpy(tokens[1:])
     nats, cache = 0.0, None
     for part, following in zip(_pieces(inputs, _PIECE), _pieces(targets, _PIECE), strict=True):
@@ -72,7 +72,7 @@ def _hf_nats(theirs: Any, tokens: np.ndarray, vocab_size: int) -> float:
 
 
 def _cache_error(theirs: Any, tokens: np.ndarray) -> float:
-    """How far HF's logits by pieces are from those of one forward pass without a cache, relative to the largest."""
+    """The distance of HF's logits by pieces from those of a forward pass without a cache, relative to the largest."""
     inputs, cache, cached = torch.from_numpy(tokens), None, []
     for part in _pieces(inputs, 300):
         logits, cache = _advance(theirs, part, cache)
@@ -89,8 +89,10 @@ def _advance(theirs: Any, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tenso
 
 
 def _pieces(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
-    """Pieces of `size`, the last one longer rather than a single token, which HF computes in another way (it does not
-    clip the time step there)."""
+    """Pieces of `size` tokens. The last piece is longer if a single token would remain.
+
+    HF computes a single token in another way: it does not clip the time step there.
+    """
     pieces = list(torch.split(tokens, size))
     if len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]
@@ -98,7 +100,7 @@ def _pieces(tokens: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
 
 
 def agrees(result: dict[str, Any]) -> bool:
-    """Whether the difference is within the bar."""
+    """Whether the difference is within the bound."""
     return abs(result["difference"]) <= BAR
 
 

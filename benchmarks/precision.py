@@ -1,7 +1,7 @@
-"""What decoding loses: many tokens at slow decays, one by one and in chunks, against a loop in float64.
+"""The error of decoding: many tokens at slow decays, one by one and in chunks, against a loop in float64.
 
-Random writes, values and reads in every kernel family, one constant decay per head. Every number is the error of the
-last state, relative to its Euclidean norm. `float32 state` is the least that is possible where a state is rounded to
+Every kernel family gets random writes, values and reads, and one constant decay per head. Every number is the error of
+the last state, relative to its Euclidean norm. `float32 state` is the least possible error if a state is rounded to
 float32 after every token: all else is float64. `rounded decay` is the usual loop in float32, `S = exp(a) * S + b`.
 """
 
@@ -32,7 +32,7 @@ FORMS = {
 
 
 def coefficients(form: str, tokens: int) -> ssmkit.Coefficients:
-    """The coefficients of so many tokens, one head for each decay."""
+    """The coefficients of many tokens, with one head for each decay."""
     key, value, decays, is_complex = FORMS[form]
     rng = np.random.default_rng(0)
     a = np.repeat(np.asarray(DECAYS)[:, None], decays, axis=1)
@@ -50,7 +50,7 @@ def one_by_one(c: ssmkit.Coefficients, state: jax.Array) -> jax.Array:
 
 
 def rounded(c: ssmkit.Coefficients, state: jax.Array) -> jax.Array:
-    """The usual loop."""
+    """The state after the usual loop in float32."""
     return kernels.reference(c, state)[1]
 
 

@@ -1,4 +1,4 @@
-"""Tokens of a prompt per second: from nothing to the logits after its last token, every subject on the same weights."""
+"""Tokens of a prompt per second, from an empty cache to the logits after the last token, all on the same weights."""
 
 from typing import Any
 

@@ -5,8 +5,8 @@ into one loop. Its recurrence alone is then timed on the inputs that the mixer g
 `jax.lax.scan` over `step`, forwards, and forwards and backwards. No figure is reported unless both give the same
 outputs. Figures are medians of repeats that alternate.
 
-Right before it is timed, each program runs once untimed. After another program has given memory back, the system hands
-out pages that no cache holds, and touching them takes up to half of a prefill's time.
+Right before it is timed, each program runs once untimed. After another program has returned memory, the system hands
+out pages that no cache holds. Touching them takes up to half of a prefill's time.
 """
 
 import inspect
@@ -30,7 +30,7 @@ _ERROR = 1e-4  # of the recurrence in chunks against token by token, in float32
 
 
 def mixers(width: int) -> dict[str, Callable[[jax.Array], ssmkit.AbstractMixer]]:
-    """By the model's name, what makes its mixer from a random key, at sizes that its authors use."""
+    """Functions that make a mixer from a random key, at its authors' sizes, by the model's name."""
     heads = width // 64
     return {
         "Mamba": lambda key: models.MambaMixer(width, key=key),
@@ -126,7 +126,7 @@ def _steps(module: Any, inputs: Any, cache: Any) -> tuple[Any, Any]:
 
 
 def _gradient(run: Callable) -> Callable:
-    """With respect to the recurrence's parameters, its inputs and its state."""
+    """The gradient with respect to the recurrence's parameters, inputs and state."""
     return eqx.filter_grad(lambda arguments: jnp.sum(jnp.real(run(*arguments)[0])))
 
 

@@ -1,4 +1,4 @@
-"""How long until the first token: loading, compiling with an empty and with a filled cache, and the whole command.
+"""The time until the first token: loading, compiling with an empty and with a filled cache, and the whole command.
 
 Everything runs in fresh processes. `first token` is from the start of `ssmkit generate` to the first byte after the
 prompt on its standard output, Python's own start and imports included.
@@ -25,7 +25,7 @@ _WEIGHTS = {"ssmkit": "float32", "ssmkit-bfloat16": "bfloat16", "ssmkit-int8": "
 
 
 def measure(settings: Settings, prompt: int = 512, tokens: int = 16) -> dict[str, Any]:
-    """All figures; of ssmkit and its variants."""
+    """All figures, of ssmkit and its variants."""
     names = [name for name in _WEIGHTS if settings.subjects is None or name in settings.subjects]
     skipped = reasons(names)
     with checkpoint(settings.geometry, settings.checkpoints) as directory:
@@ -78,9 +78,9 @@ def _commands(directory: Path, tokens: int, repeats: int) -> Iterator[dict[str, 
 
 
 def _first_token(directory: Path, tokens: int, cache: Path) -> float:
-    """Seconds from the start of the command.
+    """The seconds from the start of the command to its first token.
 
-    **Raises:** `SystemExit` with what it wrote when it fails.
+    **Raises:** `SystemExit` with the output of the command when it fails.
     """
     words = [sys.executable, "-m", "ssmkit", "generate", PROMPT, "--model", str(directory)]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

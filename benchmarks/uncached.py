@@ -1,10 +1,10 @@
-"""Cached against uncached generation, the paper's protocol: how much the cache is worth at a total length.
+"""Cached against uncached generation, in the paper's protocol: the gain by the cache at a total length.
 
 Without a cache, every token costs a forward pass over the whole prefix (padded to a multiple of `PAD`; logits after its
-last token only). That cost is measured at some lengths, and taken to be linear between them; generating up to a total
-length is its sum over all prefixes. With a cache, it is the prompt's cost and that of every step, whose mean is
-measured over `tokens` steps: it does not depend on the position, as `context` shows. That both generate the same tokens
-is checked over the first few.
+last token only). This cost is measured at some lengths and interpolated linearly between them. The cost of a total
+length is the sum over all prefixes. With a cache, it is the cost of the prompt plus that of every step. The mean cost
+of a step is measured over `tokens` steps; it does not depend on the position, as `context` shows. The first few tokens
+of both are compared.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ def _runs(subject: Subject, prompts: np.ndarray, lengths: list[int], tokens: int
 
 
 def padded(length: int) -> int:
-    """A prefix is computed as if it were so long."""
+    """The length to which a prefix is padded."""
     return -(-length // PAD) * PAD
 
 

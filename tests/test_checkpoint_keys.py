@@ -86,7 +86,7 @@ def test_many_unknown_keys_are_counted_on_one_line(tmp_path):
         describe(tmp_path)
     (warning,) = caught
     message = str(warning.message)
-    assert "\n" not in message and r"`zz\n19` and 3 more. The model" in message
+    assert "\n" not in message and r"`zz\n19` and 3 more. If" in message
     with pytest.raises(CheckpointError) as error:
         describe(tmp_path, strict=True)
     assert r"  - `zz\n00`: got 0" in str(error.value).splitlines()
@@ -194,7 +194,7 @@ def test_a_padded_vocabulary_that_other_software_resized(tmp_path):
         resized = MambaConfig(**SIZES | {"vocab_size": rows})
         save_pretrained(Mamba(resized, key=jax.random.key(0)), tmp_path)
         (tmp_path / "config.json").write_text(json.dumps(content | {"vocab_size": rows}))
-        with pytest.warns(UserWarning, match="unknown and were ignored: `unpadded_vocab_size`. The"):
+        with pytest.warns(UserWarning, match="unknown and were ignored: `unpadded_vocab_size`. If"):
             assert from_pretrained(tmp_path).config == resized
         with pytest.raises(CheckpointError, match="`unpadded_vocab_size`: got 11"):
             describe(tmp_path, strict=True)

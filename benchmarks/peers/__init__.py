@@ -1,4 +1,4 @@
-"""What is measured: ssmkit in its variants, and other software, each behind the same few methods.
+"""The measured subjects: ssmkit in its variants, and other software, each behind the same few methods.
 
 A subject reads the float32 checkpoint of a geometry in HF's layout, and turns batches of token ids, NumPy arrays
 `(batch, time)`, into logits and greedy tokens. To add one, write a module with a class that has `Subject`'s methods and
@@ -23,11 +23,11 @@ class Subject(Protocol):
     """One loaded model. Every method returns when its result is in host memory."""
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits after the last token of each row, `(batch, vocab)`, from nothing."""
+        """The logits after the last token of each row, `(batch, vocab)`, from an empty cache."""
         ...
 
     def begin(self, prompt: np.ndarray, new: int) -> Any:
-        """Consume prompts, and make ready for `new` tokens: what `decode` is given. Not timed."""
+        """Consume prompts and prepare for `new` tokens. The result is the argument of `decode`. It is not timed."""
         ...
 
     def decode(self, start: Any, new: int) -> np.ndarray:
@@ -36,7 +36,7 @@ class Subject(Protocol):
 
 
 def _needs(*packages: str) -> Callable[[], str | None]:
-    """Says which package is missing, if one is."""
+    """A function that names a missing package, if there is one."""
 
     def missing() -> str | None:
         absent = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -66,28 +66,28 @@ def _cuda() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """How a subject is made, and what is asked of it."""
+    """The entry of a subject: how it is built, and the requirements on it."""
 
     label: str
-    """In tables."""
+    """The label of the subject in tables."""
     module: str
-    """Of this package; its class `Model` is the subject."""
+    """A module of this package, whose class `Model` is the subject."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Keywords of `Model` after the checkpoint's folder."""
     storage: str = "float32"
-    """Of its weight matrices: a key of `STORAGE`."""
+    """The storage of its weight matrices: a key of `STORAGE`."""
     tolerance: float | None = None
-    """How far its logits may be from the float32 reference, of the largest; `None`: its greedy tokens are the same."""
+    """The allowed distance of its logits from the reference, relative to the largest; `None`: tokens must be equal."""
     available: Callable[[], str | None] = lambda: None
-    """Why it cannot be measured here, if it cannot."""
+    """Returns the reason why it cannot be measured here, or `None`."""
     platforms: tuple[str, ...] = ("cpu", "gpu")
-    """Of JAX; where it is measured unless asked for by name."""
+    """The JAX platforms on which it is measured by default."""
     commands: tuple[str, ...] = ("prefill", "decode")
-    """That measure it."""
+    """The commands that measure it."""
     most_batch: int = 1 << 30
-    """Larger batches on a CPU take too long to wait for."""
+    """The largest batch on a CPU; larger batches take too long."""
     patience: int = 1
-    """On a CPU, it decodes this many times fewer tokens than others; its time per token is constant too."""
+    """The factor by which it decodes fewer tokens than others on a CPU; its time per token is constant too."""
 
 
 _HF = _needs("torch", "transformers")
@@ -149,14 +149,14 @@ SUBJECTS: dict[str, Entry] = {
 
 
 def reasons(names: list[str]) -> dict[str, str]:
-    """Why some of these cannot be measured here."""
+    """The reasons why some of these subjects cannot be measured here."""
     return {name: reason for name in names if (reason := SUBJECTS[name].available()) is not None}
 
 
 def chosen(command: str, wanted: list[str] | None) -> list[str]:
-    """The subjects of a command: those asked for, or those of this platform.
+    """The subjects of a command: those that were given, or those of this platform.
 
-    **Raises:** `ValueError` for a name that is none.
+    **Raises:** `ValueError` for an unknown name.
     """
     if wanted is None:
         platform = "cpu" if device()["platform"] == "cpu" else "gpu"
@@ -168,6 +168,6 @@ def chosen(command: str, wanted: list[str] | None) -> list[str]:
 
 
 def load(name: str, directory: Path) -> Subject:
-    """The subject, its weights read."""
+    """Load a subject with its weights."""
     entry = SUBJECTS[name]
     return importlib.import_module(f"{__name__}.{entry.module}").Model(directory, **entry.options)

@@ -1,4 +1,4 @@
-"""HF transformers: PyTorch operations, no compiled kernels of its own on a CPU."""
+"""HF transformers, which uses PyTorch operations and no compiled kernels of its own on a CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ transformers.logging.disable_progress_bar()
 
 
 class Model:
-    """The barest loop that there is: a cached step and an argmax. Without `bare`, `generate`, from the prompt on."""
+    """A minimal loop of a cached step and an argmax. Without `bare`, it is `generate`, from the prompt on."""
 
     def __init__(self, directory: Path, *, weights: str = "float32", bare: bool = True):
         self._device = "cpu" if on_cpu() or not torch.cuda.is_available() else "cuda"

@@ -16,7 +16,7 @@ _MOST_TOKENS = 512  # per call for a prompt, as llama.cpp's own programs do
 
 
 class Model:
-    """One context per number of sequences, since its memory is made for so many."""
+    """llama.cpp with one context per number of sequences, because a context's memory is made for this number."""
 
     def __init__(self, directory: Path, *, weights: str = "float32"):
         _quiet()
@@ -42,7 +42,7 @@ class Model:
         return self.prefill(prompt), prompt.shape[1]
 
     def decode(self, start: Any, new: int) -> np.ndarray:
-        """As `Subject.decode`: the context remembers the sequences that `begin` was given last."""
+        """As `Subject.decode`: the context holds the sequences of the last call of `begin`."""
         logits, position = start
         chosen = np.zeros((len(logits), new), np.int32)
         context = self._contexts[len(logits)]
@@ -52,7 +52,7 @@ class Model:
         return chosen
 
     def _fresh(self, sequences: int) -> Any:
-        """A context that has seen nothing."""
+        """A new, empty context."""
         if sequences not in self._contexts:
             parameters = _lib.llama_context_default_params()
             parameters.n_seq_max = sequences
@@ -68,7 +68,7 @@ class Model:
         return context
 
     def _consume(self, context: Any, tokens: np.ndarray, position: int) -> np.ndarray:
-        """Logits after the last of these tokens of every sequence."""
+        """The logits after the last of these tokens, for every sequence."""
         rows, time = tokens.shape
         logits = np.empty((rows, self._vocab), np.float32)
         together = max(_MOST_TOKENS // time, 1)  # sequences per call
@@ -93,7 +93,7 @@ class Model:
 
 @llama_cpp.llama_log_callback
 def _silence(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """Its log, which would fill the screen."""
+    """Silence the log of llama.cpp, which would fill the screen."""
 
 
 def _quiet() -> None:

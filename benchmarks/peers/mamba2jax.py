@@ -14,7 +14,7 @@ from .._checkpoint import read_config, read_tensors
 
 
 class Model:
-    """Its cached forward, jitted: one call per token, or all tokens in one `fori_loop`."""
+    """mamba2-jax's cached forward pass, jitted: one call per token, or all tokens in one `fori_loop`."""
 
     def __init__(self, directory: Path, *, weights: str = "float32", device_loop: bool = False):
         dtype = jnp.dtype(weights)
@@ -65,7 +65,7 @@ def load(directory: Path, dtype: Any = jnp.float32) -> tuple[Any, Any]:
 
 
 def _advance(graph: Any, weights: Any, tokens: jax.Array, cache: Any, *, cached: bool) -> tuple[jax.Array, Any]:
-    """Logits after the last token, and the cache."""
+    """The logits after the last token, and the cache."""
     model = nnx.merge(graph, weights)
     result = model.backbone(tokens, cache=cache if cached else None)
     hidden = result["last_hidden_state"][:, -1]

@@ -1,4 +1,4 @@
-"""mamba_ssm, the original implementation: Triton and CUDA kernels, its decoding step captured as a CUDA graph."""
+"""mamba_ssm, the original implementation: Triton and CUDA kernels, with the decoding step as a CUDA graph."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .._checkpoint import read_config, read_tensors
 
 
 class Model:
-    """What `MambaLMHeadModel.generate(cg=True)` does, with the prompt apart from the decoding."""
+    """The steps of `MambaLMHeadModel.generate(cg=True)`, with the prompt and the decoding separated."""
 
     def __init__(self, directory: Path):
         config = read_config(directory)

@@ -22,7 +22,7 @@ class Model:
 
     def __init__(self, directory: Path, *, weights: str = "float32", engine: bool = True):
         self.model = ssmkit.from_pretrained(directory, **_loading(weights))
-        # A GPU multiplies float32 matrices in fewer bits unless it is told not to.
+        # By default, a GPU multiplies float32 matrices in fewer bits.
         self._exact = weights == "float32" and not on_cpu()
         self._engine = engine
 
@@ -49,12 +49,12 @@ class Model:
             return np.asarray(ssmkit.resume(self.model, start, new).tokens)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """After every token of one sequence: what decoding is checked against."""
+        """The logits after every token of one sequence, against which decoding is checked."""
         with self._precision():
             return np.asarray(_forward(self.model, jnp.asarray(tokens, jnp.int32)))
 
     def last_logits(self, tokens: np.ndarray) -> np.ndarray:
-        """After one sequence, by forward passes over parts of it: what prefill is checked against."""
+        """The logits after one sequence, by forward passes over its parts, against which prefill is checked."""
         logits: Any = None
         cache = self.model.init_cache()
         with self._precision():
@@ -68,7 +68,7 @@ class Model:
 
 
 def _loading(weights: str) -> dict[str, Any]:
-    """Keywords of `from_pretrained`. Tensor cores multiply bfloat16; a CPU only stores it."""
+    """The keywords of `from_pretrained`. Tensor cores multiply bfloat16; a CPU only stores it."""
     if weights == "float32" or (weights == "bfloat16" and not on_cpu()):
         return {"dtype": weights}
     return {"dtype": "float32", "quantize": weights}
