@@ -121,7 +121,7 @@ def real(holds: Callable[[float], bool], expected: str) -> Kind:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that a float can hold, or infinite, or not a number; true and false are none."""
+    """Whether a value is a number that a float can hold, infinity and NaN included; booleans do not count."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return not sys.float_info.max < abs(value) < math.inf
@@ -167,7 +167,7 @@ def optional(kind: Kind) -> Kind:
 
 
 def either(*kinds: Kind) -> Kind:
-    """A kind: what the first gives of the kinds that accept the value."""
+    """A kind: the result of the first kind that accepts the value."""
 
     def parse_either(value: Any) -> Any:
         """As `either`."""

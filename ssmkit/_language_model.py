@@ -44,7 +44,7 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
     @hook
     def reserve(self, cache: Cache, tokens: int) -> Cache:
-        """The same cache with room for so many tokens more: the cache itself, unless it keeps tokens one by one.
+        """The same cache with room for `tokens` more tokens. A cache that does not store tokens is returned unchanged.
 
         `ssmkit.generate` and all that runs a model reserves by itself; whoever calls `prefill` and `step` by hand does
         so before.
@@ -56,7 +56,7 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
 
         **Returns:** the cache. Under a trace, where nobody knows how many tokens came, the old room counts as full.
 
-        **Raises:** `ValueError` when `tokens` is no number of tokens.
+        **Raises:** `ValueError` when `tokens` is not a number of tokens.
         """
         return cache
 

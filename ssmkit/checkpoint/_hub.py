@@ -91,7 +91,7 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Place
 
     **Returns:** a `Place`.
 
-    **Raises:** `CheckpointError` when `source` is none of the three, or is local although a `revision` was given.
+    **Raises:** `CheckpointError` when `source` is none of these three, or is local although a `revision` was given.
     """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"`source` must be a path or the id of a model on the Hugging Face hub, got {source!r}.")

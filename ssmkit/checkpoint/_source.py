@@ -31,11 +31,11 @@ class Reshape:
         return before
 
     def forwards(self, values: np.ndarray, shape: Shape) -> np.ndarray:
-        """From the file's form to the model's."""
+        """Convert from the file's form to the model's."""
         return values.reshape(shape)
 
     def backwards(self, values: np.ndarray) -> np.ndarray:
-        """From the model's form to the file's."""
+        """Convert from the model's form to the file's."""
         return values.reshape(self.before(values.shape))
 
 
@@ -52,11 +52,11 @@ class Transpose:
         return tuple(shape[axis] for axis in self._inverse())
 
     def forwards(self, values: np.ndarray, shape: Shape) -> np.ndarray:
-        """From the file's form to the model's."""
+        """Convert from the file's form to the model's."""
         return values.transpose(self.axes)
 
     def backwards(self, values: np.ndarray) -> np.ndarray:
-        """From the model's form to the file's."""
+        """Convert from the model's form to the file's."""
         return values.transpose(self._inverse())
 
     def _inverse(self) -> Shape:

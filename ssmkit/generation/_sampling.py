@@ -142,7 +142,7 @@ class Sampler(AbstractSampler):
 
     @property
     def needs_history(self) -> bool:
-        """With a repetition penalty."""
+        """True with a repetition penalty."""
         return self.repetition_penalty is not None
 
     def filtered(self, logits: Logits, history: Bool[Array, " vocab"] | None) -> Logits:

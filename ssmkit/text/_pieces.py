@@ -38,7 +38,7 @@ class Decoding:
         return piece
 
     def end(self) -> str:
-        """What was held back, when no id follows."""
+        """The text that was held back, when no id follows."""
         return self._decode(self._window)[len(self._shown) :]
 
 
@@ -67,7 +67,7 @@ class Before:
         return held[:safe]
 
     def end(self) -> str:
-        """What was held back, when nothing follows."""
+        """The text that was held back, when nothing follows."""
         return self._held[: self._first(self._held)]
 
     def _first(self, text: str) -> int:
