@@ -46,15 +46,15 @@ class AbstractLanguageModel(eqx.Module, Generic[Cache]):
     def reserve(self, cache: Cache, tokens: int) -> Cache:
         """The same cache with room for `tokens` more tokens. A cache that does not store tokens is returned unchanged.
 
-        `ssmkit.generate` and all that runs a model reserves by itself; whoever calls `prefill` and `step` by hand does
-        so before.
+        `ssmkit.generate` and all other functions that run a model call it themselves. Call it yourself before you call
+        `prefill` and `step`.
 
         **Arguments:**
 
-        - `cache`: of one sequence, or of rows with a leading axis on every array.
-        - `tokens`: how many are to come; a Python integer.
+        - `cache`: the cache of one sequence, or of rows with a leading axis on every array.
+        - `tokens`: the number of tokens to come; a Python integer.
 
-        **Returns:** the cache. Under a trace, where nobody knows how many tokens came, the old room counts as full.
+        **Returns:** the cache. Under a trace, the number of earlier tokens is unknown, so the old room counts as full.
 
         **Raises:** `ValueError` when `tokens` is not a number of tokens.
         """
