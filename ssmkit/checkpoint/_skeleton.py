@@ -131,7 +131,7 @@ def array_path(keys: tuple[Any, ...]) -> str:
 def cache_bytes(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> tuple[int, int]:
     """The number of bytes of one sequence's empty cache, and the number of bytes that each token adds.
 
-    Of layers that are alike, only one is built.
+    Only one of several equal layers is built.
 
     **Arguments:**
 
