@@ -52,7 +52,8 @@ class Program:
         rows = self.batch
         request = _requests.as_request([limit] * rows, [[]] * rows, [self.sampler] * rows, rows)
         keys = jax.random.split(jax.random.key(0), rows)
-        return _engine.Inputs(self.model, request, batch, keys), CAPACITY, self.cache()
+        log_probs = 2 if self.sampler.needs_key else None
+        return _engine.Inputs(self.model, request, batch, keys, log_probs), CAPACITY, self.cache()
 
     def loops(self, shape):
         """The loops that carry an array of this shape."""
@@ -111,6 +112,11 @@ def test_one_loop_decodes(program):
     # Of greedy decoding, the step is all there is to do: neither random numbers nor a loop in the loop.
     if not program.sampler.needs_key:
         assert "while" not in instructions(text) and "threefry" not in text
+
+
+def test_log_probabilities_are_carried_where_they_are_asked_for(program):
+    (loop,) = program.loops(f"s32[{program.batch},{CAPACITY}]")
+    assert (f"f32[{program.batch},{CAPACITY}]" in loop) == program.sampler.needs_key
 
 
 def test_the_cache_is_updated_in_place(program):

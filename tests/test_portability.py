@@ -77,7 +77,8 @@ def proceed(inputs, rows):
 
 
 def generations(model, sampler, batch: int, platform: str) -> Iterator[str]:
-    """The engine's two executables."""
+    """The engine's two executables; with log-probabilities where tokens are sampled."""
+    log_probs = 2 if sampler.needs_key else None
     prompts, _ = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size)
     request = _requests.as_request([5] * batch, [[3]] * batch, [sampler] * batch, batch)
     keys = jax.random.split(jax.random.key(0), batch)
@@ -91,9 +92,9 @@ def generations(model, sampler, batch: int, platform: str) -> Iterator[str]:
         consumed=jnp.zeros(batch, jnp.int32),
         key_kind=str(jax.random.key_impl(keys)),
     )
-    yield lowered(begin, _engine.Inputs(model, request, prompts, keys), platform=platform)
+    yield lowered(begin, _engine.Inputs(model, request, prompts, keys, log_probs), platform=platform)
     if batch > 1:  # decodes as the other does
-        yield lowered(proceed, _engine.Inputs(model, request), rows, platform=platform)
+        yield lowered(proceed, _engine.Inputs(model, request, log_probs=log_probs), rows, platform=platform)
 
 
 def loops(module: str, carried: str) -> list[str]:
@@ -234,5 +235,5 @@ def test_a_second_loop_would_be_counted():
         carry = jax.lax.while_loop(lambda carry: carry[0] < 3, body, (jnp.asarray(0, jnp.int32), tokens))
         return jax.lax.while_loop(lambda carry: carry[0] < 5, body, carry)
 
-    module = lowered(twice, jnp.zeros((1, CAPACITY + 1), jnp.int32), platform="tpu")
+    module = lowered(twice, jnp.zeros((1, CAPACITY), jnp.int32), platform="tpu")
     assert len(loops(module, f"tensor<1x{CAPACITY}xi32>")) == 2
