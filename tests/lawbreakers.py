@@ -1,4 +1,4 @@
-"""Classes that keep the laws, and classes that are wrong in one way each; names of the laws that they break."""
+"""Mixers, recurrences and operators that keep the laws, and such that are wrong in one way each."""
 
 import functools
 from collections.abc import Callable
@@ -259,60 +259,6 @@ class Sum(ssmkit.AbstractSequenceOperator):
         return after, after
 
 
-# Language models.
-
-
-class Model(ssmkit.AbstractLanguageModel[Any]):
-    """`Smooth` between an embedding and its transpose."""
-
-    embedding: Array
-    mixer: Smooth
-    vocab_size: int = eqx.field(static=True, default=VOCAB)
-
-    def init_cache(self):
-        return self.mixer.init_cache()
-
-    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
-        y, cache = self.mixer.prefill(self.embedding[tokens], cache, extent)
-        last = self.last(tokens.shape[0], extent.length)
-        return self.embedding @ jax.lax.dynamic_index_in_dim(y, last, keepdims=False), cache
-
-    def last(self, time, length):
-        return time - 1 if length is None else jnp.maximum(length, 1) - 1
-
-    def step(self, token, cache, valid=None):
-        y, cache = self.mixer.step(self.embedding[token], cache, valid=valid)
-        return self.embedding @ y, cache
-
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
-        y, cache = self.mixer.prefill(self.embedding[tokens], cache)
-        return y @ self.embedding.T, cache
-
-
-class AnotherForward(Model):
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
-        logits, cache = super().forward(tokens, cache)
-        return jax.nn.log_softmax(logits), cache
-
-
-class LeakingForward(Model):
-    """By less than the tolerance."""
-
-    def forward(self, tokens, cache, extent=ssmkit.Extent(), *, key=None):
-        logits, cache = super().forward(tokens, cache)
-        return logits + 1e-6 * logits[-1:], cache
-
-
-class LogitsOfThePadding(Model):
-    def prefill(self, tokens, cache, extent=ssmkit.Extent()):
-        return super().prefill(tokens, cache)[0], super().prefill(tokens, cache, extent)[1]
-
-
-class LogitsOneTokenEarly(Model):
-    def last(self, time, length):
-        return jnp.maximum(super().last(time, length) - 1, 0)
-
-
 # Every one of them, checked.
 
 
@@ -327,11 +273,6 @@ def heads() -> np.ndarray:
 
 def pairs() -> tuple[np.ndarray, np.ndarray]:
     return features()[:, 0], features()[:, 1]
-
-
-def model(cls: type[Model]) -> Model:
-    rng = np.random.default_rng(1)
-    return cls(jnp.asarray(rng.normal(size=(VOCAB, WIDTH)), jnp.float32), Smooth())
 
 
 TOKENS = np.asarray([3, 1, 4, 1, 0, 2, 3], np.int32)

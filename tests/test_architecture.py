@@ -12,7 +12,7 @@ import types
 import equinox as eqx
 import pytest
 from helpers import is_abstract, module_classes
-from source_files import BENCHMARK_FILES, CORE_FILES, MODEL_FILES, named
+from source_files import BENCHMARK_FILES, CORE_FILES, MODEL_FILES, TEST_FILES, named
 
 import ssmkit
 import ssmkit.benchmarks
@@ -186,7 +186,7 @@ def test_a_whole_language_model_takes_few_lines():
     assert sum(lines_of_code(textwrap.dedent(inspect.getsource(cls))) for cls in classes) <= LONGEST_TOY
 
 
-@named(CORE_FILES + MODEL_FILES + BENCHMARK_FILES)
+@named(CORE_FILES + MODEL_FILES + BENCHMARK_FILES + TEST_FILES)
 def test_no_file_is_long(path):
     assert len(path.read_text().splitlines()) <= LONGEST_FILE
 

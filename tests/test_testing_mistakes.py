@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from law_names import matches
-from lawbreakers import TIME, TOKENS, WIDTH, Decaying, Mean, Model, NotCoefficients, Smooth, Sum, check, features, model
+from lawbreakers import TIME, TOKENS, WIDTH, Decaying, Mean, NotCoefficients, Smooth, Sum, check, features
+from lawbreaking_models import Model, model
 
 from ssmkit import testing
 from ssmkit.testing._report import close, identical
