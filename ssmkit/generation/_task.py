@@ -124,10 +124,10 @@ def at_once(task: Task) -> Generation:
     """Generate all tokens in one executable."""
     most = max(task.limits)
     result = task.run(task.limits, 0 if most == 0 else bucket(most), task.start)
-    ids = _new_ids(result, len(task.limits))
+    count = len(task.limits)
     if task.transcripts is not None:
-        _read(task.transcripts, ids, result, [True] * len(ids))
-    return _concluded(task, [_records(result, most)], result.rows, list(map(len, ids)))
+        _read(task.transcripts, _new_ids(result, count), result, [True] * count)
+    return _concluded(task, [_records(result, most)], result.rows, np.asarray(result.lengths)[:count])
 
 
 def turns(task: Task, first: int, length: int) -> Generator[list[list[Any]], None, Generation]:
@@ -205,19 +205,24 @@ def _read(
     ]
 
 
-def _concluded(task: Task, records: list[Records], rows: Rows, lengths: list[int]) -> Generation:
+def _concluded(task: Task, records: list[Records], rows: Rows, lengths: Sequence[int] | np.ndarray) -> Generation:
     """The result of a task: the user's rows, with the records of all turns."""
     count, most = len(task.limits), max(task.limits)
     # This runs on the host, where nothing is compiled for a size.
-    nothing = jax.tree.map(np.asarray, empty(count, 0, task.log_probs))
-    whole = jax.tree.map(lambda *parts: np.concatenate([part[:count] for part in parts], axis=1), nothing, *records)
-    short = most - whole.tokens.shape[1]
-    whole = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)), whole)
-    is_past = np.arange(most) >= np.array(lengths)[:, None]
-    whole = whole._replace(tokens=np.where(is_past, np.asarray(rows.last)[:count, None], whole.tokens))
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *records or [_none(task)])
+    whole = jax.tree.map(lambda x: x[:count], whole)
+    if short := most - whole.tokens.shape[1]:
+        whole = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2)), whole)
+        is_past = np.arange(most) >= np.array(lengths)[:, None]
+        whole = whole._replace(tokens=np.where(is_past, np.asarray(rows.last)[:count, None], whole.tokens))
     if task.size != count:
         rows = _resized(rows, count)
-    return Generation(**jax.device_put(whole)._asdict(), lengths=jax.device_put(np.array(lengths, np.int32)), rows=rows)
+    arrays, counts = jax.device_put((whole, np.asarray(lengths, np.int32)))
+    return Generation(**arrays._asdict(), lengths=counts, rows=rows)
+
+
+def _none(task: Task) -> Records:
+    return jax.tree.map(np.asarray, empty(task.size, 0, task.log_probs))
 
 
 def _task(model, start, size: int, samplers, after: list[np.ndarray], asked: Asked) -> Task:
