@@ -134,7 +134,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         return self._features(tokens, cache, extent, length, key)
 
     def _features(
-        self, tokens: Tokens, cache: Any, extent: Extent, length: Length | None, key: PRNGKeyArray | None
+        self, tokens: Any, cache: Any, extent: Extent, length: Length | None, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "time width"], tuple[Cache, ...]]:
         tokens = read_sequence(tokens, "time")
         extent = _one_extent(extent, length, tokens.shape[0])
