@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import cases_attention
 import cases_linear_attention
 import cases_linear_rnn
 import cases_mamba
@@ -140,7 +141,11 @@ LANGUAGE_MODELS = [
     Case("toy", lambda key: ToySSM(VOCAB, WIDTH, 2, 2, key=key), random_tokens),
     Case("language-model", _language_model, random_tokens),
 ]
-OPERATORS += cases_linear_attention.OPERATORS + cases_linear_rnn.OPERATORS + cases_mamba.OPERATORS
-MIXERS += cases_linear_attention.MIXERS + cases_linear_rnn.MIXERS + cases_mamba.MIXERS
-LANGUAGE_MODELS += cases_linear_attention.LANGUAGE_MODELS + cases_mamba.LANGUAGE_MODELS
+OPERATORS += (
+    cases_attention.OPERATORS + cases_linear_attention.OPERATORS + cases_linear_rnn.OPERATORS + cases_mamba.OPERATORS
+)
+MIXERS += cases_attention.MIXERS + cases_linear_attention.MIXERS + cases_linear_rnn.MIXERS + cases_mamba.MIXERS
+LANGUAGE_MODELS += (
+    cases_attention.LANGUAGE_MODELS + cases_linear_attention.LANGUAGE_MODELS + cases_mamba.LANGUAGE_MODELS
+)
 EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]

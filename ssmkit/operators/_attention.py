@@ -19,6 +19,7 @@ from ._rotary import rotate
 
 
 _FEWEST = 16  # the least room that is made at a time
+_LOST = 2**30  # the length of a sequence that has lost a token: more than any room
 
 
 class AttentionInputs(NamedTuple):
@@ -125,8 +126,13 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
             return state
         if isinstance(state.length, Tracer):
             grown = room + more
+        elif (used := int(jnp.max(state.length))) > room:
+            raise ValueError(
+                f"Attention.reserve: the cache has lost tokens: more came than its room, {room}. Start again, and "
+                "reserve before tokens come."
+            )
         else:
-            grown = max(room, _FEWEST, 1 << (int(jnp.max(state.length)) + more - 1).bit_length())
+            grown = max(room, _FEWEST, 1 << (used + more - 1).bit_length())
         pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, grown - room), (0, 0), (0, 0)])
         return state if grown == room else AttentionState(pad(state.keys), pad(state.values), state.length)
 
@@ -173,7 +179,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         place = place if valid is None else jnp.where(valid, place, room)
         write = lambda kept, new: kept.at[place].set(new.astype(kept.dtype), mode="drop")
         count = position + (1 if valid is None else valid.astype(jnp.int32))
-        after = AttentionState(write(state.keys, key), write(state.values, value), count)
+        after = AttentionState(write(state.keys, key), write(state.values, value), self._told(count, room))
         seen = jnp.arange(room, dtype=jnp.int32) <= position  # of a full ring, all
         y = self._attend(query[None], after.keys, after.values, seen[None])
         return self._only_in_room(y, state, position[None], None if valid is None else valid[None])[0], after
@@ -224,7 +230,11 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
                 old = jnp.where(goes_on, old, jnp.zeros_like(old))
             return old.at[place].set(new.astype(old.dtype), mode="drop")
 
-        return AttentionState(write(state.keys, key), write(state.values, value), count)
+        return AttentionState(write(state.keys, key), write(state.values, value), self._told(count, room))
+
+    def _told(self, count: Int[Array, ""], room: int) -> Int[Array, ""]:
+        """The number of tokens; that of a sequence that lost one, for want of room, is never within a room again."""
+        return count if self.sliding_window is not None else jnp.where(count > room, _LOST, count)
 
     def _only_in_room(
         self, y: Array, state: AttentionState, position: Int[Array, " time"], valid: Bool[Array, " time"] | None

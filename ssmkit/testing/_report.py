@@ -1,5 +1,6 @@
 """The findings of a check, and the report about them."""
 
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,7 @@ def identical(law: str, what: str, got: Any, expected: Any) -> list[Finding]:
 
     def error(a, b):
         same = a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
-        return 0.0 if same else max(relative_error(a, b), np.finfo(np.float64).tiny)
+        return 0.0 if same else max(relative_error(a, b), sys.float_info.min)
 
     return _leaves(law, what, got, expected, 0.0, error)
 

@@ -51,7 +51,7 @@ def _holds(what: str, large: Any, small: Any) -> list[Finding]:
         if a.ndim != b.ndim or any(i < j for i, j in zip(a.shape, b.shape, strict=True)):
             found.append(Finding(_LAW, name, np.inf, 0.0, f" has shape {a.shape}, which does not hold {b.shape}"))
             continue
-        widened = np.zeros_like(a)
+        widened = np.zeros(a.shape, b.dtype)
         widened[_corner(a, b)] = b
         found += identical(_LAW, name, a, widened)
     return found
