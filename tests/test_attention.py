@@ -80,11 +80,11 @@ def test_equations(options, starts):
     outputs, state, count = many(operator, given, starts, length)
     assert count == len(keys)
     assert relative_error(outputs, expected) <= BOUND
-    room = state.keys.shape[0]
+    room = state.keys.shape[1]
     places = np.arange(count)[-room:] % room
     for got, want in ((state.keys, keys), (state.values, values)):
-        assert relative_error(got[places], want[-room:]) <= BOUND
-        assert not np.any(np.delete(np.asarray(got), places, axis=0))
+        assert relative_error(np.swapaxes(got[:, places], 0, 1), want[-room:]) <= BOUND
+        assert not np.any(np.delete(np.asarray(got), places, axis=1))
 
     weights = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape))
     loss = lambda run, given: jnp.sum(weights.astype(given.query.dtype) * run(operator, given, starts, length)[0])
@@ -120,7 +120,7 @@ def test_past_the_room_there_are_no_wrong_numbers(way):
     """The last token that has room is right; those after it are NaN, and so is all that follows them."""
     operator, given = attention(), inputs(np.random.default_rng(0), 20)
     state = operator.reserve(operator.init_state(), 16)
-    assert state.keys.shape[0] == 16
+    assert state.keys.shape[1] == 16
     expected, _ = operator.chunk_scan(given, operator.reserve(operator.init_state(), 20))
     if way == "step":
         y, state = stepped(operator, given, state, 16)
@@ -149,19 +149,19 @@ def test_room_grows_in_powers_of_two():
     state, sizes = operator.init_state(), []
     for tokens in (0, 1, 16, 17, 100):
         state = operator.reserve(state, tokens)
-        sizes.append(state.keys.shape[0])
+        sizes.append(state.keys.shape[1])
     assert sizes == [0, 16, 16, 32, 128]
     state = state._replace(length=jnp.asarray(100, jnp.int32))
-    assert [operator.reserve(state, tokens).keys.shape[0] for tokens in (28, 29)] == [128, 256]
+    assert [operator.reserve(state, tokens).keys.shape[1] for tokens in (28, 29)] == [128, 256]
     rows = ssmkit.rows.fork(operator.reserve(operator.init_state(), 20), 3)._replace(
         length=jnp.asarray([1, 20, 3], jnp.int32)
     )
-    assert operator.reserve(rows, 13).keys.shape == (3, 64, 2, 6)
+    assert operator.reserve(rows, 13).keys.shape == (3, 2, 64, 6)
     traced = jax.eval_shape(lambda state: operator.reserve(state, 5), state)
-    assert traced.keys.shape[0] == 128 + 5
+    assert traced.keys.shape[1] == 128 + 5
     window = attention(sliding_window=7)
     assert window.reserve(window.init_state(), 1000) is not None
-    assert window.reserve(window.init_state(), 1000).keys.shape[0] == 7
+    assert window.reserve(window.init_state(), 1000).keys.shape[1] == 7
 
 
 def test_a_window_takes_no_square_of_memory():
@@ -209,7 +209,7 @@ def test_mixers_that_do_not_fit(options, message):
         (lambda x, s: (x._replace(key=x.key[:3]), s), "axis 0 .time. of `value` must be 3, as in `key`, got 11"),
         (lambda x, s: (x._replace(value=x.value[..., :2]), s), "axis 2 of `value` must be 6, got 2"),
         (lambda x, s: (x, s.keys), "`state` must be an `AttentionState`"),
-        (lambda x, s: (x, s._replace(keys=s.keys[:, :1])), r"`state.keys` must have shape \(16, 2, 6\), got"),
+        (lambda x, s: (x, s._replace(keys=s.keys[:1])), r"`state.keys` must have shape \(2, 16, 6\), got"),
         (lambda x, s: (x, s._replace(length=jnp.zeros(2, jnp.int32))), r"`state.length` must have shape \(\), got"),
     ],
 )

@@ -43,7 +43,7 @@ def empties(attention, state, tokens):
 
 def forgets_one(attention, state, tokens):
     room = attention.reserve(state, tokens)
-    return room if room.keys.shape == state.keys.shape else room._replace(values=room.values.at[0].set(0.0))
+    return room if room.keys.shape == state.keys.shape else room._replace(values=room.values.at[:, 0].set(0.0))
 
 
 def counts(attention, state, tokens):
@@ -52,20 +52,20 @@ def counts(attention, state, tokens):
 
 def shrinks(attention, state, tokens):
     room = attention.reserve(state, tokens)
-    grown = room.keys.shape[0] > 2 * inputs_time
-    return AttentionState(room.keys[:20], room.values[:20], room.length) if grown else room
+    grown = room.keys.shape[1] > 2 * inputs_time
+    return AttentionState(room.keys[:, :20], room.values[:, :20], room.length) if grown else room
 
 
 def widens(attention, state, tokens):
     room = attention.reserve(state, tokens)
-    if room.keys.shape[0] <= 2 * inputs_time:
+    if room.keys.shape[1] <= 2 * inputs_time:
         return room
     return room._replace(keys=room.keys.astype(jnp.float64))
 
 
 def fills(attention, state, tokens):
     room = attention.reserve(state, tokens)
-    return room._replace(keys=room.keys.at[-1].set(1.0)) if room.keys.shape[0] > 2 * inputs_time else room
+    return room._replace(keys=room.keys.at[:, -1].set(1.0)) if room.keys.shape[1] > 2 * inputs_time else room
 
 
 inputs_time = 16
@@ -92,8 +92,8 @@ def test_too_little_room_is_noticed():
 
     def stingy(attention, state, tokens):
         room = attention.reserve(state, tokens)
-        cut = max(state.keys.shape[0], inputs_time)  # as much as is asked for at once, whatever came before
-        return AttentionState(room.keys[:cut], room.values[:cut], room.length)
+        cut = max(state.keys.shape[1], inputs_time)  # as much as is asked for at once, whatever came before
+        return AttentionState(room.keys[:, :cut], room.values[:, :cut], room.length)
 
     with pytest.raises(testing.LawError):
         check(stingy)

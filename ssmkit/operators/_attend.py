@@ -22,8 +22,8 @@ class Tokens(NamedTuple):
 
 def attend(
     query: Float[Array, "query heads dim"],
-    keys: Float[Array, "key groups dim"],
-    values: Float[Array, "key groups dim"],
+    keys: Float[Array, "groups key dim"],
+    values: Float[Array, "groups key dim"],
     seen: Bool[Array, "query key"],
     scale: float,
     softcapping: float | None,
@@ -36,14 +36,18 @@ def attend(
     - `seen`: which keys each query sees. A query that sees no key gets the mean of all values.
     - `scale`, `softcapping`: as for `ssmkit.Attention`.
     """
-    exact = jax.lax.Precision.HIGHEST
-    grouped = jnp.reshape(query, (query.shape[0], keys.shape[1], -1, query.shape[2]))
-    scores = scale * jnp.einsum("tgmd,sgd->gmts", grouped, keys.astype(query.dtype), precision=exact)
+    exact, (count, _, dim), groups = jax.lax.Precision.HIGHEST, query.shape, keys.shape[0]
+    # One matrix of queries per group, so that keys and values are read as they lie.
+    grouped = jnp.reshape(query, (count, groups, -1, dim))
+    rows = jnp.reshape(jnp.transpose(grouped, (1, 2, 0, 3)), (groups, -1, dim))
+    scores = scale * jnp.einsum("grd,gsd->grs", rows, keys.astype(query.dtype), precision=exact)
     if softcapping is not None:
         scores = softcapping * jnp.tanh(scores / softcapping)
+    scores = jnp.reshape(scores, (groups, -1, count, scores.shape[-1]))
     weights = jax.nn.softmax(jnp.where(seen[None, None], scores, _MASKED), axis=-1)
-    y = jnp.einsum("gmts,sgd->tgmd", weights, values.astype(query.dtype), precision=exact)
-    return jnp.reshape(y, query.shape)
+    weights = jnp.reshape(weights, (groups, -1, weights.shape[-1]))
+    y = jnp.einsum("grs,gsd->grd", weights, values.astype(query.dtype), precision=exact)
+    return jnp.reshape(jnp.transpose(jnp.reshape(y, (groups, -1, count, dim)), (2, 0, 1, 3)), query.shape)
 
 
 def attend_in_bands(
@@ -68,7 +72,8 @@ def attend_in_bands(
     def one(query, position, sequence, seen_by):
         behind = position[:, None] - seen_by.position[None]
         seen = (seen_by.sequence[None] == sequence[:, None]) & (behind >= 0) & (behind < window)
-        return attend(query, seen_by.keys, seen_by.values, seen)
+        keys, values = jnp.swapaxes(seen_by.keys, 0, 1), jnp.swapaxes(seen_by.values, 0, 1)
+        return attend(query, keys, values, seen)
 
     rows = block(_padded(query, blocks * size, 0)), block(new.position), block(new.sequence)
     return jnp.reshape(jax.vmap(one)(*rows, columns), (-1, *query.shape[1:]))[:time]

@@ -33,9 +33,9 @@ class AttentionInputs(NamedTuple):
 class AttentionState(NamedTuple):
     """The keys and values of earlier tokens, and their number. Arrays may have a leading axis of batch rows."""
 
-    keys: Float[Array, "*rows room groups dim"]
+    keys: Float[Array, "*rows groups room dim"]
     """The rotated keys. Without a window, token `i` is at index `i`; in a window of `W`, it is at `i % W`."""
-    values: Float[Array, "*rows room groups dim"]
+    values: Float[Array, "*rows groups room dim"]
     length: Int[Array, "*rows"]
     """The number of tokens since the last start."""
 
@@ -111,7 +111,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
 
     def init_state(self) -> AttentionState:
         """The state without tokens. Its room is that of the window, or none without a window."""
-        empty = jnp.zeros((self.sliding_window or 0, self.num_kv_heads, self.head_dim), jnp.float32)
+        empty = jnp.zeros((self.num_kv_heads, self.sliding_window or 0, self.head_dim), jnp.float32)
         return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
 
     def reserve(self, state: AttentionState, tokens: int) -> AttentionState:
@@ -119,7 +119,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
 
         If the count is traced, the old room may be full already, so room for `tokens` more is added.
         """
-        more, room = whole(tokens), state.keys.shape[-3]
+        more, room = whole(tokens), state.keys.shape[-2]
         if more is None or more < 0:
             raise ValueError(f"Attention.reserve: `tokens` must be an integer of at least 0, got {shown(tokens)}.")
         if self.sliding_window is not None or more == 0:
@@ -133,7 +133,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
             )
         else:
             grown = max(room, _FEWEST, 1 << (used + more - 1).bit_length())
-        pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, grown - room), (0, 0), (0, 0)])
+        pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, grown - room), (0, 0)])
         return state if grown == room else AttentionState(pad(state.keys), pad(state.values), state.length)
 
     @sharded_by_xla
@@ -153,14 +153,15 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         if self.sliding_window is not None:
             y = self._in_window(state, AttentionInputs(query, key, value), position, sequence)
         elif extent.starts is None:
-            place = jnp.arange(after.keys.shape[0], dtype=jnp.int32)
+            place = jnp.arange(after.keys.shape[1], dtype=jnp.int32)
             seen = (place < after.length)[None] & (place[None] <= position[:, None])
             y = self._attend(query, after.keys, after.values, seen)
         else:
-            place = jnp.arange(state.keys.shape[0], dtype=jnp.int32)
+            place = jnp.arange(state.keys.shape[1], dtype=jnp.int32)
             old = (place < state.length)[None] & (sequence == 0)[:, None]
             new = (sequence[None] == sequence[:, None]) & (index[None] <= index[:, None])
-            keys, values = jnp.concatenate([state.keys, key]), jnp.concatenate([state.values, value])
+            pairs = (state.keys, key), (state.values, value)
+            keys, values = (jnp.concatenate([a, jnp.swapaxes(b, 0, 1)], axis=1) for a, b in pairs)
             y = self._attend(query, keys, values, jnp.concatenate([old, new], axis=1))
         return self._only_in_room(y, state, position, extent.valid(time)), after
 
@@ -173,11 +174,11 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         query, key, value = self._checked("step", inputs, many=False)
         state = self._checked_state(state, 1)
         valid = None if valid is None else check_valid(valid)
-        room, position = state.keys.shape[0], state.length
+        room, position = state.keys.shape[1], state.length
         query, key = (self._rotated(x[None], position[None])[0] for x in (query, key))
         place = position if self.sliding_window is None else position % room
         place = place if valid is None else jnp.where(valid, place, room)
-        write = lambda kept, new: kept.at[place].set(new.astype(kept.dtype), mode="drop")
+        write = lambda kept, new: kept.at[:, place].set(new.astype(kept.dtype), mode="drop")
         count = position + (1 if valid is None else valid.astype(jnp.int32))
         after = AttentionState(write(state.keys, key), write(state.values, value), self._told(count, room))
         seen = jnp.arange(room, dtype=jnp.int32) <= position  # of a full ring, all
@@ -195,11 +196,10 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         sequence: Int[Array, " time"],
     ) -> Float[Array, "time heads dim"]:
         """Attend over many tokens after those of the ring buffer, which are put in order first."""
-        window = state.keys.shape[0]
+        window = state.keys.shape[1]
         earlier = state.length - window + jnp.arange(window, dtype=jnp.int32)
-        old = Tokens(
-            state.keys[earlier % window], state.values[earlier % window], earlier, jnp.where(earlier >= 0, 0, -1)
-        )
+        keys, values = (jnp.swapaxes(x[:, earlier % window], 0, 1) for x in (state.keys, state.values))
+        old = Tokens(keys, values, earlier, jnp.where(earlier >= 0, 0, -1))
         new = Tokens(inputs.key, inputs.value, position, sequence)
         return attend_in_bands(inputs.query, old, new, self._attend)
 
@@ -213,7 +213,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         extent: CheckedExtent,
     ) -> AttentionState:
         """The state after the tokens of the last sequence. Tokens that do not count, or find no room, are dropped."""
-        room, time, last = state.keys.shape[0], key.shape[0], sequence[-1]
+        room, time, last = state.keys.shape[1], key.shape[0], sequence[-1]
         kept = sequence == last
         if (valid := extent.valid(time)) is not None:
             kept &= valid
@@ -228,7 +228,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         def write(old, new):
             if extent.starts is not None:
                 old = jnp.where(goes_on, old, jnp.zeros_like(old))
-            return old.at[place].set(new.astype(old.dtype), mode="drop")
+            return old.at[:, place].set(jnp.swapaxes(new, 0, 1).astype(old.dtype), mode="drop")
 
         return AttentionState(write(state.keys, key), write(state.values, value), self._told(count, room))
 
@@ -242,7 +242,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         """Replace outputs by NaN where a token that counts found no room, so that no wrong number is returned."""
         if self.sliding_window is not None:
             return y
-        lost = position >= state.keys.shape[0]
+        lost = position >= state.keys.shape[1]
         return jnp.where((lost if valid is None else lost & valid)[:, None, None], jnp.nan, y)
 
     def _rotated(self, x: Float[Array, "time some dim"], position: Int[Array, " time"]) -> Array:
@@ -268,15 +268,15 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
             raise ValueError("Attention: `state` must be an `AttentionState`. Start from `init_state()`.")
         state = AttentionState(*[jnp.asarray(array) for array in state])
         window = self.sliding_window
-        room = state.keys.shape[0] if window is None and state.keys.ndim else window
-        for name, want in (("keys", (room, groups, dim)), ("values", (room, groups, dim)), ("length", ())):
+        room = state.keys.shape[1] if window is None and state.keys.ndim > 1 else window
+        for name, want in (("keys", (groups, room, dim)), ("values", (groups, room, dim)), ("length", ())):
             if (got := getattr(state, name)).shape != want:
                 raise ValueError(
                     f"Attention: `state.{name}` must have shape {want}, got {got.shape}. Start from `init_state()`."
                 )
-        if window is None and tokens > state.keys.shape[0]:
+        if window is None and tokens > state.keys.shape[1]:
             raise ValueError(
-                f"Attention: the cache has room for {state.keys.shape[0]} tokens, got {tokens} at once: make room with "
+                f"Attention: the cache has room for {state.keys.shape[1]} tokens, got {tokens} at once: make room with "
                 f"`reserve(cache, {tokens})` first."
             )
         return state
