@@ -123,6 +123,23 @@ def arrays_of(
     }
 
 
+def parameter_count(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> int:
+    """The number of a model's parameters. At most two layers are built, because a configuration may ask for any number.
+
+    **Arguments:**
+
+    - `architecture`, `dialect`, `config`, `dtype`: as for `skeleton`.
+
+    **Raises:** `CheckpointError` when the configuration describes no model.
+    """
+    if architecture.layers is None:
+        return sum(slot.size for slot in arrays_of(architecture, dialect, config, dtype).values())
+    layers = getattr(config, architecture.layers)
+    few = [dataclasses.replace(config, **{architecture.layers: count}) for count in (1, 2)]
+    one, two = (sum(slot.size for slot in arrays_of(architecture, dialect, it, dtype).values()) for it in few)
+    return one + (layers - 1) * (two - one)
+
+
 def array_path(keys: tuple[Any, ...]) -> str:
     """The path of an array in a model as formats know it, such as `blocks.3.norm.weight`."""
     return jax.tree_util.keystr(keys, simple=True, separator=".")

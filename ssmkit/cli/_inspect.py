@@ -71,7 +71,7 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from ..checkpoint import describe
-    from ..checkpoint._skeleton import arrays_of, cache_bytes
+    from ..checkpoint._skeleton import cache_bytes, parameter_count
 
     checkpoint = describe(source, revision=revision)
     parts = checkpoint.architecture, checkpoint.dialect, checkpoint.config, jnp.float32
@@ -82,7 +82,7 @@ def _describe(source: str, revision: str | None) -> dict[str, Any]:
     return {
         "architecture": checkpoint.architecture.name,
         "format": checkpoint.dialect.name,
-        "parameters": sum(array.size for array in arrays_of(*parts).values()),
+        "parameters": parameter_count(*parts),
         "bytes": dict(sizes),
         "cache_bytes_per_sequence": fixed,
         "cache_bytes_per_token": per_token,

@@ -75,13 +75,12 @@ def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any)
     import jax
     import jax.numpy as jnp
 
-    from ..checkpoint._skeleton import arrays_of
+    from ..checkpoint._skeleton import parameter_count
 
     try:
-        arrays = arrays_of(architecture, architecture.dialects[0], config, jnp.float32)
+        parameters = parameter_count(architecture, architecture.dialects[0], config, jnp.float32)
     except ValueError as error:
         raise ValueError(f"[model]: the model cannot be built: {str(error).partition(chr(10))[0]}") from error
-    parameters = sum(array.size for array in arrays.values())
     needed = 16 * parameters + 4 * run.batch_size * run.context * config.vocab_size
     there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _memory_of_the_host()
     if there is not None and needed > there:
