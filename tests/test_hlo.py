@@ -18,21 +18,36 @@ LEAVING = ("infeed", "outfeed", "send", "recv", "host")
 VOCAB, CAPACITY = 29, 32
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 SAMPLER = ssmkit.Sampler(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.2)
+ROOM = 64
+
+
+def mamba2():
+    config = Mamba2Config(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=8, head_dim=8, n_groups=2)
+    return Mamba2(config, key=jax.random.key(0))
+
+
+def attention():
+    """With a window and without."""
+    layers = [{"mixer": "attention", "num_heads": 2, "sliding_window": window} for window in (20, None)]
+    return ssmkit.build(
+        ssmkit.LanguageModelConfig(vocab_size=VOCAB, hidden_size=16, layers=layers), key=jax.random.key(0)
+    )
+
+
 PROGRAMS = {
-    "greedy": (ssmkit.Greedy(), PROMPTS),
-    "sampler": (SAMPLER, PROMPTS),
-    "one prompt": (ssmkit.Greedy(), PROMPTS[:1]),
+    "greedy": (mamba2, ssmkit.Greedy(), PROMPTS),
+    "sampler": (mamba2, SAMPLER, PROMPTS),
+    "one prompt": (mamba2, ssmkit.Greedy(), PROMPTS[:1]),
+    "attention": (attention, ssmkit.Greedy(), PROMPTS),
+    "attention, one prompt": (attention, ssmkit.Greedy(), PROMPTS[:1]),
 }
 
 
 class Program:
     """A compiled generation, and its text cut into computations."""
 
-    def __init__(self, sampler, prompts):
-        config = Mamba2Config(
-            vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=8, head_dim=8, n_groups=2
-        )
-        self.model = Mamba2(config, key=jax.random.key(0))
+    def __init__(self, build, sampler, prompts):
+        self.model = build()
         self.sampler, self.prompts, self.batch = sampler, prompts, len(prompts)
         lowered = _engine.begin.lower(*self.arguments(CAPACITY))  # pyright: ignore[reportFunctionMemberAccess]
         self.executable = lowered.compile()
@@ -41,10 +56,14 @@ class Program:
         self.computations = {head.group(1): head.group() for head in heads}
 
     def cache(self):
-        return jax.tree.map(lambda x: jnp.zeros((self.batch, *x.shape), x.dtype), self.model.init_cache())
+        return self.model.reserve(jax.tree.map(jnp.copy, ssmkit.rows.init(self.model, self.batch)), ROOM)
+
+    def states(self):
+        """The arrays of the cache that are large: all but the counts of tokens."""
+        return [leaf for leaf in jax.tree.leaves(self.cache()) if leaf.dtype == jnp.float32]
 
     def carried(self, leaf):
-        """The shape that an array of the cache has in the loop: without a batch axis, if there is one prompt."""
+        """The shape that a state has in the loop: without a batch axis, if there is one prompt."""
         return f"f32[{','.join(map(str, leaf.shape[self.batch == 1 :]))}]"
 
     def arguments(self, limit):
@@ -57,8 +76,7 @@ class Program:
 
     def loops(self, shape):
         """The loops that carry an array of this shape."""
-        lines = re.findall(r"^.* while\(.*$", self.text, re.MULTILINE)
-        return [line for line in lines if shape in line.split(" while(")[0]]
+        return [line for line in written_loops(self.text) if shape in line.split(" while(")[0]]
 
     def within(self, name):
         """The text of a computation and of all that it calls."""
@@ -75,6 +93,11 @@ class Program:
 @pytest.fixture(scope="module", params=list(PROGRAMS))
 def program(request):
     return Program(*PROGRAMS[request.param])
+
+
+def written_loops(text):
+    """The loops of a text, but for those that XLA's CPU backend makes of a scatter into rows of a cache."""
+    return [line for line in re.findall(r"^.* while\(.*$", text, re.MULTILINE) if '/scatter"' not in line]
 
 
 def instructions(text):
@@ -102,16 +125,16 @@ def test_one_loop_decodes(program):
     tokens = f"s32[{program.batch},{CAPACITY}]"
     (loop,) = program.loops(tokens)
     carry = loop.split(" while(")[0]
-    for leaf in jax.tree.leaves(program.cache()):
+    for leaf in program.states():
         shape = program.carried(leaf)
-        assert carry.count(shape) >= sum(leaf.shape == other.shape for other in jax.tree.leaves(program.cache()))
+        assert carry.count(shape) >= sum(leaf.shape == other.shape for other in program.states())
         assert program.loops(shape) == [loop]
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
     text = program.within(body)
     assert "dot" in instructions(text) or MATRIX_PRODUCTS.search(text)
     # Of greedy decoding, the step is all there is to do: neither random numbers nor a loop in the loop.
     if not program.sampler.needs_key:
-        assert "while" not in instructions(text) and "threefry" not in text
+        assert not written_loops(text) and "threefry" not in text
 
 
 def test_log_probabilities_are_carried_where_they_are_asked_for(program):
@@ -127,17 +150,18 @@ def test_the_cache_is_updated_in_place(program):
     aliased = sorted(results[int(result)] for result, _ in aliases)
     assert aliased == sorted(parameters[int(parameter)] for _, parameter in aliases)
     leaves = jax.tree.leaves(program.cache())
-    assert aliased == sorted(f"f32[{','.join(map(str, leaf.shape))}]" for leaf in leaves)
+    names = {"float32": "f32", "int32": "s32"}
+    assert aliased == sorted(f"{names[leaf.dtype.name]}[{','.join(map(str, leaf.shape))}]" for leaf in leaves)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="seen on CPU only")
 def test_the_state_is_not_copied_at_every_token(program):
-    """Nothing reads an old state once the new one is made; the window, which moves by one, is copied and small."""
+    """Nothing reads an old state once the new one is made; a convolution's window, which moves, is copied and small."""
     (loop,) = program.loops(f"s32[{program.batch},{CAPACITY}]")
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
-    state = program.carried(program.cache()[0].state)
     copies = re.findall(r"= (\S+) copy\(", program.computations[body])
-    assert state in loop and [copy for copy in copies if copy.startswith(state)] == []
+    for state in (program.carried(leaf) for leaf in program.states() if leaf.ndim == 4):
+        assert state in loop and [copy for copy in copies if copy.startswith(state)] == []
 
 
 def test_one_executable_serves_any_number_of_tokens(program):
