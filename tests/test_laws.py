@@ -150,7 +150,7 @@ def test_gradients_stop_at_a_start(case):
     def apart(inputs, cache):
         piece = lambda part: jax.tree.map(lambda array: array[part], inputs)
         first, _ = many(piece(slice(cut)), cache)
-        second, after = many(piece(slice(cut, None)), this.begin())
+        second, after = many(piece(slice(cut, None)), this.init)
         return jnp.concatenate([first, second]), after
 
     def gradients(run):

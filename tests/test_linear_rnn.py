@@ -122,7 +122,7 @@ def recurrent_gemma():
         vocab_size=17,
         hidden_size=8,
         lru_width=8,
-        num_heads=2,
+        num_attention_heads=2,
         num_hidden_layers=2,
         intermediate_size=10,
         block_types=("recurrent",),

@@ -152,7 +152,7 @@ def test_every_other_mixer(case):
     mixer = build(case)
     x = case.sample(np.random.default_rng(0), TIME)
     both = lambda mixer, x, cache: (mixer.prefill(x, cache), mixer.step(x[0], cache))
-    assert foreign_operations(lowered(both, mixer, x, mixer.init_cache(), platform="cuda")) == []
+    assert foreign_operations(lowered(both, mixer, x, mixer.reserve(mixer.init_cache(), TIME), platform="cuda")) == []
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

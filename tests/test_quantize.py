@@ -104,7 +104,7 @@ def test_a_narrow_mixer_is_as_exact_as_its_matrices(case):
     x = case.sample(np.random.default_rng(0), 1)[0]
     for kind in KINDS:
         narrowed = ssmkit.quantize(build(case), kind)
-        runs = (jit(lambda x, m=m: m.step(x, m.init_cache()))(x) for m in (narrowed, widened(narrowed)))
+        runs = (jit(lambda x, m=m: m.step(x, m.reserve(m.init_cache(), 1)))(x) for m in (narrowed, widened(narrowed)))
         for got, expected in zip(*map(jax.tree.leaves, runs), strict=True):
             assert relative_error(got, expected) <= 1e-6, kind
 

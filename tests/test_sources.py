@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from plugins import install  # noqa: F401
 
+from ssmkit import LanguageModelConfig, build
 from ssmkit.checkpoint import (
     Architecture,
     CheckpointError,
@@ -261,15 +262,17 @@ def test_a_manifest_holds_steps_of_every_kind():
     sources = mixed_names(4)
     layout = mixed(aliases={"scale": "norm"}).layout(4, sources)
     assert layout.spellings == {"scale": "norm"} and layout.sources == sources
-    assert _manifest._layout(json.loads(json.dumps(_manifest._plain(layout)))) == layout
+    assert _manifest._LAYOUT(json.loads(json.dumps(_manifest._plain(layout)))) == layout
 
 
 # The formats that are registered
 
 
+HYBRID = [{"mixer": "gla", "num_heads": 2}, {"mixer": "attention", "num_heads": 2}]
 SMALL = {"vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 2, "state_size": 3}
 MODELS = {
     "mamba": lambda: Mamba(MambaConfig(**SMALL), key=jax.random.key(0)),
+    "ssmkit": lambda: build(LanguageModelConfig(vocab_size=5, hidden_size=4, layers=HYBRID), key=jax.random.key(0)),
     "mamba2": lambda: Mamba2(Mamba2Config(**SMALL, head_dim=2, D_has_hdim=True), key=jax.random.key(0)),
 }
 
