@@ -23,6 +23,27 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=300)
 hypothesis.settings.load_profile("repeatable")
 
 
+# CI runs these on one Python only. What they test is tested on every Python too, by the laws over the whole registry
+# (test_laws, with the float64 reference of every recurrence), golden logits, the engine's tests and the pages' code.
+ONCE = """
+    test_array_kinds test_attention test_blocks test_checkpoint_configurations test_checkpoint_keys test_cli_mistakes
+    test_constructors test_export_damage test_files test_generate_mistakes test_hostile_artefacts test_hybrid_engine
+    test_ids test_inside test_kernel_costs test_kernel_forms test_keys test_layers test_linear_attention test_linear_rnn
+    test_long_sums test_mamba test_mamba2 test_mamba_ssm test_model_config test_norms test_operators test_own_checks
+    test_pairwise_decays test_published test_quantize test_recurrence test_recurrence_fields test_recurrence_mistakes
+    test_room_law test_slow_decays test_sources test_testing test_testing_mistakes test_testing_reports
+    test_torch_pickle test_training_folders test_training_inputs test_training_runs test_tuning
+""".split()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests of these files; those of others say it themselves."""
+    for item in items:
+        if item.path.stem in ONCE:
+            item.add_marker(pytest.mark.once)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_executables():
     """No module uses another's, and all together they would take several GiB."""

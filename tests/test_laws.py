@@ -14,6 +14,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import Case, jit, over, relative_error, trees_close, trees_equal_bitwise
 from registry import EVERYTHING, LANGUAGE_MODELS, MIXERS, OPERATORS
 
@@ -102,6 +103,7 @@ def holds(findings) -> bool | helpers.Difference:
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths, length=lengths)
 def test_many_tokens_equal_iterated_steps(case, seed, past, length):
     arguments = subject(case), sample(case, seed), warm(case, seed + 1, past)
@@ -109,24 +111,28 @@ def test_many_tokens_equal_iterated_steps(case, seed, past, length):
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths, split=lengths)
 def test_a_sequence_may_be_split_anywhere(case, seed, past, split):
     assert holds(laws.splits(subject(case), sample(case, seed), warm(case, seed + 1, past), split, case.bound))
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths, length=lengths)
 def test_tokens_past_the_length_leave_no_trace(case, seed, past, length):
     assert holds(laws.padding(subject(case), sample(case, seed), warm(case, seed + 1, past), length))
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths)
 def test_no_valid_token_leaves_the_cache_as_it_was(case, seed, past):
     assert holds(laws.identity(subject(case), sample(case, seed), warm(case, seed + 1, past)))
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths, valid=masks)
 def test_invalid_steps_between_valid_ones_leave_no_trace(case, seed, past, valid):
     arguments = subject(case), sample(case, seed), warm(case, seed + 1, past)
@@ -134,6 +140,7 @@ def test_invalid_steps_between_valid_ones_leave_no_trace(case, seed, past, valid
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths, begins=st.sets(st.integers(0, TIME - 1)), length=lengths)
 def test_a_start_forgets(case, seed, past, begins, length):
     arguments = subject(case), sample(case, seed), warm(case, seed + 1, past)
@@ -165,6 +172,7 @@ def test_gradients_stop_at_a_start(case):
 
 
 @SEVERAL
+@pytest.mark.once
 @hypothesis.given(seed=seeds, past=lengths, token=st.integers(1, TIME - 1))
 def test_no_output_depends_on_later_inputs(case, seed, past, token):
     """And what depends on earlier ones is not lost."""
