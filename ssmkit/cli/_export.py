@@ -32,7 +32,8 @@ def export(
     ] = None,
     weights: Annotated[bool, typer.Option(help="Write the weights too.")] = True,
     context: Annotated[
-        int | None, typer.Option(help="Tokens that the cache has room for; only models with attention need it.")
+        int | None,
+        typer.Option(help="Most tokens of prompt and text together; attention needs it."),
     ] = None,
     dtype: Annotated[DType | None, typer.Option(help="The dtype of the weights.", show_default="as stored")] = None,
 ) -> None:

@@ -80,7 +80,8 @@ def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any)
     try:
         parameters = parameter_count(architecture, architecture.dialects[0], config, jnp.float32)
     except ValueError as error:
-        raise ValueError(f"[model]: the model cannot be built: {str(error).partition(chr(10))[0]}") from error
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ValueError(f"[model]: the model cannot be built: {reason}") from error
     needed = 16 * parameters + 4 * run.batch_size * run.context * config.vocab_size
     there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _memory_of_the_host()
     if there is not None and needed > there:

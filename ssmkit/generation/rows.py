@@ -157,5 +157,5 @@ def _check_same(name: str, got: Any, expected: Any) -> None:
         if form(leaf) != form(want):
             raise ValueError(
                 f"`{name}` must have the shapes and dtypes of a row: expected {form(want)}, got {form(leaf)} at "
-                f"`{jax.tree_util.keystr(path) or name}`."
+                f"`{jax.tree_util.keystr(path) or name}`. Rows with attention need the same room: `reserve` it."
             )
