@@ -47,7 +47,7 @@ class Program:
     """A compiled generation, and its text cut into computations."""
 
     def __init__(self, build, sampler, prompts):
-        self.model = build()
+        self.build, self.model = build, build()
         self.sampler, self.prompts, self.batch = sampler, prompts, len(prompts)
         lowered = _engine.begin.lower(*self.arguments(CAPACITY))  # pyright: ignore[reportFunctionMemberAccess]
         self.executable = lowered.compile()
@@ -162,6 +162,20 @@ def test_the_state_is_not_copied_at_every_token(program):
     copies = re.findall(r"= (\S+) copy\(", program.computations[body])
     for state in (program.carried(leaf) for leaf in program.states() if leaf.ndim == 4):
         assert state in loop and [copy for copy in copies if copy.startswith(state)] == []
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="seen on CPU only")
+def test_a_token_is_written_into_keys_and_values_as_a_slice(program):
+    """Wherever the loop makes an array of their size, also in what it calls, it updates a slice of the one before."""
+    (loop,) = program.loops(f"s32[{program.batch},{CAPACITY}]")
+    (body,) = re.findall(r"body=%([\w.-]+)", loop)
+    text = program.within(body)
+    caches = [cache for cache in program.cache() if isinstance(cache, ssmkit.AttentionState)]
+    assert len(caches) == (2 if program.build is attention else 0)
+    for cache in caches:
+        shape = re.escape(program.carried(cache.keys))
+        made = set(re.findall(rf"= {shape}\S* ([\w-]+)\(", text)) - {"parameter", "get-tuple-element"}
+        assert made == {"fusion", "dynamic-update-slice"}
 
 
 def test_one_executable_serves_any_number_of_tokens(program):

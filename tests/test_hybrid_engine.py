@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generating import compilations
 
 import ssmkit
 
@@ -80,6 +81,32 @@ def test_further_prompts_onto_a_cache(tmp_path):
     moved = ssmkit.rows.take(loaded, jnp.asarray([2, 0, 1]))
     again = ssmkit.generate(model(), [[7, 8]] * 3, 6, cache=moved)
     assert np.asarray(again.tokens).tolist() == [want[2], want[0], want[1]]
+
+
+def test_rows_are_copied_and_put_in_place_of_others():
+    """Each goes on from the tokens of its own row, whatever the row it replaces held."""
+    first = ssmkit.generate(model(), PROMPTS[:3], 5)
+    after = [prompt + tokens + [7] for prompt, tokens in zip(PROMPTS, expected(5), strict=True)]
+    want = [uncached(tuple(after[row]), 6) for row in (2, 1)]
+    row = ssmkit.rows.take(first.cache, 2)
+    copies = ssmkit.generate(model(), [[7]] * 3, 6, cache=ssmkit.rows.fork(row, 3))
+    assert np.asarray(copies.tokens).tolist() == [want[0]] * 3
+    changed = ssmkit.generate(model(), [[7]] * 3, 6, cache=ssmkit.rows.put(first.cache, 0, row))
+    assert np.asarray(changed.tokens).tolist() == [want[0], want[1], want[0]]
+
+
+def test_one_executable_per_doubling_of_the_room():
+    """From a room of 48, 112 more tokens need rooms of 64, 128 and 256."""
+    generation = ssmkit.generate(model(), PROMPTS[:3], 4)
+    assert room(generation) == 48
+    rooms, events = [], []
+    for _ in range(7):
+        with compilations() as compiled:
+            generation = ssmkit.resume(model(), generation, 16)
+        events.append(compiled.count("jit(proceed)"))
+        rooms.append(room(generation))
+    assert rooms == [64, 64, 128, 128, 128, 128, 256]
+    assert sum(events) <= 3 and all(new <= (a != b) for new, a, b in zip(events, [48, *rooms], rooms, strict=False))
 
 
 def test_a_stream():
