@@ -22,7 +22,7 @@ def mamba_config(**changes: Any) -> MambaConfig:
 
 
 def inputs(rng: np.random.Generator, time: int, *, channels: int = 2 * WIDTH, size: int = 5) -> MambaInputs:
-    """Of `time` tokens; step sizes between hardly any and several."""
+    """Inputs of `time` tokens, with step sizes between hardly any and several."""
     draw = lambda scale, axis: jnp.asarray(rng.normal(0.0, scale, (time, axis)), jnp.float32)
     return MambaInputs(x=draw(1.0, channels), dt=draw(3.0, channels), B=draw(1.0, size), C=draw(1.0, size))
 

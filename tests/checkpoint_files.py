@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import safetensors.numpy
 
+from ssmkit.checkpoint import save_pretrained
 from ssmkit.checkpoint._torch_pickle import write_torch_pickle
 from ssmkit.models import Mamba2, Mamba2Config
 
@@ -87,3 +89,10 @@ def shard(saved: pathlib.Path, suffix=".safetensors") -> pathlib.Path:
     index = saved / f"{stem}{suffix}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     return index
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a random model."""
+    save_pretrained(random_model(), tmp_path / "model")
+    return tmp_path / "model"

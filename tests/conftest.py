@@ -8,6 +8,7 @@ os.environ.setdefault("SSMKIT_TYPECHECK", "1")  # read when ssmkit is imported
 import hypothesis
 import jax
 import pytest
+from checkpoint_files import saved  # noqa: F401 fixture
 from command_line import checkpoint, own_cache, run, text_file  # noqa: F401 fixtures
 from exported_models import artefact, artefact_copy, exported_source  # noqa: F401 fixtures
 from generating import case, model, quick_compilation  # noqa: F401

@@ -9,7 +9,7 @@ BOUND = 2e-5
 
 
 def hf_logits(theirs, tokens) -> np.ndarray:
-    """Of every token of one sequence, without a cache."""
+    """HF's logits after every token of one sequence, without a cache."""
     import torch
 
     with torch.no_grad():

@@ -232,7 +232,7 @@ class NotCoefficients(Decaying):
 
 
 class Sum(ssmkit.AbstractSequenceOperator):
-    """Of any pair of inputs."""
+    """Outputs of any pair of inputs."""
 
     late: bool = eqx.field(static=True, default=False)
 

@@ -22,12 +22,6 @@ from ssmkit.checkpoint import (
 )
 
 
-@pytest.fixture
-def saved(tmp_path):
-    save_pretrained(random_model(), tmp_path / "model")
-    return tmp_path / "model"
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("format", ["hf", "state-spaces"])
 @pytest.mark.parametrize("name", CONFIGS)

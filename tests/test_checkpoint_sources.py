@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoint_files import CONFIG, assert_same, edit_config, random_model, shard
+from checkpoint_files import CONFIG, assert_same, edit_config, shard
 from damage import refused
 from plugins import install  # noqa: F401
 
@@ -28,12 +28,6 @@ from ssmkit.checkpoint import (
     save_pretrained,
 )
 from ssmkit.models import Mamba2, Mamba2Config
-
-
-@pytest.fixture
-def saved(tmp_path):
-    save_pretrained(random_model(), tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])

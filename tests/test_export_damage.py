@@ -26,7 +26,7 @@ def copy(artefact_copy):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_weights_from_elsewhere(model, artefact, copy, tmp_path, dtype):
-    """Of every format of the architecture, from a folder and from a file, cast like a checkpoint's."""
+    """Weights of every format of the architecture, from a folder and from a file, are cast like a checkpoint's."""
     (copy / "weights.safetensors").unlink()
     narrow = jax.tree.map(lambda x: x.astype(dtype), model)
     for format in ("hf", "state-spaces"):

@@ -46,7 +46,7 @@ def test_groups_must_divide_the_channels(groups):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_norms_compute_in_float32(dtype):
-    """Of narrow features, whose squares leave float16 above and below; and their weights are never narrow."""
+    """Squares of narrow features leave float16 above and below; and the norms' weights are never narrow."""
     for size in (300.0, 1e-4):
         x = jnp.asarray(size * np.asarray([1.0, -2.0, 3.0, 0.5]), dtype)
         norm = ssmkit.RMSNorm(4, eps=1e-12, dtype=dtype)

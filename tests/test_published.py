@@ -24,7 +24,7 @@ PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5, 8]]
 
 
 def random_state(module, rng: np.random.Generator):
-    """Of the form of an empty one."""
+    """A random state of the form of an empty one."""
 
     def draw(leaf):
         value = rng.normal(0.0, 0.3, leaf.shape)

@@ -46,7 +46,7 @@ def chunks(size: int) -> int:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_table_is_used(form):
-    """Of the platform that runs the program, or the one it is made for."""
+    """The tuning is that of the platform that runs the program, or of the one it is made for."""
     coefficients, state = arguments(form)
     family = FAMILIES[form]
     sizes = {}

@@ -132,12 +132,14 @@ def parameter_count(architecture: Architecture, dialect: Dialect, config: Any, d
 
     **Raises:** `CheckpointError` when the configuration describes no model.
     """
-    if architecture.layers is None:
+
+    def count(config: Any) -> int:
         return sum(slot.size for slot in arrays_of(architecture, dialect, config, dtype).values())
-    layers = getattr(config, architecture.layers)
-    few = [dataclasses.replace(config, **{architecture.layers: count}) for count in (1, 2)]
-    one, two = (sum(slot.size for slot in arrays_of(architecture, dialect, it, dtype).values()) for it in few)
-    return one + (layers - 1) * (two - one)
+
+    if architecture.layers is None:
+        return count(config)
+    one, two = (count(dataclasses.replace(config, **{architecture.layers: layers})) for layers in (1, 2))
+    return one + (getattr(config, architecture.layers) - 1) * (two - one)
 
 
 def array_path(keys: tuple[Any, ...]) -> str:

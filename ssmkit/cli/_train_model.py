@@ -35,13 +35,12 @@ def make_model(run: "TrainConfig", vocab_size: int) -> Any:
     **Raises:** `ValueError` when its training takes more memory than the machine has.
     """
     import jax
-
-    from ..checkpoint import build
+    import jax.numpy as jnp
 
     architecture = _architecture(run.model)
     config = _configured(architecture, run.model, vocab_size=vocab_size)
     _check_memory(run, architecture, config)
-    return build(config, key=jax.random.key(run.seed))
+    return architecture.make(config, key=jax.random.key(run.seed), dtype=jnp.float32)
 
 
 def _architecture(table: Mapping[str, Any]) -> "Architecture":
