@@ -166,7 +166,10 @@ def test_the_state_is_not_copied_at_every_token(program):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="seen on CPU only")
 def test_a_token_is_written_into_keys_and_values_as_a_slice(program):
-    """Wherever the loop makes an array of their size, also in what it calls, it updates a slice of the one before."""
+    """Wherever the loop makes an array of their size, also in what it calls, it updates slices of the one before.
+
+    XLA of jax 0.12 has an instruction for slices of several rows at once (scatter), older ones loop over the rows.
+    """
     (loop,) = program.loops(f"s32[{program.batch},{CAPACITY}]")
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
     text = program.within(body)
@@ -174,8 +177,8 @@ def test_a_token_is_written_into_keys_and_values_as_a_slice(program):
     assert len(caches) == (2 if program.build is attention else 0)
     for cache in caches:
         shape = re.escape(program.carried(cache.keys))
-        made = set(re.findall(rf"= {shape}\S* ([\w-]+)\(", text)) - {"parameter", "get-tuple-element"}
-        assert made == {"fusion", "dynamic-update-slice"}
+        made = set(re.findall(rf"= {shape}\S* ([\w-]+)\(", text)) - {"parameter", "get-tuple-element", "fusion"}
+        assert made in ({"dynamic-update-slice"}, {"scatter"})
 
 
 def test_one_executable_serves_any_number_of_tokens(program):
