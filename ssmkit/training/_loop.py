@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, PyTree
 from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
-from ..evaluation._score import cross_entropy, score
+from ..evaluation._score import score
 from ..layers._dropout import with_dropout
 from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
@@ -25,6 +25,7 @@ from ._optimizer import make_optimizer
 from ._precision import as_stored, check_trainable, widened
 from ._record import check_record, describe_run
 from ._state import TrainState, load_state, save_state
+from ._update import update_of
 
 
 class Progress(NamedTuple):
@@ -137,26 +138,8 @@ def _train(
 
 
 def _make_update(config: TrainConfig, optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
-    """Run one step. It consumes a batch and a state, and returns the loss before the step and the next state."""
-    base_key = jax.random.key(config.seed, impl="rbg")
-
-    @eqx.filter_jit(donate="all-except-first")
-    def step(batch: Int[Array, "batch time"], state: TrainState):
-        keys = jax.random.split(jax.random.fold_in(base_key, state.step), batch.shape[0])
-
-        def loss(params):
-            model = with_dropout(eqx.combine(params, static), config.dropout)
-
-            def sequence(tokens, key):
-                cache = model.reserve(model.init_cache(), tokens.size - 1)
-                logits, _ = model.forward(tokens[:-1], cache, key=key)
-                return cross_entropy(logits, tokens[1:])
-
-            return jnp.mean(jax.vmap(sequence)(batch, keys))
-
-        value, gradient = jax.value_and_grad(loss)(state.model)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.model)
-        return value, TrainState(eqx.apply_updates(state.model, updates), optimizer_state, state.step + 1)
+    """`update_of`, compiled. It consumes a batch and a state."""
+    step = eqx.filter_jit(update_of(config, optimizer, static), donate="all-except-first")
 
     def update(batch: Int[Array, "batch time"], state: TrainState):
         try:

@@ -1,0 +1,177 @@
+"""Compilation of a model's programs for devices that are not there."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .. import kernels
+from .._arguments import check_model
+from .._construction import check_integers, check_sizes
+from .._language_model import AbstractLanguageModel
+from .._shown import shown
+from .._types import checks_itself
+from . import _hlo
+from ._bundles import Cycles, cycles_of_operations
+from ._compilers import devices, versions, written_by
+from ._costs import bound, weights_of
+from ._mesh import placed, read_mesh
+from ._programs import PROGRAMS, Program, Sizes, form_of, is_form
+from ._report import Compilation, Memory, PartReport
+from ._targets import Target, read_target
+from ._thunks import Launches, launches
+
+
+@checks_itself
+def compile_for(
+    model: AbstractLanguageModel[Any],
+    target: str,
+    program: str = "generate",
+    *,
+    batch: int = 1,
+    length: int = 512,
+    max_new_tokens: int = 128,
+    mesh: Mapping[str, int] | None = None,
+) -> Compilation:
+    """Compile a program of a model for a TPU or GPU that is not there, and read what the compiler made of it.
+
+    The compilers are those that run on the devices' own machines. Nothing is computed, and weights are not read: a model
+    may hold `jax.ShapeDtypeStruct`s in place of arrays, as `equinox.filter_eval_shape` makes them.
+
+        compilation = ssmkit.compile_for(model, "v6e", "step", batch=8)
+        print(compilation.memory.total, compilation.parts[0].cycles)
+
+    **Arguments:**
+
+    - `model`: any language model, with or without values.
+    - `target`: a device, and after a colon the topology of several: `"v5e:2x2"`, `"v6e"`, `"v5p:2x2x1"`,
+        `"tpu7x:2x2x1"`, `"h100"`, `"h100:8"`.
+    - `program`: `"step"`, `"prefill"`, `"generate"` (prompts and the decode loop), or `"train"` (a whole step of the
+        trainer, which needs the extra `train`).
+    - `batch`: the number of sequences.
+    - `length`: the number of tokens of a prompt, or of a sequence to train on. A step comes after so many.
+    - `max_new_tokens`: the number of tokens that `"generate"` has room for.
+    - `mesh`: the sizes of the mesh's axes, such as `{"data": 4}`: rows are spread over `data`. `None` takes one device.
+
+    **Returns:** a `Compilation`. Its cycles are lower bounds by the final schedule, and no measurements.
+
+    **Raises:** `ValueError` naming the argument that does not fit; `ModuleNotFoundError` naming the extra that holds
+    the compiler; `RuntimeError` when the compiler refuses the program, for example for want of memory.
+    """
+    check_model(model)
+    if program not in PROGRAMS:
+        raise ValueError(f"`program` must be one of {', '.join(PROGRAMS)}, got {shown(program)}.")
+    check_sizes(batch=batch, length=length)
+    check_integers(max_new_tokens=max_new_tokens)
+    if max_new_tokens < 1 and program == "generate":
+        raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
+    aim = read_target(target)
+    available = devices(aim)
+    axes = read_mesh(mesh, len(available))
+    sizes = Sizes(batch, length, max_new_tokens)
+    form = form_of(model)
+    ready = placed(PROGRAMS[program](form, sizes), available, axes)
+    return _compiled(form, aim, program, ready, sizes, axes)
+
+
+def _compiled(
+    model: Any, target: Target, name: str, program: Program, sizes: Sizes, axes: dict[str, int]
+) -> Compilation:
+    """Compile a program whose arguments are placed, and read the result."""
+    arguments, static = eqx.partition(program[1:4], is_form)
+
+    def run(consumed, shared, mapped):
+        whole = eqx.combine((shared, mapped, consumed), static)
+        return eqx.filter(program.run(*whole), eqx.is_array)
+
+    shared, mapped, consumed = arguments
+    started = time.perf_counter()
+    with kernels.target(target.platform):
+        lowered = jax.jit(run, donate_argnums=0).lower(consumed, shared, mapped)
+    traced = time.perf_counter()
+    with written_by(target) as (options, folder):
+        compiled = lowered.compile(compiler_options=options)
+        done = time.perf_counter()
+        cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
+        started_by_host = _launches(folder) if target.platform == "cuda" else []
+    module = _hlo.read_module(compiled.as_text() or "")
+    split = max(axes.get("data", 1), 1)
+    on_one = lambda leaf: leaf.size * leaf.dtype.itemsize // (split if program.consumed_by_row else 1)
+    consumed_bytes = list(map(on_one, jax.tree.leaves(consumed)))
+    in_place = sum(consumed_bytes[i] for i in _hlo.aliased(module) if i < len(consumed_bytes))
+    weights = weights_of(model)
+    rows = sizes.batch // split
+    measure = lambda tokens, logits: bound(weights, sum(consumed_bytes), tokens, logits, target.device)
+    return Compilation(
+        program=name,
+        target=str(target),
+        mesh=axes,
+        devices=max(split, 1),
+        batch=sizes.batch,
+        length=sizes.length,
+        max_new_tokens=sizes.max_new_tokens if name == "generate" else None,
+        layers=len(blocks) if (blocks := getattr(model, "blocks", None)) is not None else None,
+        parameters=weights.parameters,
+        weight_bytes=weights.nbytes,
+        state_bytes=sum(consumed_bytes),
+        state_aliased=in_place,
+        memory=_memory(compiled, target),
+        host_transfers=tuple(_hlo.host_transfers(module)),
+        custom_calls=_hlo.custom_calls(module),
+        parts=tuple(_parts(module, cycles, started_by_host)),
+        token=measure(rows, rows) if name in ("step", "generate") else None,
+        prompt=measure(rows * sizes.length, rows) if name in ("prefill", "generate") else None,
+        clock=target.device.clock,
+        trace_seconds=traced - started,
+        compile_seconds=done - traced,
+        versions=versions(target),
+        text=module.text,
+    )
+
+
+def _launches(folder: Path) -> list[Launches]:
+    """The launches of the program and of its loops; none if the compiler has written no sequence."""
+    found = sorted(folder.glob("*thunk_sequence_after_thunk_passes.txt")) or sorted(folder.glob("*thunk_sequence.txt"))
+    return list(launches(found[-1].read_text())) if found else []
+
+
+def _parts(module: _hlo.Module, cycles: Mapping[str, Cycles], started: list[Launches]) -> list[PartReport]:
+    found = list(_hlo.parts(module))
+    by_form = {
+        _hlo.form(module, i): cycles[i.name] for part in found for i in part.instructions if i.name in cycles
+    }
+    none = Cycles(0, 0)  # of operations on single numbers
+    of = lambda i: cycles[i.name] if i.name in cycles else by_form.get(_hlo.form(module, i), none)
+    by_part: list[Launches | None] = [*started] if len(started) == len(found) else [None] * len(found)
+    reports = []
+    for part, launched in zip(found, by_part, strict=True):
+        total = sum(map(of, part.instructions if cycles else ()), start=none)
+        reports.append(
+            PartReport(
+                name=part.name,
+                trips=part.trips,
+                operations=len(part.instructions),
+                copies=tuple(_hlo.copies(part.instructions)),
+                collectives=_hlo.collectives(part.instructions),
+                cycles=total.count if cycles else None,
+                unknown_loops=total.unknown_loops,
+                kernels=None if launched is None else launched.kernels,
+                launches=None if launched is None else launched.graphs + launched.alone,
+            )
+        )
+    return reports
+
+
+def _memory(compiled: Any, target: Target) -> Memory:
+    told = compiled.memory_analysis()
+    return Memory(
+        arguments=told.argument_size_in_bytes,
+        results=told.output_size_in_bytes,
+        aliased=told.alias_size_in_bytes,
+        temporaries=told.temp_size_in_bytes,
+        code=told.generated_code_size_in_bytes,
+        device=target.device.memory,
+    )

@@ -1,0 +1,149 @@
+"""The programs that can be compiled: functions of a model without weights, and their arguments."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._extent import Extent
+from .._language_model import AbstractLanguageModel
+from ..generation import rows
+from ..generation._engine import Inputs, begin
+from ..generation._prompts import Prompts
+from ..generation._requests import Request
+from ..generation._sampling import Greedy
+
+
+_STOPS = 8
+
+
+class Program(NamedTuple):
+    """A function, its arguments without values, and what of them has a batch axis or is consumed."""
+
+    run: Callable[..., Any]
+    shared: Any
+    """The argument that all rows share."""
+    mapped: Any
+    """The argument with a leading `batch` axis on every array."""
+    consumed: Any
+    """The argument whose memory the results take: `run(shared, mapped, consumed)`."""
+    consumed_by_row: bool
+    """Whether `consumed` has a leading `batch` axis."""
+
+
+class Sizes(NamedTuple):
+    """The sizes of a program's inputs."""
+
+    batch: int
+    length: int
+    max_new_tokens: int
+
+
+def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def is_form(leaf: Any) -> bool:
+    """Whether a leaf stands for an array without values."""
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def form_of(tree: Any) -> Any:
+    """The tree with a `jax.ShapeDtypeStruct` in place of every array."""
+    return jax.tree.map(lambda leaf: _array(leaf.dtype, *leaf.shape) if eqx.is_array(leaf) else leaf, tree)
+
+
+def cache_of(model: AbstractLanguageModel, batch: int, room: int, *, inside: bool = False) -> Any:
+    """The cache of many rows, without values.
+
+    **Arguments:**
+
+    - `model`: the model, with or without values.
+    - `batch`: the number of rows.
+    - `room`: the number of tokens for which attention has room.
+    - `inside`: whether it has the form that the cache has in the engine's loops.
+    """
+
+    def make(model):
+        cache = rows.fork(model.reserve(model.init_cache(), room), batch)
+        return rows.inside(cache, batch) if inside else cache
+
+    return eqx.filter_eval_shape(make, model)
+
+
+def step(model: AbstractLanguageModel, sizes: Sizes) -> Program:
+    """One token of every row, after a prompt of `length` tokens."""
+
+    def run(model, tokens, cache):
+        advance = rows.run(lambda token, cache, _: model.step(token, cache), sizes.batch)
+        return advance(tokens, cache, jnp.ones(sizes.batch, bool))
+
+    cache = cache_of(model, sizes.batch, sizes.length + 1, inside=True)
+    return Program(run, model, _array(jnp.int32, sizes.batch), cache, sizes.batch > 1)
+
+
+def prefill(model: AbstractLanguageModel, sizes: Sizes) -> Program:
+    """Prompts of at most `length` tokens, each row of its own length."""
+
+    def run(model, prompts, cache):
+        tokens, lengths = prompts
+        advance = rows.run(
+            lambda tokens, cache, length: model.prefill(tokens, cache, Extent(length=length)), sizes.batch
+        )
+        return advance(tokens, cache, lengths)
+
+    prompts = _array(jnp.int32, sizes.batch, sizes.length), _array(jnp.int32, sizes.batch)
+    cache = cache_of(model, sizes.batch, sizes.length, inside=True)
+    return Program(run, model, prompts, cache, sizes.batch > 1)
+
+
+def generate(model: AbstractLanguageModel, sizes: Sizes) -> Program:
+    """Prompts of at most `length` tokens, then at most `max_new_tokens` greedy tokens: the whole engine."""
+
+    def run(model, arrays, cache):
+        request, prompts = arrays
+        run = begin.__wrapped__  # the function that is compiled there for arrays with values
+        return run(Inputs(model, request, prompts), sizes.max_new_tokens, cache)
+
+    batch = sizes.batch
+    request = Request(_array(jnp.int32, batch), _array(jnp.int32, batch, _STOPS), Greedy())
+    prompts = Prompts(_array(jnp.int32, batch, sizes.length), _array(jnp.int32, batch))
+    cache = cache_of(model, batch, sizes.length + sizes.max_new_tokens)
+    return Program(run, model, (request, prompts), cache, True)
+
+
+def train(model: AbstractLanguageModel, sizes: Sizes) -> Program:
+    """One step of the trainer on sequences of `length` tokens: loss, gradient and AdamW, in float32.
+
+    **Raises:** `ModuleNotFoundError` naming the extra of the trainer.
+    """
+    from ..training import TrainConfig
+    from ..training._optimizer import make_optimizer
+    from ..training._precision import widened
+    from ..training._state import TrainState
+    from ..training._update import update_of
+
+    config = TrainConfig(model={}, batch_size=sizes.batch, context=sizes.length)
+    optimizer = make_optimizer(config)
+    is_weight = lambda leaf: is_form(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    params, static = eqx.partition(model, is_weight)
+
+    def start(params):
+        params = widened(params)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    state = eqx.filter_eval_shape(start, params)
+    update = update_of(config, optimizer, static)
+    batch = _array(jnp.int32, sizes.batch, sizes.length + 1)
+    return Program(lambda _, batch, state: update(batch, state), None, batch, state, consumed_by_row=False)
+
+
+PROGRAMS: dict[str, Callable[[AbstractLanguageModel, Sizes], Program]] = {
+    "step": step,
+    "prefill": prefill,
+    "generate": generate,
+    "train": train,
+}
+"""The programs by their public names."""
