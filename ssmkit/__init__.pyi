@@ -2,6 +2,7 @@
 
 from . import (
     checkpoint as checkpoint,
+    compilation as compilation,
     export as export,
     kernels as kernels,
     models as models,
@@ -23,6 +24,7 @@ from .checkpoint import (
     from_pretrained as from_pretrained,
     save_pretrained as save_pretrained,
 )
+from .compilation import Compilation as Compilation, compile_for as compile_for
 from .evaluation._score import Score as Score, cross_entropy as cross_entropy, score as score
 from .export import (
     ExportedModel as ExportedModel,

@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from ._bench import bench
+from ._compile import compile_
 from ._convert import convert
 from ._export import export
 from ._failures import explain
@@ -25,6 +26,7 @@ app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": 
 _COMPLETE = "_SSMKIT_COMPLETE"
 for _command in (generate, score, inspect, convert, export, train):
     app.command()(_command)
+app.command("compile")(compile_)
 app.add_typer(bench, name="bench")
 
 
@@ -41,7 +43,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """State-space models: generate, score, inspect, convert, export, train, bench.
+    """State-space models: generate, score, inspect, convert, export, compile, train, bench.
 
     Results go to standard output, everything else to standard error.
     """

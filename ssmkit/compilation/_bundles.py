@@ -1,8 +1,8 @@
 """The cycles of a TPU program, counted in the final schedule that the compiler can write beside it.
 
-A TPU core executes one bundle of instructions per cycle. The cycles of an operation are the number of its bundles, those
-of a loop times its trips. Branches that are not taken count, waits for memory and the start of an operation do not. A
-loop whose trips the text does not give is counted once.
+A TPU core executes one bundle of instructions per cycle. The cycles of an operation are the number of its bundles,
+those of a loop times its trips. Branches that are not taken count. Waits for memory and the start of an operation do
+not count. A loop whose trips the text does not give is counted once.
 """
 
 import re

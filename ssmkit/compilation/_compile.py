@@ -38,8 +38,8 @@ def compile_for(
 ) -> Compilation:
     """Compile a program of a model for a TPU or GPU that is not there, and read what the compiler made of it.
 
-    The compilers are those that run on the devices' own machines. Nothing is computed, and weights are not read: a model
-    may hold `jax.ShapeDtypeStruct`s in place of arrays, as `equinox.filter_eval_shape` makes them.
+    The compilers are those that run on the devices' own machines. Nothing is computed, and weights are not read: a
+    model may hold `jax.ShapeDtypeStruct`s in place of arrays, as `ssmkit.compilation.abstract_model` makes them.
 
         compilation = ssmkit.compile_for(model, "v6e", "step", batch=8)
         print(compilation.memory.total, compilation.parts[0].cycles)
@@ -140,9 +140,7 @@ def _launches(folder: Path) -> list[Launches]:
 
 def _parts(module: _hlo.Module, cycles: Mapping[str, Cycles], started: list[Launches]) -> list[PartReport]:
     found = list(_hlo.parts(module))
-    by_form = {
-        _hlo.form(module, i): cycles[i.name] for part in found for i in part.instructions if i.name in cycles
-    }
+    by_form = {_hlo.form(module, i): cycles[i.name] for part in found for i in part.instructions if i.name in cycles}
     none = Cycles(0, 0)  # of operations on single numbers
     of = lambda i: cycles[i.name] if i.name in cycles else by_form.get(_hlo.form(module, i), none)
     by_part: list[Launches | None] = [*started] if len(started) == len(found) else [None] * len(found)

@@ -17,7 +17,8 @@ from ._targets import Target, gpu_description
 def devices(target: Target) -> list[Any]:
     """The devices of a target, as JAX describes devices that are not there.
 
-    **Raises:** `ModuleNotFoundError` naming the extra to install; `ValueError` for a topology that the compiler refuses.
+    **Raises:** `ModuleNotFoundError` naming the extra to install; `ValueError` for a topology that the compiler
+    refuses.
     """
     from jax.experimental import topologies
 

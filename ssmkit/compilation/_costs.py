@@ -24,7 +24,7 @@ class Weights(NamedTuple):
 
 
 def weights_of(model: AbstractLanguageModel) -> Weights:
-    """Count the weights of a model, with or without values. The scales of 8-bit matrices have bytes, and are no entries.
+    """Count the weights of a model without values. The scales of 8-bit matrices have bytes, and are no entries.
 
     **Arguments:**
 

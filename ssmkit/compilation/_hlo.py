@@ -115,7 +115,9 @@ def copies(instructions: Sequence[Instruction]) -> list[Copy]:
     for instruction in instructions:
         if instruction.kind != "copy":
             continue
-        (operand,) = re.findall(r"\(%?([\w.\-]+)", instruction.line.split(f" {instruction.opcode}(", 1)[1].join("()"))[:1]
+        (operand,) = re.findall(r"\(%?([\w.\-]+)", instruction.line.split(f" {instruction.opcode}(", 1)[1].join("()"))[
+            :1
+        ]
         made = _SHAPE.search(instruction.shape)
         source = _SHAPE.search(shapes.get(operand, ""))
         if made is not None and not any("S(" in (shape[3] or "") for shape in (made, source) if shape is not None):
@@ -197,7 +199,7 @@ def _parts(module: Module, computation: str, name: str, trips: int | None) -> It
 
 
 def _flat(module: Module, computation: str) -> Iterator[Instruction]:
-    """The instructions of a computation, with those of computations that it calls one after the other in their place."""
+    """The instructions of a computation. A computation that it calls stands in the place of the call."""
     for instruction in module.computations[computation]:
         if instruction.kind == "call":
             yield from _flat(module, module.called(instruction.line, "to_apply"))

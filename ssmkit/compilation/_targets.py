@@ -80,9 +80,9 @@ def read_target(target: str) -> Target:
     if name not in DEVICES:
         raise ValueError(f"`target` must name one of {', '.join(DEVICES)}, got {shown(target)}.")
     device = DEVICES[name]
-    form = r"[1-9]\d*(x[1-9]\d*){%d}" % device.smallest.count("x")
-    if ":" in target and re.fullmatch(form, topology) is None:
-        example = {0: "8", 1: "2x2", 2: "2x2x1"}[device.smallest.count("x")]
+    dimensions = device.smallest.count("x") + 1
+    if ":" in target and re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), topology) is None:
+        example = {1: "8", 2: "2x2", 3: "2x2x1"}[dimensions]
         raise ValueError(f"`target` must give a topology of {name}, such as {name}:{example}, got {shown(target)}.")
     return Target(device, topology or device.smallest)
 

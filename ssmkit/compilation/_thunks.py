@@ -38,9 +38,7 @@ def launches(text: str) -> Iterator[Launches]:
 
 
 def _launches(thunks: list[_Thunk]) -> Iterator[Launches]:
-    count = lambda *kinds, graph=None: sum(
-        thunk.kind in kinds and graph in (None, thunk.graph) for thunk in thunks
-    )
+    count = lambda *kinds, graph=None: sum(thunk.kind in kinds and graph in (None, thunk.graph) for thunk in thunks)
     work = "kCustomKernel", "kKernel", "kGemm", "kCopy", "kMemset32BitValue", "kMemzero"
     yield Launches(
         kernels=count("kCustomKernel", "kKernel", "kGemm"),
