@@ -165,7 +165,7 @@ def _cells(found: "Compilation", part: "PartReport", is_gpu: bool) -> list[str]:
         "?" if part.trips is None else str(part.trips),
         str(part.operations),
         f"{len(part.copies)} ({_bytes(copied)})" if part.copies else "0",
-        ", ".join(f"{name} {c.count} ({_bytes(c.nbytes)})" for name, c in part.collectives.items()) or "none",
+        ", ".join(f"{name} {c.number} ({_bytes(c.nbytes)})" for name, c in part.collectives.items()) or "none",
     ]
     if is_gpu:
         return [*cells, str(part.kernels), str(part.launches)]

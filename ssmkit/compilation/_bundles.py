@@ -14,12 +14,12 @@ from typing import NamedTuple
 class Cycles(NamedTuple):
     """The cycles of one operation."""
 
-    count: int
+    total: int
     unknown_loops: int
     """The number of its loops that are counted once, because their trips are unknown."""
 
     def __add__(self, other: "Cycles") -> "Cycles":  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Cycles(self.count + other.count, self.unknown_loops + other.unknown_loops)
+        return Cycles(self.total + other.total, self.unknown_loops + other.unknown_loops)
 
 
 class _Bundle(NamedTuple):
@@ -86,7 +86,7 @@ def _level(bundles: list[_Bundle], position: int, depth: int) -> tuple[Cycles, i
         bundle = bundles[position]
         if bundle.depth > depth:
             inside, position, inner = _level(bundles, position, depth + 1)
-            total += Cycles(inside.count * (inner or 1), inside.unknown_loops + (not inner))
+            total += Cycles(inside.total * (inner or 1), inside.unknown_loops + (not inner))
             continue
         if bundle.begins_loop and position > start and depth > 0:
             break  # the next loop of this level

@@ -154,7 +154,7 @@ def _parts(module: _hlo.Module, cycles: Mapping[str, Cycles], started: list[Laun
                 operations=len(part.instructions),
                 copies=tuple(_hlo.copies(part.instructions)),
                 collectives=_hlo.collectives(part.instructions),
-                cycles=total.count if cycles else None,
+                cycles=total.total if cycles else None,
                 unknown_loops=total.unknown_loops,
                 kernels=None if launched is None else launched.kernels,
                 launches=None if launched is None else launched.graphs + launched.alone,

@@ -146,7 +146,7 @@ def custom_calls(module: Module) -> dict[str, int]:
 class Collective(NamedTuple):
     """All communication of one kind in a part of a program."""
 
-    count: int
+    number: int
     nbytes: int
     """The bytes of the results, on one device."""
 
@@ -157,7 +157,7 @@ def collectives(instructions: Sequence[Instruction]) -> dict[str, Collective]:
     for instruction in instructions:
         if instruction.kind in COLLECTIVES:
             before = found.get(instruction.kind, Collective(0, 0))
-            found[instruction.kind] = Collective(before.count + 1, before.nbytes + instruction.nbytes)
+            found[instruction.kind] = Collective(before.number + 1, before.nbytes + instruction.nbytes)
     return found
 
 

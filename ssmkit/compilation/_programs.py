@@ -1,6 +1,7 @@
 """The programs that can be compiled: functions of a model without weights, and their arguments."""
 
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -41,7 +42,8 @@ class Sizes(NamedTuple):
     max_new_tokens: int
 
 
-def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+def _array(dtype: Any, *shape: int) -> Any:
+    """An array without values, in a place for one with values."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -104,8 +106,7 @@ def generate(model: AbstractLanguageModel, sizes: Sizes) -> Program:
 
     def run(model, arrays, cache):
         request, prompts = arrays
-        run = begin.__wrapped__  # the function that is compiled there for arrays with values
-        return run(Inputs(model, request, prompts), sizes.max_new_tokens, cache)
+        return unwrap(begin)(Inputs(model, request, prompts), sizes.max_new_tokens, cache)
 
     batch = sizes.batch
     request = Request(_array(jnp.int32, batch), _array(jnp.int32, batch, _STOPS), Greedy())

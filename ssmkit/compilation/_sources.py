@@ -75,7 +75,8 @@ def _with_layers(config: Any, layers: int) -> Any:
 def _int8(is_matrix: bool, leaf: Any) -> Any:
     if not (is_matrix and is_form(leaf)):
         return leaf
-    return Int8Matrix(jax.ShapeDtypeStruct(leaf.shape, jnp.int8), jax.ShapeDtypeStruct(leaf.shape[:-1], jnp.float32))
+    array: Any = jax.ShapeDtypeStruct
+    return Int8Matrix(array(leaf.shape, jnp.int8), array(leaf.shape[:-1], jnp.float32))
 
 
 def _bfloat16(is_matrix: bool, leaf: Any) -> Any:
