@@ -29,7 +29,7 @@ class _Bundle(NamedTuple):
     """The number of trips of the loop that the bundle may leave; 0 if the text does not give it."""
 
 
-_LINE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*((?:[A-Z]{2} )*)\s*: ?(>*)\s*\{(.*)")
+_LINE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*((?:[A-Z]{2} ?)*)\s*: ?(>*)\s*\{(.*)")
 _TRIPS = re.compile(r"scmp\.(?:ge|lt)\.s32\.totalorder %s\w+, (\d+) /\* loop exit test \*/")
 _FILE = re.compile(r"(?:\d+-)?(?P<operation>.+)-\d+-final_bundles\.txt")
 

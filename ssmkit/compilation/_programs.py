@@ -42,8 +42,7 @@ class Sizes(NamedTuple):
     max_new_tokens: int
 
 
-def _array(dtype: Any, *shape: int) -> Any:
-    """An array without values, in a place for one with values."""
+def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -108,11 +107,14 @@ def generate(model: AbstractLanguageModel, sizes: Sizes) -> Program:
         request, prompts = arrays
         return unwrap(begin)(Inputs(model, request, prompts), sizes.max_new_tokens, cache)
 
+    def arrays() -> tuple[Request, Prompts]:
+        each = jnp.zeros(batch, jnp.int32)
+        request = Request(each, jnp.zeros((batch, _STOPS), jnp.int32), Greedy())
+        return request, Prompts(jnp.zeros((batch, sizes.length), jnp.int32), each)
+
     batch = sizes.batch
-    request = Request(_array(jnp.int32, batch), _array(jnp.int32, batch, _STOPS), Greedy())
-    prompts = Prompts(_array(jnp.int32, batch, sizes.length), _array(jnp.int32, batch))
     cache = cache_of(model, batch, sizes.length + sizes.max_new_tokens)
-    return Program(run, model, (request, prompts), cache, True)
+    return Program(run, model, eqx.filter_eval_shape(arrays), cache, True)
 
 
 def train(model: AbstractLanguageModel, sizes: Sizes) -> Program:

@@ -75,8 +75,8 @@ def _with_layers(config: Any, layers: int) -> Any:
 def _int8(is_matrix: bool, leaf: Any) -> Any:
     if not (is_matrix and is_form(leaf)):
         return leaf
-    array: Any = jax.ShapeDtypeStruct
-    return Int8Matrix(array(leaf.shape, jnp.int8), array(leaf.shape[:-1], jnp.float32))
+    make = lambda: Int8Matrix(jnp.zeros(leaf.shape, jnp.int8), jnp.zeros(leaf.shape[:-1], jnp.float32))
+    return eqx.filter_eval_shape(make)
 
 
 def _bfloat16(is_matrix: bool, leaf: Any) -> Any:
