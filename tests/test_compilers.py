@@ -1,0 +1,96 @@
+"""What the compilers of TPU and GPU make of every kernel family's programs, without a device.
+
+These tests run where the compilers are: `pip install '.[test,aot-tpu,aot-cuda]'` and `pytest -n auto -m compilers`.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import ssmkit
+from ssmkit.compilation import abstract_model
+from ssmkit.models import MambaConfig
+
+
+pytestmark = pytest.mark.compilers
+
+GLA = ssmkit.LanguageModelConfig(vocab_size=512, hidden_size=256, layers=[{"mixer": "gla", "num_heads": 2}] * 2)
+MAMBA = MambaConfig(vocab_size=512, hidden_size=256, num_hidden_layers=2)
+MODELS = {"embedded (K1)": ssmkit.default_model_path(), "GLA (K2)": GLA, "Mamba (K3)": MAMBA}
+LAYERS = {"embedded (K1)": 5, "GLA (K2)": 2, "Mamba (K3)": 2}
+TARGETS = ["v5e", "v6e", "h100"]
+PROGRAMS = ["step", "prefill", "generate", "train"]
+
+# What compilers call outside HLO: functions of their own that stay on the chip.
+OWN = {
+    "tpu": {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked"},
+    "cuda": set(),
+}
+# The most kernels of an H100: in a step and a prompt of 512 tokens.
+KERNELS: dict[tuple[str, str], int] = {}
+# The most operations of a TPU v6e.
+OPERATIONS: dict[tuple[str, str], int] = {}
+
+
+@functools.cache
+def compiled(name: str, target: str, program: str) -> ssmkit.Compilation:
+    length = 128 if program == "train" else 512
+    dtype = jnp.float32 if program == "train" else jnp.bfloat16
+    model = abstract_model(MODELS[name], dtype)
+    return ssmkit.compile_for(model, target, program, length=length, max_new_tokens=32)
+
+
+def every(*programs):
+    cases = [(model, target, program) for target in TARGETS for model in MODELS for program in programs]
+    return pytest.mark.parametrize(("name", "target", "program"), cases)
+
+
+def platform(target):
+    return "cuda" if target == "h100" else "tpu"
+
+
+@every(*PROGRAMS)
+def test_a_program_compiles_and_stays_on_the_device(name, target, program):
+    found = compiled(name, target, program)
+    assert found.memory.total < found.memory.device and found.layers == LAYERS[name]
+    assert found.state_aliased == found.state_bytes > 0
+    assert found.host_transfers == ()
+    assert found.custom_calls.keys() <= OWN[platform(target)]
+    assert not any(part.collectives for part in found.parts)
+
+
+def least_state(name):
+    """The bytes of the smallest state of a recurrence; the window of a convolution is smaller."""
+    model = abstract_model(MODELS[name], jnp.bfloat16)
+    cache = jax.eval_shape(lambda: model.init_cache())
+    return min(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(cache) if leaf.ndim == 3)
+
+
+@every("generate")
+def test_no_state_or_weight_is_copied_at_every_token(name, target, program):
+    found = compiled(name, target, program)
+    decoding = found.parts[-1]
+    assert decoding.name == "loop 1" and decoding.trips is None
+    assert [copy for copy in decoding.copies if copy.nbytes >= least_state(name)] == []
+
+
+@every("step", "prefill", "generate")
+def test_only_the_decode_loop_is_decided_as_the_program_runs(name, target, program):
+    """On a GPU it is also the only loop of the host, which reads one truth value per token; its body is one graph."""
+    found = compiled(name, target, program)
+    assert [part.name for part in found.parts if part.trips is None] == ["loop 1"] * (program == "generate")
+    if target == "h100":
+        assert [part.launches for part in found.parts if part.name != "program"] == [1] * (program == "generate")
+
+
+@every("step", "prefill")
+def test_kernels_do_not_become_more(name, target, program):
+    found = compiled(name, target, program)
+    if target == "h100":
+        assert sum(part.kernels for part in found.parts) <= KERNELS[name, program]
+    if target == "v6e":
+        assert sum(part.operations for part in found.parts) <= OPERATIONS[name, program]
+        assert all(part.cycles for part in found.parts)
