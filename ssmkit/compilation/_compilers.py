@@ -67,7 +67,9 @@ def _ready_for_tpu() -> None:
         "xla_jf_dump_llo_pass_label_regex": ".*final_bundles.*",
     }
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    os.environ["LIBTPU_INIT_ARGS"] = " ".join([given, *(f"--{name}={value}" for name, value in flags.items())]).strip()
+    if "xla_jf_dump" not in given:  # somebody else's wish comes first; there are then no cycles
+        wanted = [given, *(f"--{name}={value}" for name, value in flags.items())]
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join(wanted).strip()
 
 
 @functools.cache
