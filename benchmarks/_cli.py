@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._cli_recurrences import chunks, precision, recurrences
+from ._cli_recurrences import chunks, precision, recurrences, targets
 from ._options import (
     CeilingsOption,
     CheckpointsOption,
@@ -204,7 +204,7 @@ def report(
         typer.echo(text)
 
 
-for _command in (recurrences, chunks, precision):
+for _command in (recurrences, chunks, precision, targets):
     app.command()(_command)
 
 

@@ -1,5 +1,6 @@
-"""The commands that measure recurrences alone. Nothing heavy is imported before one runs."""
+"""The commands that measure recurrences and compiled programs. Nothing heavy is imported before one runs."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -54,6 +55,19 @@ def precision(
     from . import precision as module
 
     content = module.measure(tokens)
+    keep(content, output)
+    typer.echo(module.table(content["results"]))
+
+
+def targets(
+    only: Annotated[str, typer.Option("--targets", metavar="NAME,..", help="As of `ssmkit compile`.")] = "v5e,v6e,h100",
+    output: JsonOption = None,
+) -> None:
+    """What the compilers of TPU and GPU make of the programs. Nothing is computed, and no device is needed."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from . import targets as module
+
+    content = module.measure(names(only) or [])
     keep(content, output)
     typer.echo(module.table(content["results"]))
 

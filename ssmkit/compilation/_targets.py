@@ -48,6 +48,7 @@ DEVICES: dict[str, Device] = {
         Device("h200", "cuda", 141 * _GIB, 4800e9, 989e12, "1"),
     )
 }
+"""The devices by their names, with their published figures and the pages that publish them in this file's head."""
 
 
 @dataclasses.dataclass(frozen=True)
