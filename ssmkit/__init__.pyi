@@ -18,6 +18,7 @@ from ._residual_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
     LanguageModel as LanguageModel,
 )
+from ._scan_layers import scan_layers as scan_layers, unscan_layers as unscan_layers
 from .checkpoint import (
     CheckpointError as CheckpointError,
     build as build,
@@ -70,6 +71,7 @@ from .mixers._mixer import (
     ResidualBlock as ResidualBlock,
 )
 from .mixers._mlp import GatedMLP as GatedMLP
+from .mixers._scanned import ScannedBlocks as ScannedBlocks
 from .operators._attention import (
     Attention as Attention,
     AttentionInputs as AttentionInputs,

@@ -30,6 +30,7 @@ from .layers._dropout import with_keys
 from .layers._linear import Embedding, Linear
 from .layers._matrix import project
 from .layers._norms import LayerNorm, RMSNorm
+from .mixers._blocks import init_caches, prefill_all, reserve_all, step_all
 from .mixers._fits import check_mixers
 from .mixers._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
 
@@ -59,11 +60,11 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
     def init_cache(self) -> tuple[Cache, ...]:
         """The blocks' empty caches."""
-        return tuple(block.init_cache() for block in self.blocks)
+        return init_caches(self.blocks)
 
     def reserve(self, cache: tuple[Cache, ...], tokens: int) -> tuple[Cache, ...]:
         """As `AbstractLanguageModel.reserve`: room in every block's cache."""
-        return tuple(block.reserve(own, tokens) for block, own in _pairs(self.blocks, cache))
+        return reserve_all(self.blocks, cache, tokens)
 
     @sharded_by_xla
     @checks_itself
@@ -78,7 +79,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         """As `AbstractLanguageModel.prefill`; `length=n` is short for `Extent(length=n)`."""
         tokens = read_sequence(tokens, "time")
         extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
-        x, cache = _through(self.blocks, self._embed(tokens), cache, extent)
+        x, cache = prefill_all(self.blocks, self._embed(tokens), cache, extent)
         last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
         return self._logits(self.norm(jax.lax.dynamic_index_in_dim(x, last, keepdims=False))), cache
 
@@ -89,11 +90,8 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     ) -> tuple[Logits, tuple[Cache, ...]]:
         """As `AbstractLanguageModel.step`."""
         token = read_sequence(token)
-        x, caches = self._embed(token), []
-        for block, block_cache in _pairs(self.blocks, cache):
-            x, block_cache = _step(block, x, block_cache, valid)
-            caches.append(block_cache)
-        return self._logits(self.norm(x)), tuple(caches)
+        x, cache = step_all(self.blocks, self._embed(token), cache, valid)
+        return self._logits(self.norm(x)), cache
 
     @sharded_by_xla
     @checks_itself
@@ -139,7 +137,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         tokens = read_sequence(tokens, "time")
         extent = _one_extent(extent, length, tokens.shape[0])
         model = with_keys(self, key)
-        x, cache = _through(model.blocks, model._embed(tokens), cache, extent)
+        x, cache = prefill_all(model.blocks, model._embed(tokens), cache, extent)
         return self.norm(x), cache
 
     def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
@@ -152,41 +150,6 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         weight = self.embedding.weight if self.head is None else self.head.weight
         logits, cap = project(weight, x)[..., : self.vocab_size], self.final_logit_softcapping
         return logits if cap is None else cap * jnp.tanh(logits / cap)
-
-
-def _through(
-    blocks: tuple[AbstractMixer[Any], ...],
-    x: Float[Array, "time width"],
-    cache: tuple[Any, ...],
-    extent: CheckedExtent,
-) -> tuple[Float[Array, "time width"], tuple[Any, ...]]:
-    caches = []
-    for block, block_cache in _pairs(blocks, cache):
-        x, block_cache = _prefill(block, x, block_cache, extent)
-        caches.append(block_cache)
-    return x, tuple(caches)
-
-
-def _pairs(blocks: tuple[AbstractMixer[Any], ...], cache: Any) -> list[tuple[AbstractMixer[Any], Any]]:
-    if not isinstance(cache, tuple) or len(cache) != len(blocks):
-        got = len(cache) if isinstance(cache, tuple) else type(cache).__name__
-        raise ValueError(
-            f"`cache` must hold one entry per block, {len(blocks)}, got {got}. Start from `model.init_cache()`."
-        )
-    return list(zip(blocks, cache, strict=True))
-
-
-# Blocks of the same structure are traced once, however deep the model.
-
-
-@eqx.filter_jit
-def _prefill(block: AbstractMixer[Any], x: Array, cache: Any, extent: CheckedExtent) -> tuple[Array, Any]:
-    return block.prefill(x, cache, extent)
-
-
-@eqx.filter_jit
-def _step(block: AbstractMixer[Any], x: Array, cache: Any, valid: Valid | None) -> tuple[Array, Any]:
-    return block.step(x, cache, valid=valid)
 
 
 class LanguageModel(AbstractResidualLanguageModel[Any]):

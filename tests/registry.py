@@ -92,6 +92,13 @@ def _language_model(key) -> ssmkit.LanguageModel:
     )
 
 
+def _scanned(key) -> ssmkit.LanguageModel:
+    """A recurrence, then a loop over twice a recurrence and attention."""
+    attention = lambda i: ssmkit.AttentionMixer(WIDTH, num_heads=2, key=jax.random.fold_in(key, i))
+    mixers = [_mixer(key), _toy_mixer(key), attention(0), _toy_mixer(key), attention(1)]
+    return ssmkit.scan_layers(ssmkit.LanguageModel(VOCAB, WIDTH, mixers, key=key))
+
+
 LIMITS = (0.01, 0.2)
 
 OPERATORS = [
@@ -145,7 +152,8 @@ OPERATORS += (
     cases_attention.OPERATORS + cases_linear_attention.OPERATORS + cases_linear_rnn.OPERATORS + cases_mamba.OPERATORS
 )
 MIXERS += cases_attention.MIXERS + cases_linear_attention.MIXERS + cases_linear_rnn.MIXERS + cases_mamba.MIXERS
+SCANNED = [Case("scanned", _scanned, random_tokens)]
 LANGUAGE_MODELS += (
-    cases_attention.LANGUAGE_MODELS + cases_linear_attention.LANGUAGE_MODELS + cases_mamba.LANGUAGE_MODELS
+    cases_attention.LANGUAGE_MODELS + cases_linear_attention.LANGUAGE_MODELS + cases_mamba.LANGUAGE_MODELS + SCANNED
 )
 EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]

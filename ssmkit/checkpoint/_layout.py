@@ -134,7 +134,6 @@ def load(
     tensors: Mapping[str, StoredTensor],
     array: jax.ShapeDtypeStruct,
     *,
-    keep: bool = False,
     store: Callable[[Any], Any] = jnp.array,
 ) -> Any:
     """Load one array to the default device. On the host it stays a map of its file, as far as possible.
@@ -144,14 +143,13 @@ def load(
     - `source`: the source of the array.
     - `tensors`: tensors that `fit` has accepted.
     - `array`: the array's shape and dtype.
-    - `keep`: whether the array keeps its stored dtype.
     - `store`: makes the array on the device.
 
     **Raises:** `CheckpointError` when the array holds NaN or infinity, before or after the cast, or does not fit on the
     device.
     """
     values = source.read(lambda name: tensors[name].read(), array.shape)
-    was, dtype = values.dtype, values.dtype if keep else array.dtype
+    was, dtype = values.dtype, array.dtype
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise CheckpointError(f"{source} is {dtype}. Pass `dtype=`, or enable 64-bit arrays in JAX.")
     with np.errstate(over="ignore", invalid="ignore"):  # reported below

@@ -1,8 +1,10 @@
 """Loading of models from checkpoints."""
 
 import dataclasses
+import functools
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from .._config import checks_itself
+from .._scan_layers import scanned
 from .._shown import shown
 from ..layers._array_kinds import matrix_mask
 from ..layers._quantize import NARROW
@@ -19,6 +22,7 @@ from ._errors import CheckpointError
 from ._foreign import foreign_tensors, wrapper
 from ._layout import FLOATS, Layout, fit, load
 from ._skeleton import array_path, arrays_of, skeleton
+from ._source import Source
 from ._stored import StoredTensor
 
 
@@ -30,6 +34,7 @@ def from_pretrained(
     quantize: str | None = None,
     revision: str | None = None,
     strict: bool = False,
+    scan_layers: bool = False,
 ) -> Any:
     """Load a model. The architecture and the file format are detected, and every mismatch is an error.
 
@@ -46,6 +51,7 @@ def from_pretrained(
     - `revision`: the branch, tag or commit of a model on the hub; `None` for its main branch.
     - `strict`: whether unknown keys of the configuration are an error. Otherwise they are ignored, with one warning
         that lists them. Unsupported keys that are known to change results are always an error.
+    - `scan_layers`: whether equal layers are stacked, as by `ssmkit.scan_layers`. They are stacked as they are read.
 
     **Returns:** the model.
 
@@ -58,6 +64,8 @@ def from_pretrained(
         raise CheckpointError(f"`dtype` must name a dtype, got {shown(dtype)}.") from error
     if cast is not None and (cast.name not in FLOATS or jax.dtypes.canonicalize_dtype(cast) != cast):
         raise CheckpointError(f"`dtype` must be float32 or narrower (float64 with 64-bit JAX), got {cast}.")
+    if not isinstance(scan_layers, bool):
+        raise CheckpointError(f"`scan_layers` must be True or False, got {shown(scan_layers)}.")
     if quantize is not None and not (isinstance(quantize, str) and quantize in NARROW):
         raise CheckpointError(f"`quantize` must be one of {', '.join(NARROW)}, got {shown(quantize)}.")
     checkpoint = detect(source, revision, strict)
@@ -67,38 +75,64 @@ def from_pretrained(
     arrays = arrays_of(*parts)
     layout = dialect.layout(checkpoint.config, arrays)
     tensors = _checked(checkpoint, layout, arrays)
+
+    def slot(path: tuple[Any, ...], leaf: Any, is_matrix: bool) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        source = layout.sources[array_path(path)]
+        keep = cast is None and leaf.dtype == jnp.bfloat16
+        dtype = source.dtype(lambda name: tensors[name].dtype) if keep else leaf.dtype
+        return _Slot((source,), leaf.shape, dtype, NARROW[quantize] if quantize and is_matrix else jnp.array)
+
     model = skeleton(*parts)
-    slots = _slots(model)
-    for slot in sorted(slots, key=lambda slot: -slot.nbytes):
-        if slot.path is not None:
-            store = NARROW[quantize] if quantize is not None and slot.is_matrix else jnp.array
-            keep = cast is None and slot.leaf.dtype == jnp.bfloat16
-            slot.leaf = load(layout.sources[slot.path], tensors, slot.leaf, keep=keep, store=store)
-    return jax.tree.unflatten(jax.tree.structure(model), [slot.leaf for slot in slots])
+    model = jax.tree_util.tree_map_with_path(slot, model, matrix_mask(model))
+    model = scanned(model, _Slot.of_layers) if scan_layers else model
+    leaves, structure = jax.tree.flatten(model)
+    for i in sorted(range(len(leaves)), key=lambda i: -getattr(leaves[i], "nbytes", 0)):
+        if isinstance(leaves[i], _Slot):
+            leaves[i] = leaves[i].load(tensors)
+    return jax.tree.unflatten(structure, leaves)
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Slot:
-    """One leaf of a model, in the order of its tree."""
+    """The place of one array in a model before it is loaded."""
 
-    path: str | None
-    """The path of the array; `None` when the leaf is not an array."""
-    leaf: Any
-    """A `jax.ShapeDtypeStruct` at first, and the array after loading."""
-    is_matrix: bool
+    sources: tuple[Source, ...]
+    """The source of the array, or of its entry for every layer."""
+    shape: tuple[int, ...]
+    """The shape of the array, without the axis of layers."""
+    dtype: np.dtype
+    store: Callable[[Any], Any]
+    """Makes the array on the device, or that of a layer."""
+
+    @staticmethod
+    def of_layers(slots: list["_Slot"]) -> "_Slot":
+        """The place of the stack of the arrays of all layers."""
+        return dataclasses.replace(slots[0], sources=tuple(source for slot in slots for source in slot.sources))
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes of the array."""
-        return 0 if self.path is None else self.leaf.size * self.leaf.dtype.itemsize
+        """The number of bytes of the array as it is read."""
+        return len(self.sources) * math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self, tensors: Mapping[str, StoredTensor]) -> Any:
+        """Load the array. Of a stack, one layer at a time is beside it on the device."""
+        form = jax.ShapeDtypeStruct(self.shape, self.dtype)
+        layers = (load(source, tensors, form, store=self.store) for source in self.sources)
+        if len(self.sources) == 1:
+            return next(layers)
+        stack = None
+        for i, layer in enumerate(layers):
+            if stack is None:
+                stack = jax.tree.map(lambda leaf: jnp.zeros((len(self.sources), *leaf.shape), leaf.dtype), layer)
+            stack = _with_layer(stack, layer, i)
+        return stack
 
 
-def _slots(model: Any) -> list[_Slot]:
-    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
-    return [
-        _Slot(array_path(keys) if isinstance(leaf, jax.ShapeDtypeStruct) else None, leaf, is_matrix)
-        for (keys, leaf), is_matrix in zip(leaves, jax.tree.leaves(matrix_mask(model)), strict=True)
-    ]
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: Any, layer: Any, i: Any) -> Any:
+    return jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, i, 0), stack, layer)
 
 
 def _checked(

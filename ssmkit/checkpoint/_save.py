@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import safetensors.numpy
@@ -13,6 +14,7 @@ import safetensors.numpy
 from .._arguments import check_is, path_of
 from .._config import checks_itself
 from .._files import replacing_files, writing
+from .._scan_layers import unscanned
 from ..layers._matrix import Int8Matrix
 from ..text._tokenizer import Tokenizer
 from ._dialect import Dialect, architectures
@@ -46,11 +48,11 @@ def save_pretrained(
         check_is("tokenizer", tokenizer, Tokenizer, "Read one with `Tokenizer.from_file`.", CheckpointError)
     check_writable(model, format=format)
     dialect, write_config = _layout(model, format)
-    arrays = dict(_arrays(model))
+    arrays = dict(_arrays(model, np.asarray))
     layout = dialect.layout(model.config, arrays)
     tensors: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
-        layout.sources[path].write(np.asarray(array), tensors)
+        layout.sources[path].write(array, tensors)
     tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     if dialect.writes_copies:
         for name, original in dialect.copies.items():
@@ -92,15 +94,16 @@ def check_writable(model: Any, *, format: str | None = None) -> None:
     """
     dialect, write_config = _layout(model, format)
     write_config(model.config, "float32")
-    arrays = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in _arrays(model)}
+    form = lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape)  # takes no memory
+    arrays = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in _arrays(model, form)}
     dialect.layout(model.config, arrays).tensor_shapes(arrays)
 
 
-def _arrays(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every array of the model with its path."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
-        if isinstance(leaf, jax.Array | np.ndarray):
-            yield array_path(path), leaf
+def _arrays(model: Any, read: Callable[[Any], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of the model, as `read` gives it, with its path. Layers of stacked arrays have paths of their own."""
+    model = unscanned(jax.tree.map(read, eqx.filter(model, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))))
+    for path, array in jax.tree_util.tree_flatten_with_path(model)[0]:
+        yield array_path(path), array
 
 
 def _is_int8(node: Any) -> bool:

@@ -1,6 +1,7 @@
 """`Source`: the name of a tensor, and reversible steps that turn it into an array of a model, as data."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import TypeAlias
@@ -155,6 +156,15 @@ class Source:
         for step in reversed(self.steps):
             shape = step.before(shape)
         return shape
+
+    def dtype(self, tensor: Callable[[str], np.dtype]) -> np.dtype:
+        """The dtype of the array that `read` returns.
+
+        **Arguments:**
+
+        - `tensor`: returns the dtype of the tensor of a name.
+        """
+        return functools.reduce(_common, map(tensor, self.names))
 
     def read(self, tensor: Callable[[str], np.ndarray], shape: Shape) -> np.ndarray:
         """Read the array. It is a view of the tensor if the steps allow this, so that only the needed part is read.

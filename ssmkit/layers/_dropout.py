@@ -78,6 +78,11 @@ def with_keys(tree: Tree, key: PRNGKeyArray | None) -> Tree:
     return _replaced(tree, lambda layer: Dropout(layer.rate, next(keys)))
 
 
+def with_split_keys(tree: Tree, count: int) -> Tree:
+    """The same tree with `count` keys, along a leading axis, in place of the key of every `Dropout` that has one."""
+    return _replaced(tree, lambda layer: jax.tree.map(lambda key: jax.random.split(key, count), layer))
+
+
 def _is_dropout(node: Any) -> bool:
     return isinstance(node, Dropout)
 
