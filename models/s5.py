@@ -147,8 +147,9 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         normal = jax.nn.initializers.lecun_normal()
         B_key, C_key, D_key, step_key, gate_key, linear_key = jax.random.split(key, 6)
         basis = jnp.asarray(vectors, jnp.complex64)
-        B = basis.conj().T @ normal(B_key, (state_size, width), jnp.float32).astype(basis.dtype)
-        C = jax.lax.complex(*jnp.split(normal(C_key, (state_size, 2 * width), jnp.float32), 2, axis=1)).T @ basis
+        B = normal(B_key, (state_size, width), jnp.float32).astype(basis.dtype)
+        C = jax.lax.complex(*jnp.split(normal(C_key, (state_size, 2 * width), jnp.float32), 2, axis=1))
+        B, C = ssmkit.product("sm,sw->mw", basis.conj(), B), ssmkit.product("sw,sm->wm", C, basis)
         modes = eigenvalues.size
         linear = ssmkit.Linear(width, 2 * modes, dtype=dtype, key=linear_key)
         self.B = with_weight(linear, jnp.concatenate([B.real, B.imag], axis=0))

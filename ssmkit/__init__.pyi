@@ -14,6 +14,7 @@ from ._default_model import default_model_path as default_model_path
 from ._extent import Extent as Extent, reverse as reverse
 from ._language_model import AbstractLanguageModel as AbstractLanguageModel
 from ._model_config import LanguageModelConfig as LanguageModelConfig
+from ._products import product as product
 from ._residual_model import (
     AbstractResidualLanguageModel as AbstractResidualLanguageModel,
     LanguageModel as LanguageModel,

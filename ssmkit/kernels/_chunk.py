@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
+from .._products import product
 from ._coefficients import Coefficients
 
 
@@ -98,4 +99,4 @@ def bonus_outputs(chunk: Chunk) -> Inexact[Array, "reads heads value"]:
     tokens = lambda array: einops.rearrange(array, "(t r) h x -> t r h x", t=chunk.log_decay.shape[0])
     read, write = tokens(per_head(chunk.read, chunk)), tokens(per_head(chunk.write, chunk))
     scores = jnp.sum(read[:, :, None] * (chunk.bonus[:, None] * write)[:, None], axis=-1)  # time, reads, rank, heads
-    return einops.rearrange(jnp.einsum("tqrh,trhv->tqhv", scores, tokens(chunk.value)), "t q h v -> (t q) h v")
+    return einops.rearrange(product("tqrh,trhv->tqhv", scores, tokens(chunk.value)), "t q h v -> (t q) h v")

@@ -18,6 +18,7 @@ import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from .._products import product
 from ._chunk import Chunk, per_head
 from ._family import Family
 
@@ -63,12 +64,12 @@ def _scores(chunk: Chunk) -> Inexact[Array, "heads reads writes"]:
         return jnp.reshape(array, (array.shape[0], padded, rows, -1))
 
     read, write = tokens(_per_head(chunk.read, chunk), queries), tokens(_per_head(chunk.write, chunk), rank)
-    scores = jnp.einsum("hbik,hbjk->hbij", read, write)
+    scores = product("hbik,hbjk->hbij", read, write)
     for prefix, suffix in levels[:-1]:
         (_, target), (source, _), (left, right) = _pairs(read), _pairs(write), _pairs(scores)
         target = target * jnp.exp(einops.repeat(_pairs(prefix)[1], "h b i k -> h b (i q) k", q=queries))
         source = source * jnp.exp(einops.repeat(_pairs(suffix)[0], "h b j k -> h b (j r) k", r=rank))
-        across = jnp.einsum("hbik,hbjk->hbij", target, source)
+        across = product("hbik,hbjk->hbij", target, source)
         upper = jnp.concatenate([left, jnp.zeros_like(across)], axis=-1)
         scores = jnp.concatenate([upper, jnp.concatenate([across, right], axis=-1)], axis=-2)
         read, write = (einops.rearrange(array, "h (b two) i k -> h b (two i) k", two=2) for array in (read, write))
@@ -76,19 +77,19 @@ def _scores(chunk: Chunk) -> Inexact[Array, "heads reads writes"]:
 
 
 def _within(chunk: Chunk) -> Array:
-    return jnp.einsum("hij,jhv->ihv", _scores(chunk), chunk.value)
+    return product("hij,jhv->ihv", _scores(chunk), chunk.value)
 
 
 def _carried(chunk: Chunk, state: Inexact[Array, "heads key value"]) -> Array:
     decay = jnp.exp(_levels(chunk)[-1].prefix[:, 0, : chunk.log_decay.shape[0]])
     read = _per_head(chunk.read, chunk) * einops.repeat(decay, "h t k -> h (t q) k", q=chunk.reads_per_token)
-    return jnp.einsum("hik,hkv->ihv", read, state)
+    return product("hik,hkv->ihv", read, state)
 
 
 def _increment(chunk: Chunk) -> Inexact[Array, "heads key value"]:
     until_end = jnp.exp(_levels(chunk)[-1].suffix[:, 0, : chunk.log_decay.shape[0]])
     write = _per_head(chunk.write, chunk) * einops.repeat(until_end, "h t k -> h (t r) k", r=chunk.rank)
-    return jnp.einsum("hjk,jhv->hkv", write, chunk.value)
+    return product("hjk,jhv->hkv", write, chunk.value)
 
 
 DECAY_PER_KEY = Family(

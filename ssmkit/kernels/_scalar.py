@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from .._products import product
 from ._chunk import Chunk
 from ._family import Family
 from ._pairwise_decays import pairwise_decays, suffix_sums
@@ -58,18 +59,18 @@ def _within(group: _Group) -> Inexact[Array, "reads heads value"]:
     reads, writes = group.read.shape[0] // decay.shape[-1], group.write.shape[0] // decay.shape[-1]
     if (reads, writes) != (1, 1):
         decay = einops.repeat(decay, "m i j -> m (i q) (j r)", q=reads, r=writes)
-    scores = jnp.einsum("ik,jk->ij", group.read, group.write)
-    return jnp.einsum("mij,jmv->imv", scores[None] * decay, group.value)
+    scores = product("ik,jk->ij", group.read, group.write)
+    return product("mij,jmv->imv", scores[None] * decay, group.value)
 
 
 def _carried(group: _Group, state: Inexact[Array, "key heads value"]) -> Inexact[Array, "reads heads value"]:
     decay = jnp.exp(jnp.cumsum(_decays(group), axis=-1))
-    return _rows(decay, group.read.shape[0]) * jnp.einsum("ik,kmv->imv", group.read, state)
+    return _rows(decay, group.read.shape[0]) * product("ik,kmv->imv", group.read, state)
 
 
 def _increment(group: _Group) -> Inexact[Array, "key heads value"]:
     until_end = jnp.exp(suffix_sums(_decays(group)))
-    return jnp.einsum("jk,jmv->kmv", group.write, _rows(until_end, group.write.shape[0]) * group.value)
+    return product("jk,jmv->kmv", group.write, _rows(until_end, group.write.shape[0]) * group.value)
 
 
 def _beside(per_head: Inexact[Array, "heads 1"], groups: int) -> Array:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from .._products import product
 from .._types import StateLike, checks_itself
 from ._coefficients import Coefficients
 from ._decay import decay
@@ -45,7 +46,7 @@ def step(
     if read.ndim == 2:
         outputs = jnp.sum(read[:, :, None] * seen, axis=1)
     else:
-        outputs = jnp.einsum("hqk,hkv->hqv", read, seen)
+        outputs = product("hqk,hkv->hqv", read, seen)
     return outputs, new.astype(state.dtype)
 
 

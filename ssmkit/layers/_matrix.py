@@ -11,6 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Int8
 
 from .._batching import mappable
+from .._products import product
 from .._types import at_least_float32, check_features, checks_itself
 
 
@@ -58,12 +59,12 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
 
     - on a CPU `x` keeps float32 precision: it is written as a sum of three numbers as narrow as the matrix (24 bits are
       three times 8). CPUs compute narrow products quickly, and these products add up to the float32 product;
-    - elsewhere `x` is cast to the dtype of a bfloat16 matrix, and an 8-bit matrix is widened as it is read.
+    - elsewhere `x` is cast to the dtype of a bfloat16 or float16 matrix, and to bfloat16 for an 8-bit matrix.
     """
     check_features(x, matrix.shape[-1])
     if isinstance(matrix, Int8Matrix):
         x = x.astype(at_least_float32(x.dtype))
-        products = jax.lax.platform_dependent(matrix.values, x, cpu=_int8_digits, default=_widened)
+        products = jax.lax.platform_dependent(matrix.values, x, cpu=_int8_digits, default=_int8_quickly)
         return products * jnp.broadcast_to(matrix.scale.astype(products.dtype), products.shape)
     if matrix.dtype in (jnp.bfloat16, jnp.float16):
         x = x.astype(jnp.float32)
@@ -76,22 +77,22 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
 
 def _cast(matrix: Float[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     """The product with operands in the matrix's dtype, accumulated in float32 or wider."""
-    return _product(matrix, x.astype(matrix.dtype), at_least_float32(matrix.dtype))
+    return _product(matrix, x.astype(matrix.dtype))
 
 
 def _widened(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     """The product with operands in float32 or wider. The narrow forms below equal it up to rounding."""
     x = x.astype(at_least_float32(x.dtype))
-    return _product(matrix.astype(x.dtype), x, x.dtype)
+    return _product(matrix.astype(x.dtype), x)
 
 
-def _differentiated_as_widened(product: Callable[[Any, Any], Any]) -> jax.custom_jvp[Any]:
+def _differentiated_as_widened(by_digits: Callable[[Any, Any], Any]) -> jax.custom_jvp[Any]:
     """Give a product by digits the derivatives of `_widened`: digits have no derivatives, or rounded ones."""
-    product = jax.custom_jvp(product)
+    by_digits = jax.custom_jvp(by_digits)
 
     def derivative(primals, tangents):
         (matrix, x), (d_matrix, d_x) = primals, tangents
-        products = product(matrix, x)
+        products = by_digits(matrix, x)
         d_products = jnp.zeros_like(products)
         if not isinstance(d_x, SymbolicZero):
             d_products += _widened(matrix, d_x)
@@ -99,8 +100,8 @@ def _differentiated_as_widened(product: Callable[[Any, Any], Any]) -> jax.custom
             d_products += _widened(d_matrix, x)
         return products, d_products
 
-    product.defjvp(derivative, symbolic_zeros=True)
-    return product
+    by_digits.defjvp(derivative, symbolic_zeros=True)
+    return by_digits
 
 
 def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
@@ -109,7 +110,7 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
     for _ in range(3):
         digits.append(jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7))
         rest = rest - digits[-1]
-    products = _product(matrix, jnp.stack(digits, axis=-2).astype(jnp.bfloat16), jnp.dtype(jnp.float32))
+    products = _product(matrix, jnp.stack(digits, axis=-2).astype(jnp.bfloat16))
     return _sum_of_digits(products, (1.0, 1.0, 1.0))
 
 
@@ -145,10 +146,15 @@ def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> 
     for _ in range(3):
         digits.append(jnp.round(rest))
         rest = 254 * (rest - digits[-1])
-    products = _product(values, jnp.stack(digits, axis=-2).astype(jnp.int8), jnp.dtype(jnp.int32)).astype(x.dtype)
+    products = _product(values, jnp.stack(digits, axis=-2).astype(jnp.int8)).astype(x.dtype)
     finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)  # integers have no NaN, and XLA's maximum may lose it
     unit = jnp.where(finite, unit, jnp.full_like(unit, jnp.nan))
     return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254, 1 / 127 / 254**2)) / tamed
+
+
+def _int8_quickly(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
+    """The product in bfloat16, which holds every 8-bit integer, and with `x` cast to it."""
+    return _cast(values.astype(jnp.bfloat16), x).astype(x.dtype)
 
 
 def _sum_of_digits(products: Array, places: tuple[float, float, float]) -> Array:
@@ -161,5 +167,5 @@ def _sum_of_digits(products: Array, places: tuple[float, float, float]) -> Array
     return sum(place * digit for place, digit in zip(places, digits, strict=True))  # pyright: ignore[reportReturnType]
 
 
-def _product(matrix: Array, x: Array, dtype: jnp.dtype) -> Array:
-    return jnp.einsum("...i,oi->...o", x, matrix, preferred_element_type=dtype)
+def _product(matrix: Array, x: Array) -> Array:
+    return product("...i,oi->...o", x, matrix)

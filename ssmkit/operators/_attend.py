@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._products import product
+
 
 _MASKED = -1e30  # what a float32 softmax makes exactly zero
 
@@ -36,17 +38,17 @@ def attend(
     - `seen`: which keys each query sees. A query that sees no key gets the mean of all values.
     - `scale`, `softcapping`: as for `ssmkit.Attention`.
     """
-    exact, (count, _, dim), groups = jax.lax.Precision.HIGHEST, query.shape, keys.shape[0]
+    (count, _, dim), groups = query.shape, keys.shape[0]
     # One matrix of queries per group, so that keys and values are read as they lie.
     grouped = jnp.reshape(query, (count, groups, -1, dim))
     rows = jnp.reshape(jnp.transpose(grouped, (1, 2, 0, 3)), (groups, -1, dim))
-    scores = scale * jnp.einsum("grd,gsd->grs", rows, keys.astype(query.dtype), precision=exact)
+    scores = scale * product("grd,gsd->grs", rows, keys.astype(query.dtype))
     if softcapping is not None:
         scores = softcapping * jnp.tanh(scores / softcapping)
     scores = jnp.reshape(scores, (groups, -1, count, scores.shape[-1]))
     weights = jax.nn.softmax(jnp.where(seen[None, None], scores, _MASKED), axis=-1)
     weights = jnp.reshape(weights, (groups, -1, weights.shape[-1]))
-    y = jnp.einsum("grs,gsd->grd", weights, values.astype(query.dtype), precision=exact)
+    y = product("grs,gsd->grd", weights, values.astype(query.dtype))
     return jnp.reshape(jnp.transpose(jnp.reshape(y, (groups, -1, count, dim)), (2, 0, 1, 3)), query.shape)
 
 

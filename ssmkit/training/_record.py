@@ -140,7 +140,7 @@ def _sketch(model: AbstractLanguageModel) -> list[float]:
         values = np.asarray(leaf).reshape(-1)[:: max(1, leaf.size // 1024)]
         samples.append(values.astype(np.complex128).view(np.float64))
     weights = np.concatenate([np.zeros(0), *samples])
-    return [float(np.linalg.norm(weights)), float(weights @ np.cos(np.arange(weights.size)))]
+    return [float(np.linalg.norm(weights)), float(np.dot(weights, np.cos(np.arange(weights.size))))]
 
 
 def _alike(old: Any, new: Any) -> bool:
