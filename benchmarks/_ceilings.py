@@ -14,20 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssmkit.compilation import DEVICES
+
 from ._environment import device, on_cpu
 from ._timing import Run, Times
 
 
-# Figures of the data sheets: dense bfloat16 FLOP/s and bytes/s of memory, by JAX's name of the device.
-SHEETS = {
-    "NVIDIA H200": (989e12, 4.8e12),
-    "NVIDIA H100 80GB HBM3": (989e12, 3.35e12),
-    "NVIDIA A100-SXM4-80GB": (312e12, 2.04e12),
-    "NVIDIA A100-SXM4-40GB": (312e12, 1.56e12),
+# Devices whose published figures are known, by JAX's name of each.
+_KINDS = {
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "TPU v5": "v5p",
+    "TPU v5 lite": "v5e",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
 }
 _SHAPES = {  # of matrix products: rows, inner, columns
     "cpu": [(2048, 768, 3352), (2048, 2048, 2048), (4096, 4096, 4096)],
-    "gpu": [(2048, 2560, 10576), (8192, 8192, 8192)],
+    "accelerator": [(2048, 2560, 10576), (8192, 8192, 8192)],
 }
 
 
@@ -60,8 +64,15 @@ def _rates(work: dict[tuple, float], times: dict[Any, Times]) -> dict[str, float
     best: dict[str, float] = {}
     for name, amount in work.items():
         best[name[1]] = max(best.get(name[1], 0.0), amount / times[name].median)
-    sheet = SHEETS.get(device()["kind"])
-    return best if sheet is None else best | {"sheet_matmul": sheet[0], "sheet_matvec": sheet[1]}
+    return best | published(device()["kind"])
+
+
+def published(kind: str) -> dict[str, float]:
+    """The published bfloat16 FLOP/s and bytes/s of a device, by JAX's name of it; empty if they are not known."""
+    if kind not in _KINDS:
+        return {}
+    found = DEVICES[_KINDS[kind]]
+    return {"sheet_matmul": found.flops, "sheet_matvec": found.bandwidth}
 
 
 def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
@@ -70,8 +81,8 @@ def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
     rows = 50288 if nbytes > 50288 * width * 4 else max(nbytes // (8 * width), 1)
     element = jnp.dtype(dtype).itemsize
     count = max(round(nbytes / (rows * width * element)), 1)
-    weight = np.random.default_rng(1).standard_normal((rows, width), np.float32)
-    weights = [jnp.asarray(weight + i, dtype) for i in range(count)]
+    weight = _random((rows, width))
+    weights = [(weight + i).astype(dtype) for i in range(count)]
     vector = jnp.ones(width, dtype)
     total = float(count * rows * width * element)
     wide = jnp.float32
@@ -92,7 +103,7 @@ def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
     add(f"matvec{suffix}", "jax sum", total, lambda: jax.block_until_ready(fused(weights, vector)))
     add(f"read{suffix}", "jax sum", total, lambda: jax.block_until_ready(read(weights)))
     if torch := _torch():
-        theirs = [torch.from_numpy(weight + np.float32(i)) for i in range(count)]
+        theirs = [torch.from_numpy(np.array(weight)) for weight in weights]
         ones = torch.ones(width)
         add("matvec", "torch mv", total, lambda: [torch.mv(weight, ones) for weight in theirs])
         add("read", "torch sum", total, lambda: [weight.sum() for weight in theirs])
@@ -101,16 +112,21 @@ def _vectors(add: Callable, nbytes: int, width: int, dtype: str) -> None:
 def _products(add: Callable, dtype: str, most: int | None) -> None:
     """The product of two matrices."""
     suffix = "" if dtype == "float32" else f"_{dtype}"
-    product = jax.jit(lambda a, b: a @ b)
-    for shape in _SHAPES["cpu" if on_cpu() else "gpu"]:
+    product = jax.jit(functools.partial(jnp.matmul, precision="highest" if dtype == "float32" else None))
+    for shape in _SHAPES["cpu" if on_cpu() else "accelerator"]:
         rows, inner, columns = (min(side, most or side) for side in shape)
-        a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+        a, b = _random((rows, inner)).astype(dtype), _random((inner, columns)).astype(dtype)
         flops = 2.0 * rows * inner * columns
         call = functools.partial(product, a, b)
         add(f"matmul{suffix}", f"jax {shape}", flops, lambda call=call: call().block_until_ready())
         if torch := _torch():
-            ours = torch.ones(rows, inner), torch.ones(inner, columns)
+            ours = torch.from_numpy(np.array(a)), torch.from_numpy(np.array(b))
             add("matmul", f"torch {shape}", flops, lambda ours=ours, torch=torch: torch.mm(*ours))
+
+
+def _random(shape: tuple[int, int]) -> jax.Array:
+    """Random numbers, made on the device: chips that are limited by power multiply equal numbers faster."""
+    return jax.random.normal(jax.random.key(1), shape, jnp.float32)
 
 
 def _torch() -> Any:

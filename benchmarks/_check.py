@@ -1,6 +1,7 @@
 """No speed is reported for a wrong result.
 
-The reference is a forward pass of ssmkit in float32, which generation does not use: the logits after every token.
+The reference is ssmkit's forward pass in float32, which generation does not use: the logits after every token, by parts
+of 500 tokens.
 Float32 subjects must produce the same greedy tokens as the reference and as each other. Subjects that store weights in
 fewer bits, and llama.cpp, may differ by a stated tolerance. Their prompt logits may differ by this fraction of the
 largest logit. In the reference, the logit of each token that they choose must be within the same tolerance of the best.

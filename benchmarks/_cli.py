@@ -1,9 +1,9 @@
 """The command line: a command per measurement. Nothing heavy is imported before one runs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -16,7 +16,6 @@ from ._options import (
     RepeatsOption,
     SubjectsOption,
     ThreadsOption,
-    file_name,
     finish,
     integers,
     make_settings,
@@ -26,6 +25,8 @@ from ._options import (
 if TYPE_CHECKING:
     from ._session import Settings
 
+
+Results: TypeAlias = Iterator[dict[str, Any]]
 
 _DEFAULT_BATCHES = "1,4,16,64"
 _DEFAULT_TOTALS = "128,256,512,1024,2048,4096"
@@ -125,7 +126,8 @@ def startup(
     """Loading, compiling and the first token, with an empty and with a filled compilation cache."""
     from . import startup as module
 
-    finish(module.measure(make_settings(geometry, subjects, repeats, checkpoints), prompt, tokens), output)
+    settings = make_settings(geometry, subjects, repeats, checkpoints)
+    finish([module.measure(settings, prompt, tokens)], output)
 
 
 @app.command()
@@ -142,7 +144,8 @@ def train(
     """A training step, forwards and backwards: tokens per second and memory."""
     from . import train as module
 
-    finish(module.measure(make_settings(geometry, subjects, repeats, checkpoints), batch, length, rounds), output)
+    settings = make_settings(geometry, subjects, repeats, checkpoints)
+    finish([module.measure(settings, batch, length, rounds)], output)
 
 
 @app.command()
@@ -150,7 +153,7 @@ def ceilings(geometry: GeometryOption = "130m", repeats: RepeatsOption = 5, outp
     """The machine's limits alone, each in several forms."""
     from . import ceilings as module
 
-    finish(module.measure(make_settings(geometry, None, repeats, None)), output)
+    finish([module.measure(make_settings(geometry, None, repeats, None))], output)
 
 
 @app.command("all")
@@ -169,19 +172,18 @@ def everything(
     alone = make_settings(geometry, "ssmkit", min(repeats, 3), checkpoints)
     trained = make_settings(training, None, repeats, checkpoints)
     sizes = lambda small, usual: integers(small if quick else usual)
-    steps: list[Callable[[], dict[str, Any]]] = [
-        lambda: limits.measure(settings),
+    steps: list[Callable[[], Results]] = [
+        lambda: iter([limits.measure(settings)]),
         lambda: _decode(settings, sizes("1,2", _DEFAULT_BATCHES), 8 if quick else 64),
         lambda: _prefill(settings, [96] if quick else None, 1),
         lambda: _uncached(alone, sizes("64,128", _DEFAULT_TOTALS), 8 if quick else 32),
         lambda: _context(alone, sizes("0,64", _DEFAULT_CONTEXTS), 8 if quick else 32),
-        lambda: start.measure(alone, 32 if quick else 512, 4 if quick else 16),
-        lambda: training_step.measure(trained, 1 if quick else 4, 64 if quick else 1024, 1 if quick else 2),
+        lambda: iter([start.measure(alone, *((32, 4) if quick else (512, 16)))]),
+        lambda: iter([training_step.measure(trained, *((1, 64, 1) if quick else (4, 1024, 2)))]),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
-        content = step()
-        finish(content, folder / file_name(content))
+        finish(step(), folder)
 
 
 @app.command()
@@ -229,31 +231,31 @@ def perplexity_parity(
         raise typer.Exit(1)
 
 
-def _decode(settings: "Settings", batches: list[int], tokens: int) -> dict[str, Any]:
+def _decode(settings: "Settings", batches: list[int], tokens: int) -> Results:
     from . import _session, decode as module
 
     with _session.session("decode", settings) as session:
-        return module.measure(session, batches, tokens)
+        yield from module.measure(session, batches, tokens)
 
 
-def _prefill(settings: "Settings", lengths: list[int] | None, batch: int) -> dict[str, Any]:
+def _prefill(settings: "Settings", lengths: list[int] | None, batch: int) -> Results:
     from . import _environment, _session, prefill as module
 
     if lengths is None:
         lengths = integers(_LENGTHS["cpu" if _environment.on_cpu() else "gpu"])
     with _session.session("prefill", settings) as session:
-        return module.measure(session, lengths, batch)
+        yield from module.measure(session, lengths, batch)
 
 
-def _uncached(settings: "Settings", totals: list[int], tokens: int) -> dict[str, Any]:
+def _uncached(settings: "Settings", totals: list[int], tokens: int) -> Results:
     from . import _session, uncached as module
 
     with _session.session("uncached", settings) as session:
-        return module.measure(session, totals, tokens)
+        yield module.measure(session, totals, tokens)
 
 
-def _context(settings: "Settings", contexts: list[int], tokens: int) -> dict[str, Any]:
+def _context(settings: "Settings", contexts: list[int], tokens: int) -> Results:
     from . import _session, context as module
 
     with _session.session("context", settings) as session:
-        return module.measure(session, contexts, tokens)
+        yield module.measure(session, contexts, tokens)

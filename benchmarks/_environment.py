@@ -54,7 +54,7 @@ def on_cpu() -> bool:
 def cache_bytes() -> int:
     """The capacity of the device's caches, or 64 MiB if the system does not report it.
 
-    64 MiB is more than the second-level caches of the GPUs in `_ceilings.SHEETS` (50 MB), which JAX does not report.
+    64 MiB is more than the second-level caches of the GPUs in `_ceilings` (50 MB), which JAX does not report.
     """
     files = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size") if on_cpu() else ()
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

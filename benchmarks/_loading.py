@@ -1,7 +1,6 @@
 """The measurements of `startup` in fresh processes. The module imports nothing heavy, whose time is measured too."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from ._memory import device_bytes, peak_bytes, reset_peak, resident_bytes
@@ -14,13 +13,13 @@ def load(directory: str, weights: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from .peers.ours import Model
+    import ssmkit
 
     jnp.zeros(()).block_until_ready()
     imported = time.perf_counter()
     reset_peak()
     before = resident_bytes()
-    model = Model(Path(directory), weights=weights).model
+    model = ssmkit.from_pretrained(directory, dtype="float32", quantize=None if weights == "float32" else weights)
     jax.block_until_ready(jax.tree.leaves(model))
     loaded = time.perf_counter()
     return {
@@ -32,7 +31,7 @@ def load(directory: str, weights: str) -> dict[str, Any]:
     }
 
 
-def compile_programs(directory: str, prompt: int, tokens: int, cache: str) -> dict[str, Any]:
+def compile_programs(geometry: str, prompt: int, tokens: int, cache: str) -> dict[str, Any]:
     """The seconds of a first prompt and of first tokens, minus those of a second run: the time of compilation."""
     import jax
     import numpy as np
@@ -40,9 +39,11 @@ def compile_programs(directory: str, prompt: int, tokens: int, cache: str) -> di
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    from ._checkpoint import checkpoint
     from .peers.ours import Model
 
-    subject = Model(Path(directory))
+    with checkpoint(geometry) as weights:
+        subject = Model(weights)
     ids = np.arange(prompt)[None] % subject.model.vocab_size
     start = subject.begin(ids[:, :1], 0)  # what every program needs at first
     runs = {

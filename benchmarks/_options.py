@@ -1,6 +1,8 @@
 """Options that several commands share, and the handling of their results."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +29,9 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--torch-threads", metavar="N", help="Of PyTorch.", show_default="its own choice")
 ]
 CeilingsOption = Annotated[bool, typer.Option(help="Measure the machine's limits in the same run.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", "-o", metavar="FILE", help="Write all figures there.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", "-o", metavar="FILE", help="Write all figures there; a folder gets a file.")
+]
 
 
 def names(text: str | None) -> list[str] | None:
@@ -69,19 +73,28 @@ def make_settings(
 
 def file_name(content: dict[str, Any]) -> str:
     """The name of a result file: command, geometry, device and version of jax."""
+    place = content["device"]
+    name = "cpu" if place["platform"] == "cpu" else re.sub("[^a-z0-9]+", "-", place["kind"].lower())
     line = ".".join(content["environment"]["jax"].split(".")[:2])
-    return f"{content['command']}_{content['geometry']}_{content['device']['platform']}_jax{line}.json"
+    return "_".join(filter(None, [content["command"], content.get("geometry"), name, f"jax{line}"])) + ".json"
 
 
-def finish(content: dict[str, Any], output: Path | None) -> None:
-    """Store the figures, and show their table."""
+def finish(contents: Iterable[dict[str, Any]], output: Path | None) -> None:
+    """Store the figures as they come, each time with those before, and show the table of the last."""
     from . import _report
 
-    keep(content, output)
-    typer.echo(_report.section(content))
+    last: dict[str, dict[str, Any]] = {}
+    for content in contents:
+        keep(content, output)
+        last[content["command"]] = content
+    for content in last.values():
+        typer.echo(_report.section(content))
 
 
 def keep(content: dict[str, Any], output: Path | None) -> None:
-    """Write the figures to a file, if one was given."""
+    """Write the figures to a file, or to one of a folder, if either was given. The file is never half written."""
     if output is not None:
-        output.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        path = output / file_name(content) if output.is_dir() else output
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        part.replace(path)

@@ -36,10 +36,14 @@ def _text(key: str) -> Callable[[Row, list[Row]], str]:
 
 
 def _times_ours(match: str | None) -> Callable[[Row, list[Row]], str]:
-    """The ratio of ssmkit's tokens per second to this subject's, at the same size."""
+    """The ratio of ssmkit's tokens per second to this subject's, at the same size; ssmkit's first variant counts."""
 
     def cell(row: Row, rows: list[Row]) -> str:
-        same = [other for other in rows if other["subject"] == "ssmkit" and (not match or other[match] == row[match])]
+        same = [
+            other
+            for other in sorted(rows, key=lambda row: row["subject"] != "ssmkit")
+            if other["subject"].startswith("ssmkit") and (not match or other[match] == row[match])
+        ]
         return f"{same[0]['tokens_per_s'] / row['tokens_per_s']:.2f}" if same else ""
 
     return cell
@@ -158,6 +162,8 @@ def _notes(content: dict[str, Any]) -> list[str]:
         notes.append(f"The slowest context costs more than the median one by: {worst}.")
     if any(row.get("hbu", 0.0) is None for row in content["rows"]):
         notes.append("HBU is n/a where what a step reads fits into the caches: memory does not bound it.")
+    if content.get("left"):
+        notes.append(f"The measurement ended before: {', '.join(map(str, content['left']))}.")
     if content.get("skipped"):
         notes.append("Not measured: " + ", ".join(f"{name}, {why}" for name, why in content["skipped"].items()) + ".")
     return notes

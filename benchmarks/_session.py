@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import _ceilings
-from ._checkpoint import checkpoint
+from ._checkpoint import Checkpoint, checkpoint
 from ._environment import PACKAGES, device, environment
 from ._geometry import GEOMETRIES, Geometry
 from .peers import SUBJECTS, Subject, chosen, load, reasons
@@ -42,7 +42,7 @@ class Session:
 
     settings: Settings
     geometry: Geometry
-    directory: Path
+    checkpoint: Checkpoint
     subjects: dict[str, Subject]
     skipped: dict[str, str]
     reference: Model
@@ -58,7 +58,12 @@ class Session:
 
 
 def report(command: str, settings: Settings, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """The content of a result file: the measurement, its environment, and every time."""
+    """The content of a result file: the measurement, its environment, and every time.
+
+    `more` may hold `left`, the sizes that come later: the file of a measurement that ended early says what it lacks.
+    """
+    if not more.get("left"):
+        more.pop("left", None)
     return {
         "command": command,
         "geometry": settings.geometry,
@@ -85,14 +90,14 @@ def session(command: str, settings: Settings) -> Iterator[Session]:
         import torch
 
         torch.set_num_threads(settings.torch_threads)
-    with checkpoint(settings.geometry, settings.checkpoints) as directory, bar(command) as tick:
+    with checkpoint(settings.geometry, settings.checkpoints) as files, bar(command) as tick:
         subjects = {}
         with quiet():
             for name in names:
                 tick(f"loading {name}")
-                subjects[name] = load(name, directory)
-        ours: Any = subjects.get("ssmkit") or Model(directory)
-        yield Session(settings, GEOMETRIES[settings.geometry], directory, subjects, skipped, ours, tick)
+                subjects[name] = load(name, files)
+        ours: Any = subjects.get("ssmkit") or Model(files)
+        yield Session(settings, GEOMETRIES[settings.geometry], files, subjects, skipped, ours, tick)
 
 
 def limits(session: Session) -> tuple[dict, Callable[[dict], dict[str, float]]]:

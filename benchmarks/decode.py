@@ -1,5 +1,6 @@
 """Time per decoded token: greedy, after a short prompt that is not timed, every subject on the same weights."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ from .peers import SUBJECTS
 PROMPT = 16
 
 
-def measure(session: Session, batches: list[int], tokens: int) -> dict[str, Any]:
-    """All figures.
+def measure(session: Session, batches: list[int], tokens: int) -> Iterator[dict[str, Any]]:
+    """All figures so far, after each batch.
 
     **Raises:** `SystemExit` when a subject's tokens are wrong.
     """
     probes, rates = limits(session)
-    rows, seconds = [], {}
-    for batch in batches:
+    rows, ceilings = [], {}
+    for i, batch in enumerate(batches):
         prompt = session.prompts(batch, PROMPT)
         new = {name: max(tokens // SUBJECTS[name].patience, 1) if on_cpu() else tokens for name in session.subjects}
         names = [name for name in new if batch <= SUBJECTS[name].most_batch or not on_cpu()]
@@ -34,7 +35,7 @@ def measure(session: Session, batches: list[int], tokens: int) -> dict[str, Any]
         errors = check_tokens(session.reference, prompt, found)
         shown = lambda note, batch=batch: session.tick(f"batch {batch}: {note}")
         times = alternate(runs | probes, session.settings.repeats, shown, warm=not probes)
-        best = rates(times)
+        best = ceilings[str(batch)] = rates(times)
         for name in names:
             rows.append(
                 {
@@ -47,8 +48,7 @@ def measure(session: Session, batches: list[int], tokens: int) -> dict[str, Any]
                     **_figures(session.geometry, name, batch, new[name], times[name], best),
                 }
             )
-        seconds[batch] = best
-    return session.report("decode", rows, prompt=PROMPT, ceilings={str(batch): best for batch, best in seconds.items()})
+        yield session.report("decode", rows, prompt=PROMPT, ceilings=ceilings, left=batches[i + 1 :])
 
 
 def _run(session: Session, name: str, prompt: np.ndarray, new: int) -> Run:

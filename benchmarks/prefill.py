@@ -1,5 +1,6 @@
 """Tokens of a prompt per second, from an empty cache to the logits after the last token, all on the same weights."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ from ._timing import Run, Times, alternate
 from .peers import SUBJECTS
 
 
-def measure(session: Session, lengths: list[int], batch: int = 1) -> dict[str, Any]:
-    """All figures.
+def measure(session: Session, lengths: list[int], batch: int = 1) -> Iterator[dict[str, Any]]:
+    """All figures so far, after each length.
 
     **Raises:** `SystemExit` when a subject's logits are wrong.
     """
     probes, rates = limits(session)
     rows, ceilings = [], {}
-    for length in lengths:
+    for i, length in enumerate(lengths):
         prompt = session.prompts(batch, length)
         names = list(session.subjects)
         runs: dict[Any, Run] = {name: _run(session, name, prompt) for name in names}
@@ -45,7 +46,7 @@ def measure(session: Session, lengths: list[int], batch: int = 1) -> dict[str, A
                     **_figures(session, name, length, batch, times[name], best),
                 }
             )
-    return session.report("prefill", rows, ceilings=ceilings)
+        yield session.report("prefill", rows, ceilings=ceilings, left=lengths[i + 1 :])
 
 
 def _run(session: Session, name: str, prompt: np.ndarray) -> Run:

@@ -28,9 +28,10 @@ def measure(settings: Settings, prompt: int = 512, tokens: int = 16) -> dict[str
     """All figures, of ssmkit and its variants."""
     names = [name for name in _WEIGHTS if settings.subjects is None or name in settings.subjects]
     skipped = reasons(names)
-    with checkpoint(settings.geometry, settings.checkpoints) as directory:
+    with checkpoint(settings.geometry, settings.checkpoints) as files:
+        directory = files.directory
         rows = [row for name in names if name not in skipped for row in _loads(name, directory, settings.repeats)]
-        rows += _compiles(directory, prompt, tokens, settings.repeats)
+        rows += _compiles(settings.geometry, prompt, tokens, settings.repeats)
         rows += _commands(directory, tokens, settings.repeats)
     return report("startup", settings, rows, skipped=skipped, prompt=prompt, tokens=tokens)
 
@@ -50,12 +51,12 @@ def _loads(name: str, directory: Path, repeats: int) -> Iterator[dict[str, Any]]
     }
 
 
-def _compiles(directory: Path, prompt: int, tokens: int, repeats: int) -> Iterator[dict[str, Any]]:
+def _compiles(geometry: str, prompt: int, tokens: int, repeats: int) -> Iterator[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {"cold": [], "warm": []}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             for state in found:
-                task = {"directory": directory, "prompt": prompt, "tokens": tokens, "cache": cache}
+                task = {"geometry": geometry, "prompt": prompt, "tokens": tokens, "cache": cache}
                 found[state].append(run(compile_programs, **task))
     for kind in ("prompt", "decode"):
         for state, results in found.items():

@@ -28,10 +28,10 @@ def measure(settings: Settings, batch: int = 4, length: int = 1024, rounds: int 
     skipped = reasons(names)
     names = [name for name in names if name not in skipped]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with checkpoint(settings.geometry, settings.checkpoints) as directory:
+    with checkpoint(settings.geometry, settings.checkpoints) as files:
         for _ in range(rounds):
             for name in names:
-                task = {"subject": name, "geometry": settings.geometry, "directory": directory}
+                task = {"subject": name, "geometry": settings.geometry, "directory": files.directory}
                 results[name].append(run(time_steps, **task, batch=batch, length=length, repeats=settings.repeats))
                 _check(results)
     rows = [_row(name, found, batch * length) for name, found in results.items()]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from benchmark_runs import as_users_run_it, invoke  # noqa: F401 a fixture
 
+import ssmkit
 from ssmkit.benchmarks import (
     _check,
     _loading,
@@ -15,10 +16,11 @@ from ssmkit.benchmarks import (
     _report,
     _session,
     _training,
+    decode,
     startup,
     train,
 )
-from ssmkit.benchmarks._checkpoint import checkpoint
+from ssmkit.benchmarks._checkpoint import Checkpoint, checkpoint
 from ssmkit.benchmarks._geometry import GEOMETRIES
 from ssmkit.benchmarks.peers import SUBJECTS, Entry, load, reasons
 
@@ -33,13 +35,14 @@ VOCABULARY = GEOMETRIES["tiny"].vocab_size
 def kept(tmp_path_factory):
     """A folder of checkpoints, the tiny one among them."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    with checkpoint("tiny", folder):
+    with checkpoint("tiny", folder) as made:
+        assert made.model.vocab_size == VOCABULARY and made.directory == folder / "tiny"
         return folder
 
 
 @pytest.fixture(scope="module")
 def tiny(kept):
-    return load("ssmkit", kept / "tiny")
+    return load("ssmkit", Checkpoint("tiny", kept / "tiny"))
 
 
 # Every command, and the report of what it measured.
@@ -93,6 +96,26 @@ def test_figures_are_rates_of_what_was_timed(measured):
     assert "n/a" in measured[1]["decode"] and "HBU is n/a where" in measured[1]["decode"]
 
 
+def test_what_was_measured_before_an_end_is_kept_and_says_what_it_lacks(kept, tmp_path, monkeypatch):
+    """The file of a folder is named by command, geometry and device, and holds every size that was reached."""
+    check, reached = decode.check_tokens, []
+
+    def ended(reference, prompt, found):
+        reached.append(len(prompt))
+        if len(reached) > 1:
+            raise SystemExit("over")
+        return check(reference, prompt, found)
+
+    monkeypatch.setattr(decode, "check_tokens", ended)
+    words = ["-g", "tiny", "--checkpoints", kept, "-s", "ssmkit", "-b", "2,1,3", "-n", 2, "-r", 1, "--no-ceilings"]
+    assert invoke("decode", *words, "-o", tmp_path)[0] != 0
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"decode_tiny_cpu_jax{'.'.join(jax.__version__.split('.')[:2])}.json"
+    content = json.loads(path.read_text())
+    assert [row["batch"] for row in content["rows"]] == [2] and content["left"] == [1, 3]
+    assert "The measurement ended before: 1, 3." in _report.section(content)
+
+
 def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Before\n\n{_report.BEGIN}\nold\n{_report.END}\n\nAfter.\n")
@@ -115,9 +138,17 @@ def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):
 def test_loading_and_compiling_are_measured(kept, tmp_path):
     loaded = _loading.load(str(kept / "tiny"), "float32")
     assert loaded["load_s"] > 0 and loaded["weight_bytes"] == GEOMETRIES["tiny"].weight_bytes()
-    taken = _process.run(_loading.compile_programs, directory=kept / "tiny", prompt=8, tokens=2, cache=tmp_path)
+    taken = _process.run(_loading.compile_programs, geometry="tiny", prompt=8, tokens=2, cache=tmp_path)
     assert set(taken) == {"prompt_s", "decode_s"}
     assert any(tmp_path.iterdir())
+
+
+def test_the_files_of_a_checkpoint_hold_the_model_of_the_device(tmp_path):
+    """A fresh process writes them when they are asked for first."""
+    made = Checkpoint("tiny", tmp_path / "tiny")
+    read = ssmkit.from_pretrained(made.directory)
+    for here, stored in zip(jax.tree.leaves(made.model), jax.tree.leaves(read), strict=True):
+        np.testing.assert_array_equal(here, stored)
 
 
 def test_the_first_token_of_the_command_is_timed(kept, tmp_path):
@@ -175,7 +206,7 @@ class Wrong:
 def test_no_speed_is_reported_for_a_wrong_result(monkeypatch, kept, tiny, tmp_path, command, method, tolerance, match):
     monkeypatch.setitem(SUBJECTS, "wrong", Entry("wrong", "ours", tolerance=tolerance))
     load_right = _session.load
-    make = lambda name, directory: Wrong(tiny, method) if name == "wrong" else load_right(name, directory)
+    make = lambda name, files: Wrong(tiny, method) if name == "wrong" else load_right(name, files)
     monkeypatch.setattr(_session, "load", make)
     words = COMMANDS[command][:-2] if command == "prefill" else COMMANDS[command]
     words = [*words, "--no-ceilings"] if command == "decode" else words
@@ -231,7 +262,7 @@ def test_subjects_compute_the_same_model(kept, tiny, name):
         pytest.skip("measured on a GPU")
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9)).astype(np.int32)
     with _session.quiet():
-        subject = load(name, kept / "tiny")
+        subject = load(name, Checkpoint("tiny", kept / "tiny"))
     found = subject.decode(subject.begin(prompt, 4), 4)
     _check.check_tokens(tiny, prompt, {"ssmkit": tiny.decode(tiny.begin(prompt, 4), 4), name: found})
     expected = np.stack([tiny.last_logits(row) for row in prompt])

@@ -1,20 +1,19 @@
 """The measured subjects: ssmkit in its variants, and other software, each behind the same few methods.
 
-A subject reads the float32 checkpoint of a geometry in HF's layout, and turns batches of token ids, NumPy arrays
-`(batch, time)`, into logits and greedy tokens. To add one, write a module with a class that has `Subject`'s methods and
-a line in `SUBJECTS`.
+A subject takes the float32 weights of a geometry, from the device or from files in HF's layout. It turns batches of
+token ids, NumPy arrays `(batch, time)`, into logits and greedy tokens. To add one, write a module with a class that has
+`Subject`'s methods and a line in `SUBJECTS`.
 """
 
 import dataclasses
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from .._checkpoint import Checkpoint
 from .._environment import device
 
 
@@ -45,17 +44,6 @@ def _needs(*packages: str) -> Callable[[], str | None]:
     return missing
 
 
-def _quantises() -> str | None:
-    import ssmkit
-
-    known = "quantize" in inspect.signature(ssmkit.from_pretrained).parameters
-    return None if known else "ssmkit.from_pretrained has no `quantize`"
-
-
-def _narrow() -> str | None:
-    return _quantises() if device()["platform"] == "cpu" else None
-
-
 def _cuda() -> str | None:
     if missing := _needs("mamba_ssm", "torch")():
         return missing
@@ -73,7 +61,7 @@ class Entry:
     module: str
     """A module of this package, whose class `Model` is the subject."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Keywords of `Model` after the checkpoint's folder."""
+    """Keywords of `Model` after the checkpoint."""
     storage: str = "float32"
     """The storage of its weight matrices: a key of `STORAGE`."""
     tolerance: float | None = None
@@ -100,8 +88,8 @@ SUBJECTS: dict[str, Entry] = {
     "ssmkit-model": Entry(
         "ssmkit, `model.prefill`", "ours", {"weights": "float32", "engine": False}, commands=("prefill",)
     ),
-    "ssmkit-bfloat16": Entry("ssmkit, bfloat16 weights", "ours", {"weights": "bfloat16"}, "bfloat16", _NARROW, _narrow),
-    "ssmkit-int8": Entry("ssmkit, int8 weights", "ours", {"weights": "int8"}, "int8", _NARROW, _quantises),
+    "ssmkit-bfloat16": Entry("ssmkit, bfloat16 weights", "ours", {"weights": "bfloat16"}, "bfloat16", _NARROW),
+    "ssmkit-int8": Entry("ssmkit, int8 weights", "ours", {"weights": "int8"}, "int8", _NARROW),
     "hf": Entry(
         "HF transformers, bare loop",
         "hf",
@@ -167,7 +155,7 @@ def chosen(command: str, wanted: list[str] | None) -> list[str]:
     return wanted
 
 
-def load(name: str, directory: Path) -> Subject:
+def load(name: str, checkpoint: Checkpoint) -> Subject:
     """Load a subject with its weights."""
     entry = SUBJECTS[name]
-    return importlib.import_module(f"{__name__}.{entry.module}").Model(directory, **entry.options)
+    return importlib.import_module(f"{__name__}.{entry.module}").Model(checkpoint, **entry.options)

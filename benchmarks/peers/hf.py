@@ -1,12 +1,12 @@
 """HF transformers, which uses PyTorch operations and no compiled kernels of its own on a CPU."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+from .._checkpoint import Checkpoint
 from .._environment import on_cpu
 
 
@@ -17,9 +17,9 @@ transformers.logging.disable_progress_bar()
 class Model:
     """A minimal loop of a cached step and an argmax. Without `bare`, it is `generate`, from the prompt on."""
 
-    def __init__(self, directory: Path, *, weights: str = "float32", bare: bool = True):
+    def __init__(self, checkpoint: Checkpoint, *, weights: str = "float32", bare: bool = True):
         self._device = "cpu" if on_cpu() or not torch.cuda.is_available() else "cuda"
-        model: Any = transformers.Mamba2ForCausalLM.from_pretrained(directory, dtype=getattr(torch, weights))
+        model: Any = transformers.Mamba2ForCausalLM.from_pretrained(checkpoint.directory, dtype=getattr(torch, weights))
         self._model = model.eval().to(self._device)
         self._bare = bare
 

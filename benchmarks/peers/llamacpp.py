@@ -1,12 +1,12 @@
 """llama.cpp, by the functions of its Python package that mirror its C interface."""
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
 
+from .._checkpoint import Checkpoint
 from .._environment import cores
 from ._gguf import convert
 
@@ -18,13 +18,13 @@ _MOST_TOKENS = 512  # per call for a prompt, as llama.cpp's own programs do
 class Model:
     """llama.cpp with one context per number of sequences, because a context's memory is made for this number."""
 
-    def __init__(self, directory: Path, *, weights: str = "float32"):
+    def __init__(self, checkpoint: Checkpoint, *, weights: str = "float32"):
         _quiet()
         _lib.llama_backend_init()
         parameters = _lib.llama_model_default_params()
         # Its matrix products on AMX crash with Q8_0 weights (llama.cpp issue 20824); AVX-512 remains.
         parameters.use_extra_bufts = False
-        path = str(convert(directory, weights)).encode()
+        path = str(convert(checkpoint.directory, weights)).encode()
         self._model = _lib.llama_model_load_from_file(path, parameters)
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path.decode()}")

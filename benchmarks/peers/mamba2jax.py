@@ -10,15 +10,15 @@ import mamba2_jax
 import numpy as np
 from flax import nnx
 
-from .._checkpoint import read_config, read_tensors
+from .._checkpoint import Checkpoint, read_config, read_tensors
 
 
 class Model:
     """mamba2-jax's cached forward pass, jitted: one call per token, or all tokens in one `fori_loop`."""
 
-    def __init__(self, directory: Path, *, weights: str = "float32", device_loop: bool = False):
+    def __init__(self, checkpoint: Checkpoint, *, weights: str = "float32", device_loop: bool = False):
         dtype = jnp.dtype(weights)
-        self.parts = load(directory, dtype)
+        self.parts = load(checkpoint.directory, dtype)
         self._device_loop = device_loop
         graph, _ = self.parts
         self._prefill = jax.jit(functools.partial(_advance, graph, cached=False))

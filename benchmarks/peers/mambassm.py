@@ -1,6 +1,5 @@
 """mamba_ssm, the original implementation: Triton and CUDA kernels, with the decoding step as a CUDA graph."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,14 @@ from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from mamba_ssm.utils.generation import update_graph_cache
 
-from .._checkpoint import read_config, read_tensors
+from .._checkpoint import Checkpoint, read_config, read_tensors
 
 
 class Model:
     """The steps of `MambaLMHeadModel.generate(cg=True)`, with the prompt and the decoding separated."""
 
-    def __init__(self, directory: Path):
-        config = read_config(directory)
+    def __init__(self, checkpoint: Checkpoint):
+        config = read_config(checkpoint.directory)
         sizes = {"d_state": "state_size", "headdim": "head_dim", "ngroups": "n_groups", "d_conv": "conv_kernel"}
         settings = MambaConfig(
             d_model=config["hidden_size"],
@@ -32,7 +31,7 @@ class Model:
         self._model: Any = MambaLMHeadModel(settings, device="cuda", dtype=torch.bfloat16)
         tensors = {
             name.replace("backbone.embeddings.", "backbone.embedding."): torch.from_numpy(np.array(tensor))
-            for name, tensor in read_tensors(directory)
+            for name, tensor in read_tensors(checkpoint.directory)
         }
         tensors.setdefault("lm_head.weight", tensors["backbone.embedding.weight"])
         self._model.load_state_dict(tensors)

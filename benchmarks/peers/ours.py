@@ -1,7 +1,7 @@
 """ssmkit, by its public functions."""
 
 import contextlib
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +11,7 @@ import numpy as np
 
 import ssmkit
 
+from .._checkpoint import Checkpoint
 from .._environment import on_cpu
 
 
@@ -20,8 +21,9 @@ _PART = 500  # no multiple of a chunk
 class Model:
     """`ssmkit.generate` and `ssmkit.resume`; without `engine`, prompts go through a jitted `model.prefill`."""
 
-    def __init__(self, directory: Path, *, weights: str = "float32", engine: bool = True):
-        self.model = ssmkit.from_pretrained(directory, **_loading(weights))
+    def __init__(self, checkpoint: Checkpoint, *, weights: str = "float32", engine: bool = True):
+        whole = checkpoint.model
+        self.model = whole if weights == "float32" else ssmkit.quantize(whole, weights)
         # By default, a GPU multiplies float32 matrices in fewer bits.
         self._exact = weights == "float32" and not on_cpu()
         self._engine = engine
@@ -50,39 +52,32 @@ class Model:
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """The logits after every token of one sequence, against which decoding is checked."""
-        with self._precision():
-            return np.asarray(_forward(self.model, jnp.asarray(tokens, jnp.int32)))
+        return np.concatenate([np.asarray(part) for part in self._parts(tokens)])[: len(tokens)]
 
     def last_logits(self, tokens: np.ndarray) -> np.ndarray:
-        """The logits after one sequence, by forward passes over its parts, against which prefill is checked."""
-        logits: Any = None
+        """The logits after one sequence, against which prefill is checked."""
+        *_, last = self._parts(tokens)
+        return np.asarray(last[(len(tokens) - 1) % _PART])
+
+    def _parts(self, tokens: np.ndarray) -> Iterator[jax.Array]:
+        """The logits of forward passes over parts of one sequence, which generation does not use.
+
+        The last part is filled up, so that one executable serves every length: no logits depend on later tokens.
+        """
         cache = self.model.init_cache()
-        with self._precision():
-            for start in range(0, len(tokens), _PART):
-                part = jnp.asarray(tokens[start : start + _PART], jnp.int32)
-                logits, cache = _continue(self.model, part, cache)
-        return np.asarray(logits[-1])
+        for part in np.pad(tokens, (0, -len(tokens) % _PART)).reshape(-1, _PART):
+            with self._precision():
+                logits, cache = _continue(self.model, jnp.asarray(part, jnp.int32), cache)
+            yield logits
 
     def _precision(self) -> Any:
         return jax.default_matmul_precision("float32") if self._exact else contextlib.nullcontext()
-
-
-def _loading(weights: str) -> dict[str, Any]:
-    """The keywords of `from_pretrained`. Tensor cores multiply bfloat16; a CPU only stores it."""
-    if weights == "float32" or (weights == "bfloat16" and not on_cpu()):
-        return {"dtype": weights}
-    return {"dtype": "float32", "quantize": weights}
 
 
 @eqx.filter_jit
 def _prefill(model: Any, tokens: jax.Array) -> jax.Array:
     one = lambda row: model.prefill(row, model.init_cache())[0]
     return one(tokens[0])[None] if tokens.shape[0] == 1 else jax.vmap(one)(tokens)
-
-
-@eqx.filter_jit
-def _forward(model: Any, tokens: jax.Array) -> jax.Array:
-    return model(tokens)
 
 
 @eqx.filter_jit
