@@ -129,6 +129,17 @@ def test_inspect_an_exported_model(run, checkpoint, tmp_path):
     assert f"program bytes             {sum(sizes.values()):,}\n" in out and f"jax {jax.__version__}" in out
 
 
+def test_inspect_says_how_sizes_fit_a_device(run):
+    code, out, err = run("inspect", "--target", "v6e")
+    assert code == 0 and "cache bytes on v6e" in out
+    assert err.startswith("warning: a cache of ") and "times its bytes on v6e" in err
+    code, out, err = run("inspect", "--target", "v6e", "--json")
+    fit = json.loads(out)["target"]
+    assert (code, err, fit["device"]) == (0, "", "v6e")
+    assert fit["cache_bytes"] > json.loads(out)["cache_bytes_per_sequence"] and fit["problems"]
+    assert_one_line(*run("inspect", "--target", "v9"), "`target` must name one of v4, v5e")
+
+
 # convert
 
 

@@ -13,6 +13,7 @@ from ssmkit.compilation import DEVICES, _hlo, abstract_model
 from ssmkit.compilation._bundles import Cycles, cycles_of_operations, cycles_of_text
 from ssmkit.compilation._costs import bound, weights_of
 from ssmkit.compilation._mesh import read_mesh
+from ssmkit.compilation._padding import fit, padded_size
 from ssmkit.compilation._programs import PROGRAMS, Sizes
 from ssmkit.compilation._targets import gpu_description, read_target
 from ssmkit.compilation._thunks import Launches, launches
@@ -125,6 +126,24 @@ def test_programs_have_the_arguments_that_they_take(name, batch):
     assert jax.tree.leaves(returned) == jax.tree.leaves(program.consumed)
     axes = {leaf.shape[0] for leaf in jax.tree.leaves(program.consumed) if leaf.ndim}
     assert axes == {batch} or not program.consumed_by_row
+
+
+@pytest.mark.parametrize(
+    ("shape", "padded"),
+    [((16, 32, 32), 16 * 32 * 128), ((24, 128, 64), 24 * 128 * 64), ((3, 576), 4 * 640), ((5,), 5), ((0, 3), 0)],
+)
+def test_a_tpu_pads_one_axis_to_lanes_and_one_to_sublanes(shape, padded):
+    assert padded_size(shape) == padded
+
+
+def test_how_sizes_fit_a_device():
+    model = abstract_model(CONFIG, jnp.bfloat16)
+    tpu, gpu = fit(model, DEVICES["v6e"]), fit(model, DEVICES["h100"])
+    assert tpu.cache_padded > 4 * tpu.cache == 4 * gpu.cache_padded and tpu.weights == gpu.weights_padded
+    assert len(tpu.problems) == 2 and tpu.problems[1].startswith("a cache of 4 x 8 x 8 takes 16 times its bytes on v6e")
+    assert [problem[:20] for problem in gpu.problems] == ["a matrix of 29 x 16 ", "a matrix of 84 x 16 "]
+    suited = dataclasses.replace(CONFIG, vocab_size=128, state_size=128, head_dim=16)
+    assert not fit(abstract_model(suited), DEVICES["h100"]).problems
 
 
 def test_targets():

@@ -10,6 +10,7 @@ import typer
 from .._default_model import default_model_path
 from ._console import aligned, print_json
 from ._options import JSONOption, RevisionOption
+from ._streams import tell
 
 
 def inspect(
@@ -22,6 +23,9 @@ def inspect(
         ),
     ] = None,
     revision: RevisionOption = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Say how sizes fit v4, v5e, v5p, v6e, tpu7x, h100 or h200.")
+    ] = None,
     as_json: JSONOption = False,
 ) -> None:
     """Show the contents of a checkpoint or an exported model.
@@ -32,7 +36,12 @@ def inspect(
 
     if source is None:
         source = str(default_model_path())
-    report = _describe_exported(source) if revision is None and is_exported(source) else _describe(source, revision)
+    exported = revision is None and is_exported(source)
+    if exported and target is not None:
+        raise ValueError(f"`{source}` is an exported model: --target needs the checkpoint that it was made of")
+    report = _describe_exported(source) if exported else _describe(source, revision)
+    if target is not None:
+        report["target"] = _fit(source, revision, target)
     if as_json:
         print_json(report)
         return
@@ -47,7 +56,12 @@ def inspect(
     header["cache bytes per sequence"] = f"{report['cache_bytes_per_sequence']:,}"
     if report.get("cache_bytes_per_token"):
         header["cache bytes per token"] = f"{report['cache_bytes_per_token']:,}"
+    for name, size in report.get("target", {}).items():
+        if name.endswith("bytes"):
+            header[f"{name.replace('_', ' ')} on {target}"] = f"{size:,}"
     print(aligned(header))
+    for problem in report.get("target", {}).get("problems", []):
+        tell(f"warning: {problem}")
     print("\nconfiguration")
     print(aligned({f"  {name}": str(value) for name, value in report["config"].items()}))
     print("\ntensors")
@@ -57,6 +71,22 @@ def inspect(
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, dtype, shape, size in rows:
         print(f"  {name:{widths[0]}}  {dtype:{widths[1]}}  {shape:{widths[2]}}  {size:>{widths[3]}} bytes")
+
+
+def _fit(source: str, revision: str | None, target: str) -> dict[str, Any]:
+    """How the sizes of a checkpoint fit a device, as `inspect` shows it."""
+    from ..compilation import abstract_model
+    from ..compilation._padding import fit
+    from ..compilation._targets import read_target
+
+    device = read_target(target).device
+    found = fit(abstract_model(source, revision=revision), device)
+    return {
+        "device": device.name,
+        "weight_bytes": found.weights_padded,
+        "cache_bytes": found.cache_padded,
+        "problems": found.problems,
+    }
 
 
 def _shape(shape: list[int]) -> str:
