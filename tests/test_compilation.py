@@ -142,7 +142,7 @@ def test_how_sizes_fit_a_device():
     assert tpu.cache_padded > 4 * tpu.cache == 4 * gpu.cache_padded and tpu.weights == gpu.weights_padded
     assert len(tpu.problems) == 2 and tpu.problems[1].startswith("a cache of 4 x 8 x 8 takes 16 times its bytes on v6e")
     assert [problem[:20] for problem in gpu.problems] == ["a matrix of 29 x 16 ", "a matrix of 84 x 16 "]
-    suited = dataclasses.replace(CONFIG, vocab_size=128, state_size=128, head_dim=16)
+    suited = Mamba2Config(vocab_size=128, hidden_size=16, num_hidden_layers=1, state_size=128, head_dim=4)
     assert not fit(abstract_model(suited), DEVICES["h100"]).problems
 
 
