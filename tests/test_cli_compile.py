@@ -8,7 +8,7 @@ from command_line import assert_one_line
 from ssmkit.compilation import _compile
 from ssmkit.compilation._costs import Bound
 from ssmkit.compilation._hlo import Collective, Copy
-from ssmkit.compilation._report import Compilation, Memory, PartReport
+from ssmkit.compilation._report import Compilation, Memory, Operation, PartReport
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -30,11 +30,11 @@ FOUND = Compilation(
     host_transfers=(),
     custom_calls={"ConcatBitcast": 2},
     parts=(
-        PartReport("program", 1, 50, (), {}, 3500, 0, None, None),
+        PartReport("program", 1, 50, (), {}, 3500, 0, (Operation("fusion.1", 3000, "jit(run)/dot"),), None, None),
         PartReport(
-            "loop 1", None, 40, (Copy("f32[8,64]", 2048),), {"all-gather": Collective(2, 4000)}, 700, 1, None, None
+            "loop 1", None, 40, (Copy("f32[8,64]", 2048),), {"all-gather": Collective(2, 4000)}, 700, 1, (), None, None
         ),
-        PartReport("loop 1.1", 4, 8, (), {}, 350, 0, None, None),
+        PartReport("loop 1.1", 4, 8, (), {}, 350, 0, (), None, None),
     ),
     token=Bound(58.3e-6, 1e-7),
     prompt=Bound(58.3e-6, 1.5e-3),
@@ -80,6 +80,8 @@ def compiled(monkeypatch):
 def test_the_report(run, compiled):
     code, out, err = run("compile", "--target", "v6e:2x2", "-g", "130m", "--layers", 2, "-b", 8, "--mesh", "data=4")
     assert (code, out, err) == (0, REPORT, "")
+    code, out, err = run("compile", "--target", "v6e", "--top")
+    assert out.endswith("trips.\n\nprogram\n      3,000  fusion.1  jit(run)/dot\n")
     assert compiled["mesh"] == {"data": 4} and compiled["batch"] == 8 and compiled["program"] == "generate"
     model = compiled["model"]
     assert len(model.blocks) == 2 and model.embedding.weight.dtype == "bfloat16"

@@ -2,6 +2,7 @@
 
 import enum
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,9 @@ def compile_(
         str | None,
         typer.Option("--geometry", "-g", help="A Mamba-2 of published sizes, in place of a model: 130m .. 2.7b."),
     ] = None,
+    scan_layers: Annotated[
+        bool, typer.Option("--scan-layers", help="Stack equal layers, so that one loop runs them.")
+    ] = False,
     layers: Annotated[int | None, typer.Option(min=1, help="Fewer layers than the model has.")] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Sequences.")] = 1,
     length: Annotated[int, typer.Option("--length", "-l", min=1, help="Tokens of a prompt, or to train on.")] = 512,
@@ -48,6 +52,7 @@ def compile_(
     mesh: Annotated[
         str | None, typer.Option(metavar="AXIS=SIZE", help="Devices: data=4 spreads rows.", show_default="one device")
     ] = None,
+    top: Annotated[bool, typer.Option("--top", help="List the costliest operations of each part, for a TPU.")] = False,
     as_json: JSONOption = False,
 ) -> None:
     """Compile a model for a TPU or GPU that is not there.
@@ -63,7 +68,9 @@ def compile_(
 
     source = _published(geometry) if geometry is not None else model or str(default_model_path())
     kind = None if quantize is None else quantize.value
-    subject = abstract_model(source, dtype.value, quantize=kind, revision=revision, layers=layers)
+    subject = abstract_model(
+        source, dtype.value, quantize=kind, revision=revision, layers=layers, scan_layers=scan_layers
+    )
     try:
         found = compile_for(
             subject,
@@ -82,6 +89,8 @@ def compile_(
     print(aligned(_summary(found)))
     print()
     print("\n".join(_table(found)))
+    if top:
+        print("\n".join(_costliest(found)))
 
 
 def _published(geometry: str) -> Any:
@@ -157,6 +166,15 @@ def _table(found: "Compilation") -> list[str]:
     if unknown:
         lines.append(f"{unknown} loops inside operations are counted once: the schedule does not tell their trips.")
     return lines
+
+
+def _costliest(found: "Compilation") -> Iterator[str]:
+    """The lines of the costliest operations, by part."""
+    for part in found.parts:
+        if part.costliest:
+            yield f"\n{part.name}"
+        for operation in part.costliest:
+            yield f"  {operation.cycles:>9,}  {operation.name}  {operation.source}"
 
 
 def _cells(found: "Compilation", part: "PartReport", is_gpu: bool) -> list[str]:

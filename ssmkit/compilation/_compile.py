@@ -1,7 +1,7 @@
 """Compilation of a model's programs for devices that are not there."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from ._compilers import devices, versions, written_by
 from ._costs import bound, weights_of
 from ._mesh import placed, read_mesh
 from ._programs import PROGRAMS, Program, Sizes, form_of, is_form
-from ._report import Compilation, Memory, PartReport
+from ._report import Compilation, Memory, Operation, PartReport
 from ._targets import Target, read_target
 from ._thunks import Launches, launches
+
+
+_MOST = 10  # operations in a list of the costliest
 
 
 @checks_itself
@@ -156,11 +159,18 @@ def _parts(module: _hlo.Module, cycles: Mapping[str, Cycles], started: list[Laun
                 collectives=_hlo.collectives(part.instructions),
                 cycles=total.total if cycles else None,
                 unknown_loops=total.unknown_loops,
+                costliest=tuple(_costliest([(i, of(i).total) for i in part.instructions if cycles])),
                 kernels=None if launched is None else launched.kernels,
                 launches=None if launched is None else launched.graphs + launched.alone,
             )
         )
     return reports
+
+
+def _costliest(costs: list[tuple[_hlo.Instruction, int]]) -> Iterator[Operation]:
+    for instruction, cycles in sorted(costs, key=lambda pair: -pair[1])[:_MOST]:
+        if cycles > 0:
+            yield Operation(instruction.name, cycles, instruction.source)
 
 
 def _memory(compiled: Any, target: Target) -> Memory:

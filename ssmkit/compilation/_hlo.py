@@ -39,6 +39,12 @@ class Instruction(NamedTuple):
         return self.opcode.removesuffix("-start")
 
     @property
+    def source(self) -> str:
+        """The path of JAX's primitives that it came from; empty if the program does not name it."""
+        found = re.search(r'op_name="([^"]*)"', self.line)
+        return "" if found is None else found[1]
+
+    @property
     def nbytes(self) -> int:
         """The bytes of its result; those of its first part if it starts an asynchronous copy."""
         return nbytes(self.shape, first=self.opcode == "copy-start")

@@ -25,6 +25,15 @@ class Memory(NamedTuple):
         return self.arguments + self.results - self.aliased + self.temporaries + self.code
 
 
+class Operation(NamedTuple):
+    """One operation of a part."""
+
+    name: str
+    cycles: int
+    source: str
+    """The path of JAX's primitives that it came from, as the program names them."""
+
+
 class PartReport(NamedTuple):
     """The program outside its loops, or one trip of a loop."""
 
@@ -41,6 +50,8 @@ class PartReport(NamedTuple):
     """The cycles of a TPU's final schedule, a lower bound of its time and never a measurement; else `None`."""
     unknown_loops: int
     """The number of loops inside operations that are counted once, because the schedule does not tell their trips."""
+    costliest: tuple[Operation, ...]
+    """The ten operations with the most cycles; none for a GPU."""
     kernels: int | None
     """The number of kernels that a GPU starts; else `None`."""
     launches: int | None

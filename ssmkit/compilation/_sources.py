@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from .._language_model import AbstractLanguageModel
+from .._scan_layers import scan_layers as stacked
 from .._shown import shown
 from .._types import checks_itself
 from ..checkpoint import build, describe
@@ -29,6 +30,7 @@ def abstract_model(
     quantize: str | None = None,
     revision: str | None = None,
     layers: int | None = None,
+    scan_layers: bool = False,
 ) -> AbstractLanguageModel[Any]:
     """A model with `jax.ShapeDtypeStruct`s in place of arrays: any size fits into memory.
 
@@ -40,6 +42,7 @@ def abstract_model(
     - `quantize`: `"int8"` or `"bfloat16"` stores the matrices in this form, as `ssmkit.quantize` does.
     - `revision`: as for `ssmkit.from_pretrained`.
     - `layers`: the number of layers of the model in place of that of its configuration, `num_hidden_layers`.
+    - `scan_layers`: whether equal blocks are stacked, as by `ssmkit.scan_layers`.
 
     **Raises:** `CheckpointError`, a `ValueError`, as `ssmkit.from_pretrained` and `ssmkit.build`; `ValueError` for
     `layers` of a model whose configuration has no such number.
@@ -50,7 +53,9 @@ def abstract_model(
     if layers is not None:
         config = _with_layers(config, layers)
     model = eqx.filter_eval_shape(lambda: build(config, key=jax.random.key(0), dtype=dtype))
-    return model if quantize is None else jax.tree.map(_NARROWED[quantize], matrix_mask(model), model)
+    if quantize is not None:
+        model = jax.tree.map(_NARROWED[quantize], matrix_mask(model), model)
+    return eqx.filter_eval_shape(stacked, model) if scan_layers else model
 
 
 def _config(source: Any, revision: str | None) -> Any:
