@@ -67,6 +67,11 @@ def unscanned(model: Model) -> Model:
     return _with_blocks(model, lambda blocks: tuple(one for block in blocks for one in _layers(block)))
 
 
+def depth(model: AbstractResidualLanguageModel[Any]) -> int:
+    """The number of a model's blocks, those of all layers of a `ScannedBlocks` counted."""
+    return sum(one.layers * len(one.blocks) if isinstance(one, ScannedBlocks) else 1 for one in model.blocks)
+
+
 def _with_blocks(model: Any, change: Callable[[Any], Any]) -> Any:
     if not _has_blocks(model):
         return model

@@ -13,7 +13,8 @@ from registry import SCANNED
 from safetensors.numpy import load_file, save_file
 
 import ssmkit
-from ssmkit.models import HGRN2, GLAMixer, Mamba2
+import ssmkit.compilation
+from ssmkit.models import HGRN2, GLAMixer, Mamba2, Mamba2Config
 
 
 KEY, WIDTH, VOCAB = jax.random.key(0), 16, 29
@@ -226,3 +227,18 @@ def test_mistakes(tmp_path):
             function(hgrn2)
     with pytest.raises(ValueError, match="`scan_layers` must be True or False, got 3"):
         ssmkit.from_pretrained(tmp_path, scan_layers=3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.compilers
+@pytest.mark.parametrize(("target", "most"), [("v6e", 55), ("h100", 16)])
+def test_what_tpu_and_gpu_make_of_the_loop(target, most):
+    """Layers and tokens are loops. What they carry is updated in place, and no state or weight is copied in them."""
+    config = Mamba2Config(vocab_size=512, hidden_size=256, num_hidden_layers=6)
+    model = eqx.filter_eval_shape(ssmkit.scan_layers, ssmkit.compilation.abstract_model(config, jnp.bfloat16))
+    found = ssmkit.compile_for(model, target, length=512, max_new_tokens=32)
+    assert found.layers == 6 and found.state_aliased == found.state_bytes and found.host_transfers == ()
+    assert [part.name for part in found.parts][-2:] == ["loop 2", "loop 2.1"]  # tokens, and in it layers
+    small = config.num_heads * config.state_size * config.head_dim * 4
+    assert [copy for part in found.parts[1:] for copy in part.copies if copy.nbytes >= small] == []
+    layer = found.parts[-1]
+    assert (layer.kernels if target == "h100" else layer.operations) <= most

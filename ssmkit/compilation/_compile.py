@@ -12,6 +12,8 @@ from .. import kernels
 from .._arguments import check_model
 from .._construction import check_integers, check_sizes
 from .._language_model import AbstractLanguageModel
+from .._residual_model import AbstractResidualLanguageModel
+from .._scan_layers import depth
 from .._shown import shown
 from .._types import checks_itself
 from . import _hlo
@@ -116,7 +118,7 @@ def _compiled(
         batch=sizes.batch,
         length=sizes.length,
         max_new_tokens=sizes.max_new_tokens if name == "generate" else None,
-        layers=len(blocks) if (blocks := getattr(model, "blocks", None)) is not None else None,
+        layers=depth(model) if isinstance(model, AbstractResidualLanguageModel) else None,
         parameters=weights.parameters,
         weight_bytes=weights.nbytes,
         state_bytes=sum(consumed_bytes),
