@@ -21,12 +21,13 @@ Model = TypeVar("Model")
 def scan_layers(model: Model) -> Model:
     """Stack the arrays of equal neighbouring blocks, so that a loop runs them and XLA compiles them once.
 
-    The time and the size of compilation no longer grow with depth. Results stay the same. Blocks are equal if they have
-    the same structure, options, shapes and dtypes. Patterns of several blocks are found too: of `A B A B A B C`, one
-    loop runs `A B` three times. A model without a repetition is returned unchanged.
+    The time and the size of compilation no longer grow with depth. Results stay the same, except that `forward` with a
+    key drops other features. Blocks are equal if they have the same structure, options, shapes and dtypes. Patterns of
+    several blocks are found too: of `A B A B A B C`, one loop runs `A B` three times. A model without a repetition is
+    returned unchanged.
 
-    On a TPU, the loop reads the stacked weights in place. A GPU or a CPU copies the matrices of each layer before it
-    multiplies with them, which makes decoding slower: there, use it to train, or to read long prompts.
+    On a TPU, the loop reads the stacked weights in place. A GPU copies large matrices of each layer before it
+    multiplies with them, and a CPU copies all of them, which makes decoding slower.
 
     **Arguments:**
 
