@@ -19,6 +19,13 @@ from ssmkit.kernels import _pairwise_decays
 PAIRWISE = jit(kernels.pairwise_decays)
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request):
+    """Decays are made in one way for a CPU and in another for accelerators; both run here."""
+    with kernels.target(request.param):
+        yield request.param
+
+
 def exact_sums(x: np.ndarray) -> np.ndarray:
     """Every sum on its own, in float64; minus infinity above the diagonal."""
     chunk = x.shape[-1]
@@ -44,8 +51,8 @@ def worst_decay(decays, sums) -> float:
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("cumulative", [-1e-3, -400.0, -20000.0])
 @pytest.mark.parametrize("chunk", [1, 16, 17, 64, 100, 256, 300])
-def test_pairwise_decays_are_relatively_precise_entry_by_entry(chunk, cumulative, is_complex):
-    """Every entry, not just a norm: at most 22 float32 additions of terms of one sign stand behind each exponent."""
+def test_pairwise_decays_are_relatively_precise_entry_by_entry(platform, chunk, cumulative, is_complex):
+    """Every entry, not just a norm. On CPU, at most 22 float32 additions of one sign stand behind an exponent."""
     coefficients, _ = random_coefficients(
         9, time=chunk, heads=3, groups=1, key=1, value=1, cumulative=cumulative, chunk=chunk, is_complex=is_complex
     )
@@ -66,7 +73,7 @@ def test_pairwise_decays_are_relatively_precise_entry_by_entry(chunk, cumulative
 
 
 @pytest.mark.parametrize("chunk", [16, 50, 300])
-def test_pairwise_decays_of_infinities(chunk):
+def test_pairwise_decays_of_infinities(platform, chunk):
     """-inf is an ordinary value: it reaches the decays that contain it, and no other."""
     x = jnp.asarray(np.where(np.arange(chunk) % 7 == 3, -np.inf, -0.5), jnp.float32)
     np.testing.assert_allclose(PAIRWISE(x), np.exp(exact_sums(np.asarray(x))), rtol=1e-6)
@@ -76,7 +83,7 @@ def test_pairwise_decays_of_infinities(chunk):
 
 @pytest.mark.parametrize("scale", [1e-3, 10.0, 1000.0, math.inf])
 @pytest.mark.parametrize("chunk", [16, 50, 300])
-def test_gradients_of_pairwise_decays(chunk, scale):
+def test_gradients_of_pairwise_decays(platform, chunk, scale):
     """Finite at any decay, and those of the exponentials of the exact sums: a decay is its own derivative."""
     rng = np.random.default_rng(0)
     x = -rng.exponential(size=chunk) * (scale if math.isfinite(scale) else 1.0)

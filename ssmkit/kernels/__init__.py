@@ -5,8 +5,9 @@ from ._elementwise import ELEMENTWISE as ELEMENTWISE
 from ._inside import matrix as matrix, states as states
 from ._pairwise_decays import pairwise_decays as pairwise_decays
 from ._per_key import DECAY_PER_KEY as DECAY_PER_KEY
+from ._platform import target as target
 from ._reference import reference as reference
 from ._scalar import SCALAR_DECAY as SCALAR_DECAY
 from ._schedule import parallel as parallel, serial as serial
 from ._step import step as step
-from ._tuning import Tuning as Tuning, target as target, tuned as tuned, tuning as tuning
+from ._tuning import Tuning as Tuning, tuned as tuned, tuning as tuning

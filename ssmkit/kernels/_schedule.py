@@ -14,6 +14,9 @@ from ._chunk import Tokens
 from ._family import Family
 
 
+# So many states in a row are passed along without a loop: a GPU runs a loop from the host, and its passes are short.
+_UNROLLED = 16
+
 Prepare: TypeAlias = Callable[[Any], Tokens]
 Schedule: TypeAlias = Callable[[Family, Prepare, Any, Array], tuple[Array, Array]]
 
@@ -47,6 +50,7 @@ def parallel(family: Family, prepare: Prepare, inputs: Any, state: Array) -> tup
 
     summarise = jax.vmap(lambda inputs: family.summary(prepare(inputs)))
     summaries = jax.checkpoint(summarise)(inputs)  # pyright: ignore[reportPrivateImportUsage]
-    state, before = jax.lax.scan(advance, state, summaries)
+    chunks = len(jax.tree.leaves(summaries)[0])
+    state, before = jax.lax.scan(advance, state, summaries, unroll=min(chunks, _UNROLLED))
     read = jax.vmap(lambda inputs, state: family.outputs(prepare(inputs), state))
     return jax.checkpoint(read)(inputs, before), state  # pyright: ignore[reportPrivateImportUsage]

@@ -14,6 +14,7 @@ from .._types import checks_itself, shown, whole
 from ._elementwise import ELEMENTWISE
 from ._family import Family
 from ._per_key import DECAY_PER_KEY
+from ._platform import platform
 from ._scalar import SCALAR_DECAY
 from ._schedule import Schedule, parallel, serial
 
@@ -51,30 +52,13 @@ _CPU = {
     ELEMENTWISE: [(1, 32)],
 }
 _ACCELERATOR = 128
-_PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
-# The choice is part of the key of every jitted function, so that another choice traces the function again.
-_chosen = jax.make_user_context(default_value=None)
+_chosen = jax.make_user_context(default_value=None)  # part of the key of every jitted function, as `target` is
 
 
 def tuning() -> Tuning:
     """The tuning in force: that of the default backend, unless `target` or `tuned` overrides it."""
-    return _chosen.value or Tuning(jax.default_backend())
-
-
-@checks_itself
-def target(platform: str) -> contextlib.AbstractContextManager[None]:
-    """A context in which kernels are traced for another platform, so that they can be exported for it.
-
-    **Arguments:**
-
-    - `platform`: `"cpu"`, `"gpu"`, `"cuda"`, `"rocm"` or `"tpu"`.
-
-    **Raises:** `ValueError` for another name.
-    """
-    if platform not in _PLATFORMS:
-        raise ValueError(f"`platform` must be one of {', '.join(_PLATFORMS)}, got {platform!r}.")
-    return _chosen(tuning()._replace(platform=platform))
+    return Tuning(platform(), *(_chosen.value or ()))
 
 
 @checks_itself
@@ -96,4 +80,4 @@ def tuned(
         raise ValueError(f"`chunk_size` must be an integer, at least 1, got {shown(chunk_size)}.")
     if schedule is not None and not callable(schedule):
         raise ValueError(f"`schedule` must be `kernels.serial` or `kernels.parallel`, got {shown(schedule)}.")
-    return _chosen(tuning()._replace(chunk_size=chunk_size, schedule=schedule))
+    return _chosen((chunk_size, schedule))
