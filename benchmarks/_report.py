@@ -11,7 +11,7 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row, list[Row]], str]]
 
-_ORDER = ("decode", "prefill", "uncached", "context", "startup", "train", "ceilings")
+_ORDER = ("decode", "prefill", "uncached", "context", "startup", "train", "ceilings", "suite", "trace")
 _TITLES = {
     "decode": "Decoding",
     "prefill": "Prompts",
@@ -20,6 +20,8 @@ _TITLES = {
     "startup": "Starting",
     "train": "Training step",
     "ceilings": "Limits of the machine",
+    "suite": "Tests",
+    "trace": "Where the time goes",
 }
 
 
@@ -101,6 +103,20 @@ _COLUMNS: dict[str, list[Column]] = {
         ("time, ssmkit = 1", _times_ours(None)),
     ],
     "ceilings": [("", _text("kind")), ("form", _text("form")), ("s", lambda row, rows: f"{min(row['seconds']):.4f}")],
+    "suite": [
+        ("", _text("file")),
+        ("passed", _text("passed")),
+        ("failed", _text("failed")),
+        ("skipped", _text("skipped")),
+        ("s", _number("seconds", ".1f")),
+    ],
+    "trace": [
+        ("", _text("program")),
+        ("kernel", lambda row, rows: f"`{row['kernel'][:60].replace('|', ' ')}`"),
+        ("times", _text("count")),
+        ("us", lambda row, rows: f"{1e6 * row['seconds'][0]:,.0f}"),
+        ("share", _number("share", ".0%")),
+    ],
 }
 
 
@@ -108,7 +124,7 @@ def table(command: str, rows: list[Row]) -> str:
     """The table of a result in Markdown. Columns that are empty for all rows are left out."""
     columns = [(title, [cell(row, rows) for row in rows]) for title, cell in _COLUMNS[command]]
     kept = [(title, cells) for title, cells in columns if any(cells)]
-    left = {"", "form"}
+    left = {"", "form", "kernel"}
     lines = [
         "| " + " | ".join(title for title, _ in kept) + " |",
         "|" + "|".join("---" if title in left else "--:" for title, _ in kept) + "|",
@@ -121,11 +137,14 @@ def section(content: dict[str, Any], figure: str | None = None) -> str:
     """The section of a result file: the measurement and its machine, its table, its plot, and omitted subjects."""
     setup, place = content["environment"], content["device"]
     machine = f"{setup['cpu']}, {setup['cores']} cores" if place["platform"] == "cpu" else place["kind"]
+    where = "cpu" if place["platform"] == "cpu" else place["kind"]
+    title = ": ".join(filter(None, [_TITLES[content["command"]], content.get("geometry")]))
+    repeats = None if content["command"] == "trace" else content.get("repeats")
     versions = ", ".join(f"{name} {setup[name]}" for name in _versions(content) if name in setup)
     lines = [
-        f"### {_TITLES[content['command']]}: {content['geometry']}, {place['platform']}, jax {setup['jax']}",
+        f"### {title}, {where}, jax {setup['jax']}",
         "",
-        f"{machine}; Python {setup['python']}, {versions}. Medians of {content['repeats']}.",
+        f"{machine}; Python {setup['python']}, {versions}." + (f" Medians of {repeats}." if repeats else ""),
         *_notes(content),
         "",
         table(content["command"], content["rows"]),
@@ -164,6 +183,7 @@ def _notes(content: dict[str, Any]) -> list[str]:
         notes.append("HBU is n/a where what a step reads fits into the caches: memory does not bound it.")
     if content.get("left"):
         notes.append(f"The measurement ended before: {', '.join(map(str, content['left']))}.")
+    notes += [f"`{failure['test']}`: {failure['why'].splitlines()[0]}" for failure in content.get("failures", [])]
     if content.get("skipped"):
         notes.append("Not measured: " + ", ".join(f"{name}, {why}" for name, why in content["skipped"].items()) + ".")
     return notes
