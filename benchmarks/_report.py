@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ._report_devices import summaries
+
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Row = dict[str, Any]
@@ -215,7 +217,7 @@ def render(folder: Path, page: Path | None = None, figures: Path | None = None) 
     results = read(folder)
     if not results:
         raise ValueError(f"{folder} holds no results")
-    sections = []
+    sections = list(summaries(results.values()))
     for stem, content in results.items():
         link = None
         if figures is not None:

@@ -48,6 +48,7 @@ def measure(session: Session, batches: list[int], tokens: int) -> Iterator[dict[
                     **_figures(session.geometry, name, batch, new[name], times[name], best),
                 }
             )
+        rows.sort(key=lambda row: row["batch"])
         yield session.report("decode", rows, prompt=PROMPT, ceilings=ceilings, left=batches[i + 1 :])
 
 

@@ -46,6 +46,7 @@ def measure(session: Session, lengths: list[int], batch: int = 1) -> Iterator[di
                     **_figures(session, name, length, batch, times[name], best),
                 }
             )
+        rows.sort(key=lambda row: row["length"])
         yield session.report("prefill", rows, ceilings=ceilings, left=lengths[i + 1 :])
 
 
