@@ -17,7 +17,8 @@ FLAGSHIP = over(LANGUAGE_MODELS, "mamba2-groups2-biases-limits-D_has_hdim-tied")
 
 OUT, IN = 300, 256  # float32 products of so many terms are right to 3e-7
 ON_CPU = jax.default_backend() == "cpu"  # elsewhere inputs meet a bfloat16 matrix rounded
-BOUND = {"int8": 2e-6, "bfloat16": 5e-7 if ON_CPU else 2**-7}
+# On a CPU the inputs of an 8-bit matrix keep 15 bits of the largest one: see `half_step`. Elsewhere inputs are bfloat16.
+BOUND = {"int8": 2e-4 if ON_CPU else 2**-7, "bfloat16": 5e-7 if ON_CPU else 2**-7}
 
 
 def random_matrix(seed: int = 0, out: int = OUT) -> jax.Array:
@@ -43,6 +44,12 @@ def worst(got, matrix, x) -> float:
     """The largest error of any output, relative to the largest output."""
     expected = np.asarray(x, np.float64) @ exact(matrix).T
     return float(np.max(np.abs(np.asarray(got) - expected)) / np.max(np.abs(expected)))
+
+
+def half_step(matrix, x) -> np.ndarray:
+    """The largest error of each output of an 8-bit matrix, if every input is off by half a step of two digits."""
+    largest = np.max(np.abs(np.asarray(x, np.float64)), axis=-1, keepdims=True)
+    return largest / (2 * 127 * 254) * np.sum(np.abs(exact(matrix)), axis=-1)
 
 
 def inputs(*shape: int, scale: float = 1.0) -> jax.Array:

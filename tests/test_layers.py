@@ -86,7 +86,7 @@ def test_linear(axes, use_bias):
 @AXES
 @pytest.mark.parametrize("kind", [None, "bfloat16", "int8"])
 def test_block_diagonal_linear(axes, kind):
-    """Each part has its own matrix, products are those of float32 however it is stored, and so are gradients."""
+    """Each part has its own matrix, products are as exact as those of `Linear`, and gradients those of float32."""
     layer = ssmkit.BlockDiagonalLinear(6, 12, 3, use_bias=True, key=jax.random.key(0))
     layer = jax.tree.map(lambda array: normal(1, *array.shape), layer)
     layer = layer if kind is None else ssmkit.quantize(layer, kind)
@@ -98,7 +98,8 @@ def test_block_diagonal_linear(axes, kind):
     expected = np.einsum("...bi,boi->...bo", precise(x).reshape(*axes, 3, 2), precise(weight))
     y, gradient = jit(lambda x: (layer(x), jax.vjp(layer, x)[1](back)[0]))(x)
     assert y.dtype == jnp.float32
-    assert relative_error(y, expected.reshape(*axes, 12) + precise(layer.bias)) <= BOUND
+    bound = 1e-4 if kind == "int8" else BOUND  # two inputs of 15 bits each
+    assert relative_error(y, expected.reshape(*axes, 12) + precise(layer.bias)) <= bound
     expected = np.einsum("...bo,boi->...bi", precise(back).reshape(*axes, 3, 4), precise(weight))
     assert relative_error(gradient, expected.reshape(*axes, 6)) <= BOUND
 

@@ -100,13 +100,13 @@ def widened(module):
 @pytest.mark.skipif(not ON_CPU, reason="elsewhere inputs are rounded to the dtype of the matrix")
 @over(MIXERS, *(case.id for case in MIXERS if "bf16" not in case.id))
 def test_a_narrow_mixer_is_as_exact_as_its_matrices(case):
-    """No activation is rounded on the way: a bfloat16 one is right to 4e-3 only."""
+    """No activation is rounded to 8 bits on the way, with which outputs would be right to 4e-3 only."""
     x = case.sample(np.random.default_rng(0), 1)[0]
     for kind in KINDS:
         narrowed = ssmkit.quantize(build(case), kind)
         runs = (jit(lambda x, m=m: m.step(x, m.reserve(m.init_cache(), 1)))(x) for m in (narrowed, widened(narrowed)))
         for got, expected in zip(*map(jax.tree.leaves, runs), strict=True):
-            assert relative_error(got, expected) <= 1e-6, kind
+            assert relative_error(got, expected) <= {"int8": 3e-4, "bfloat16": 1e-6}[kind], kind
 
 
 def test_memory_is_a_quarter_and_a_half():
@@ -120,11 +120,11 @@ def test_memory_is_a_quarter_and_a_half():
 
 @pytest.mark.parametrize("case, kind", [("mamba2-groups2-biases-limits-D_has_hdim-tied", "int8"), ("toy", "bfloat16")])
 def test_every_law_holds(case, kind):
-    """As closely as in float32: only the gradient of a bfloat16 matrix is itself bfloat16."""
+    """As closely as in float32, or to 15 bits; only the gradient of a bfloat16 matrix is itself bfloat16."""
     (case,) = (known for known in LANGUAGE_MODELS if known.id == case)
     model = ssmkit.quantize(build(case), kind)
     gradient = BF16_BOUND if kind == "bfloat16" else 1e-5
-    bound = case.bound if kind == "int8" or ON_CPU else BF16_BOUND
+    bound = (3e-4 if kind == "int8" else case.bound) if ON_CPU else BF16_BOUND
     tokens = random_tokens(np.random.default_rng(0), 11)
     report = ssmkit.testing.check_model(model, tokens, tolerance=bound, gradient=gradient)
     assert len({finding.law for finding in report.findings}) >= 8
@@ -145,7 +145,7 @@ def test_generation(case):
 def test_logits_are_those_of_the_widened_model(case, kind):
     model, tokens = ssmkit.quantize(build(case), kind), jnp.arange(6)
     logits = [eqx.filter_jit(lambda model: model(tokens))(m) for m in (model, widened(model))]
-    assert relative_error(*logits) <= (4e-6 if kind == "int8" or ON_CPU else BF16_BOUND)
+    assert relative_error(*logits) <= ({"int8": 3e-4, "bfloat16": 4e-6}[kind] if ON_CPU else BF16_BOUND)
 
 
 @FLAGSHIP

@@ -57,8 +57,8 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
     Values are cast here and nowhere else. For a float32 or float64 matrix, `x` is cast to the dtype of the matrix. For
     a narrower matrix,
 
-    - on a CPU `x` keeps float32 precision: it is written as a sum of three numbers as narrow as the matrix (24 bits are
-      three times 8). CPUs compute narrow products quickly, and these products add up to the float32 product;
+    - on a CPU `x` is written as a sum of numbers as narrow as the matrix, whose products CPUs compute quickly: three
+      for bfloat16, which keep float32 precision, and two for 8 bits, which keep 15 bits of the largest entry of `x`;
     - elsewhere `x` is cast to the dtype of a bfloat16 or float16 matrix, and to bfloat16 for an 8-bit matrix.
     """
     check_features(x, matrix.shape[-1])
@@ -137,19 +137,18 @@ _bfloat16_rows = _differentiated_as_widened(mappable(_by_rows, _by_rows, over_sh
 
 @_differentiated_as_widened
 def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
-    """The product with `x` as fixed-point numbers of three base-254 digits: 24 bits, relative to its largest entry."""
+    """The product with `x` as fixed-point numbers of two base-254 digits: 15 bits, relative to its largest entry."""
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     tamed = jnp.where(largest > 2.0**64, jnp.full_like(largest, 2.0**-64), jnp.ones_like(largest))  # no overflow below
     x, largest = x * tamed, largest * tamed
     unit = jnp.where(largest == 0, jnp.ones_like(largest), largest)
-    rest, digits = 127 * (x / unit), []
-    for _ in range(3):
-        digits.append(jnp.round(rest))
-        rest = 254 * (rest - digits[-1])
-    products = _product(values, jnp.stack(digits, axis=-2).astype(jnp.int8)).astype(x.dtype)
+    scaled = 127 * (x / unit)
+    first = jnp.round(scaled)
+    digits = jnp.stack((first, jnp.round(254 * (scaled - first))), axis=-2)
+    products = _product(values, digits.astype(jnp.int8)).astype(x.dtype)
     finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)  # integers have no NaN, and XLA's maximum may lose it
     unit = jnp.where(finite, unit, jnp.full_like(unit, jnp.nan))
-    return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254, 1 / 127 / 254**2)) / tamed
+    return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254)) / tamed
 
 
 def _int8_quickly(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
@@ -157,8 +156,8 @@ def _int8_quickly(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) ->
     return _cast(values.astype(jnp.bfloat16), x).astype(x.dtype)
 
 
-def _sum_of_digits(products: Array, places: tuple[float, float, float]) -> Array:
-    """The sum of the products of three digits, written without a reduction.
+def _sum_of_digits(products: Array, places: tuple[float, ...]) -> Array:
+    """The sum of the products of the digits, written without a reduction.
 
     XLA's CPU backend (jax 0.10 and 0.12) passes such a reduction over products of a large matrix to a library. Mapped
     over rows, its result is wrong.

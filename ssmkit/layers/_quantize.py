@@ -1,4 +1,4 @@
-"""Quantisation of matrices to fewer bits. Activations and the parameters of recurrences stay float32."""
+"""Quantisation of matrices to fewer bits. The parameters of recurrences stay float32."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,8 @@ _ROWS_PER_BLOCK = 1024
 def quantize(model: Model, kind: str) -> Model:
     """Store the matrices of a model's projections and embeddings in fewer bits; nothing else changes.
 
-    Convolutions, norms, biases, decay rates and states stay unchanged. Activations stay float32.
+    Convolutions, norms, biases, decay rates and states stay unchanged. Activations stay float32; in a product with an
+    8-bit matrix they keep 15 bits of the largest of them on a CPU, and are rounded to bfloat16 elsewhere.
 
     **Arguments:**
 
