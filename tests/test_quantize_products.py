@@ -119,7 +119,7 @@ def test_gradients_of_the_numbers_that_are_stored(rows):
     got = eqx.filter_jit(eqx.filter_grad(lambda matrix: jnp.sum(project(matrix, x))))(matrix)
     assert got.values is None
     expected = np.sum(np.asarray(x, np.float64) @ np.asarray(matrix.values, np.float64).T, axis=0)
-    assert relative_error(got.scale, expected) <= 2e-6
+    assert relative_error(got.scale, expected) <= BOUND["int8"]  # the product itself
     got = jit(jax.grad(lambda matrix: jnp.sum(project(matrix, x))))(narrow("bfloat16"))
     assert got.dtype == jnp.bfloat16
     expected = np.broadcast_to(np.sum(np.asarray(x, np.float64), axis=0), (OUT, IN))
