@@ -1,4 +1,4 @@
-"""Attention against its equations, token by token in float64; its room; and what its options ask for."""
+"""Attention against its equations, in float64; its room; and what its options ask for."""
 
 import functools
 from typing import Any
@@ -26,37 +26,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def rotated(operator: ssmkit.Attention, x: jax.Array, position: int) -> jax.Array:
+def rotated(operator: ssmkit.Attention, x: jax.Array, positions: np.ndarray) -> jax.Array:
     """Pairs of features as complex numbers, turned."""
     if operator.rope_theta is None:
         return x
     half = operator.rotary_dim // 2
-    turn = jnp.asarray(np.exp(1j * position * operator.rope_theta ** (-np.arange(half) / half)))
-    pairs = jax.lax.complex(x[:, :half], x[:, half : 2 * half]) * turn[None]
-    return jnp.concatenate([pairs.real, pairs.imag, x[:, 2 * half :]], axis=1)
+    frequencies = operator.rope_theta ** (-np.arange(half) / half)
+    turns = jnp.asarray(np.exp(1j * positions[:, None, None] * frequencies))
+    pairs = jax.lax.complex(x[..., :half], x[..., half : 2 * half]) * turns
+    return jnp.concatenate([pairs.real, pairs.imag, x[..., 2 * half :]], axis=-1)
 
 
 def by_hand(operator: ssmkit.Attention, given: AttentionInputs, starts: frozenset[int], length: int):
     """Outputs of the tokens that count, and the keys and values of the last sequence, in float64."""
-    kept: list[tuple[jax.Array, jax.Array]] = []
-    outputs = []
+    firsts, seen = np.zeros(length, int), np.zeros((length, length), bool)
     for t in range(length):
-        if t in starts:
-            kept = []
-        position = len(kept)
-        kept.append((rotated(operator, given.key[t], position), given.value[t]))
-        query = rotated(operator, given.query[t], position)
-        seen = kept if operator.sliding_window is None else kept[-operator.sliding_window :]
-        heads = []
-        for head in range(operator.num_heads):
-            group = head * operator.num_kv_heads // operator.num_heads
-            scores = jnp.stack([operator.scale * jnp.dot(query[head], key[group]) for key, _ in seen])
-            if operator.logit_softcapping is not None:
-                scores = operator.logit_softcapping * jnp.tanh(scores / operator.logit_softcapping)
-            weights = jnp.exp(scores) / jnp.sum(jnp.exp(scores))
-            heads.append(sum(weight * value[group] for weight, (_, value) in zip(weights, seen, strict=True)))
-        outputs.append(jnp.stack(heads))
-    return jnp.stack(outputs), jnp.stack([key for key, _ in kept]), jnp.stack([value for _, value in kept])
+        firsts[t] = t if t in starts or t == 0 else firsts[t - 1]
+        window = t + 1 if operator.sliding_window is None else operator.sliding_window
+        seen[t, max(firsts[t], t + 1 - window) : t + 1] = True
+    positions = np.arange(length) - firsts
+    query, key = (rotated(operator, x[:length], positions) for x in (given.query, given.key))
+    value, last = given.value[:length], firsts[-1]
+    groups = np.arange(operator.num_heads) * operator.num_kv_heads // operator.num_heads
+    scores = operator.scale * jnp.einsum("thd,shd->hts", query, key[:, groups])
+    if operator.logit_softcapping is not None:
+        scores = operator.logit_softcapping * jnp.tanh(scores / operator.logit_softcapping)
+    weights = jnp.where(seen[None], jnp.exp(scores), 0.0)
+    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.einsum("hts,shv->thv", weights, value[:, groups]), key[last:], value[last:]
 
 
 def many(operator: ssmkit.Attention, given: AttentionInputs, starts: frozenset[int], length: int):

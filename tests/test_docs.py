@@ -1,10 +1,10 @@
 """The documentation runs: every Python block of every page, as a reader would run it.
 
 The blocks of a page are one program, run in a fresh Python in a directory of its own, with run-time checks of types as
-in this process: CI runs the tests with these checks on, and then with them off. A `text` block right after a Python
-block is its exact output, the last line being `Class: message` if it raises; a Python block without one may print what
-it likes, and may not raise. Numbers with a decimal point may differ a little, and anything of the size of rounding
-counts as rounding.
+in this process: CI runs all pages with these checks on, and then most of them with the checks off. A `text` block right
+after a Python block is its exact output, the last line being `Class: message` if it raises; a Python block without one
+may print what it likes, and may not raise. Numbers with a decimal point may differ a little, and anything of the size
+of rounding counts as rounding.
 
     python tests/test_docs.py [page.md ..]    writes what the blocks print into the `text` blocks that differ
 """
@@ -73,8 +73,9 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
     """What every block prints, the error it raises, and where."""
     # Lines are counted from the top of the page, so that a traceback points into it.
     programs = [(f"{path.name}, the block at line {e.line}", "\n" * (e.line - 1) + e.source) for e in examples]
-    settings = re.compile("(JAX|XLA|SSMKIT|PYTEST)_(?!PLATFORMS)")
+    settings = re.compile("(JAX|SSMKIT|PYTEST)_(?!PLATFORMS)")
     environment = {name: value for name, value in os.environ.items() if not settings.match(name)}
+    quickly = "--xla_backend_optimization_level=0"  # pages compile much and compute little
     with tempfile.TemporaryDirectory() as directory:
         # Stands for the reader's own checkpoint.
         (pathlib.Path(directory) / "path" / "to").mkdir(parents=True)
@@ -85,7 +86,7 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
             capture_output=True,
             text=True,
             cwd=directory,
-            env=environment | {"MPLBACKEND": "agg", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            env=environment | {"MPLBACKEND": "agg", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quickly}"},
             timeout=timeout,
             check=False,
         )
@@ -126,7 +127,17 @@ def problems(path: pathlib.Path, page: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=_name)
+# What these pages show of JAX, the other pages or the tests of both Pythons show too.
+ONCE = ("docs/errors.md", "docs/models.md", "docs/research.md", "docs/training.md")
+
+
+def _pages_with_code():
+    for page in PAGES:
+        if "```python" in page.read_text("utf-8"):
+            yield pytest.param(page, id=_name(page), marks=[pytest.mark.once] if _name(page) in ONCE else [])
+
+
+@pytest.mark.parametrize("page", [*_pages_with_code()])
 def test_every_python_block_runs_and_prints_what_the_page_says(page):
     found = problems(page, page.read_text("utf-8"))
     assert not found, "\n".join(found)
