@@ -197,6 +197,19 @@ def test_every_layer_drops_features_of_its_own():
     assert float(jnp.max(jnp.abs(dropped[0] - dropped[1]))) > 1e-3
 
 
+def test_the_optimizer_treats_a_stack_as_its_layers():
+    """Weight decay acts on matrices alone: the vectors of all layers are stacked, and are none."""
+    training = pytest.importorskip("ssmkit.training")
+    config = training.TrainConfig({}, steps=9, warmup_steps=0, weight_decay=1.0, learning_rate=1e-2)
+    model = mamba2(2)
+    updates = []
+    for params in (model, ssmkit.scan_layers(model)):
+        optimizer = training.make_optimizer(config)
+        gradients = jax.tree.map(jnp.sin, params)
+        updates.append(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0])
+    assert trees_close(ssmkit.unscan_layers(updates[1]), updates[0], 1e-6)
+
+
 def test_an_exported_model(tmp_path):
     model = mamba2()
     ssmkit.save_exported(ssmkit.scan_layers(model), tmp_path / "artefact", lengths=[4])
