@@ -81,6 +81,13 @@ def test_pairwise_decays_of_infinities(platform, chunk):
     assert np.array_equal(jit(_pairwise_decays.suffix_sums)(x), np.asarray(suffix, np.float32))
 
 
+@pytest.mark.parametrize("chunk", [1024, 1040])
+def test_the_strongest_decays_leave_weak_ones_exact(platform, chunk):
+    """Sums of fixed-point numbers have 24 bits in chunks of up to 1024 tokens; longer chunks are made of blocks."""
+    x = jnp.full(chunk, -109.99, jnp.float32).at[-2:].set(-0.3)
+    np.testing.assert_allclose(PAIRWISE(x)[-1, -3:], np.exp([-0.6, -0.3, 0.0]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 10.0, 1000.0, math.inf])
 @pytest.mark.parametrize("chunk", [16, 50, 300])
 def test_gradients_of_pairwise_decays(platform, chunk, scale):

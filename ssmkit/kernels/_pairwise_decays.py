@@ -9,6 +9,8 @@ from ._platform import platform
 
 _BLOCK = 16
 _UNIT = 128
+_MOST = 1024
+"""The largest chunk whose sums of multiples of `1 / _UNIT` have at most 24 bits."""
 _VANISHED = {32: -110.0, 64: -750.0}
 """Log-decays, by the bits of their dtype, whose exponential is 0."""
 
@@ -20,9 +22,9 @@ def pairwise_decays(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, 
     weights of neighbouring tokens are wrong in the third digit. Here any decay is exact to rounding, and -inf is an
     ordinary value. There are two ways, of which each is quick on one kind of platform.
 
-    On CPU, every exponent is computed as a sum of its terms, and nothing is ever subtracted. Two levels keep the cost
-    low. Inside blocks of 16 tokens the sums are computed directly. Across blocks the decay is a product of three
-    factors,
+    On CPU, and in chunks of more than 1024 tokens, every exponent is computed as a sum of its terms, and nothing is
+    ever subtracted. Two levels keep the cost low. Inside blocks of 16 tokens the sums are computed directly. Across
+    blocks the decay is a product of three factors,
 
         L = (from the block's start to the target) * (whole blocks between) * (from the source to its block's end).
 
@@ -32,7 +34,8 @@ def pairwise_decays(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, 
     their differences, are exact in float32 in chunks of up to 1024 tokens, and sums of rests are small. Every entry
     needs its own exponential, but nothing else of its size is computed.
     """
-    return _from_blocks(log_decay) if platform() == "cpu" else _from_fixed_point(log_decay)
+    exact = log_decay.shape[-1] <= _MOST
+    return _from_fixed_point(log_decay) if exact and platform() != "cpu" else _from_blocks(log_decay)
 
 
 def _from_blocks(log_decay: Inexact[Array, "*axes chunk"]) -> Inexact[Array, "*axes chunk chunk"]:
