@@ -1,5 +1,6 @@
 """Matrices as they are stored, and products with them: float32 or wider, bfloat16, or 8 bits with a scale per row."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -42,6 +43,11 @@ Matrix: TypeAlias = Float[Array, "out in"] | Int8Matrix
 # Up to this many rows at a time, reading the matrix takes longer than multiplying with it.
 _FEW_ROWS = 16
 
+# XLA's CPU backend (jax 0.10 and 0.12) makes one task of at most this many bytes of a matrix, for a product with a
+# vector.
+_TASK = 2 << 20
+_PARTS = 4
+
 
 def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in"]:
     """Look up rows of the matrix, in its dtype, or in the dtype of its scale."""
@@ -54,8 +60,9 @@ def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in
 def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     r"""The product $W x$ in float32 or wider. Every entry of `matrix` is read once, in its stored dtype.
 
-    Values are cast here and nowhere else. For a float32 or float64 matrix, `x` is cast to the dtype of the matrix. For
-    a narrower matrix,
+    Values are cast here and nowhere else. For a float32 or float64 matrix, `x` is cast to the dtype of the matrix. On a
+    CPU, the product of a large matrix with one vector is written in parts, which threads share evenly. For a narrower
+    matrix,
 
     - on a CPU `x` is written as a sum of numbers as narrow as the matrix, whose products CPUs compute quickly: three
       for bfloat16, which keep float32 precision, and two for 8 bits, which keep 15 bits of the largest entry of `x`;
@@ -72,6 +79,8 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
         return jax.lax.platform_dependent(matrix, x, cpu=_bfloat16_rows, default=_cast)
     if matrix.dtype == jnp.float16:
         return jax.lax.platform_dependent(matrix, x, cpu=_widened, default=_cast)
+    if x.ndim == 1 and matrix.size * matrix.dtype.itemsize > _TASK:
+        return jax.lax.platform_dependent(matrix, x.astype(matrix.dtype), cpu=_vector_in_parts, default=_cast)
     return _cast(matrix, x)
 
 
@@ -102,6 +111,21 @@ def _differentiated_as_widened(by_digits: Callable[[Any, Any], Any]) -> jax.cust
 
     by_digits.defjvp(derivative, symbolic_zeros=True)
     return by_digits
+
+
+def _in_parts(matrix: Float[Array, "out in"], x: Float[Array, " in"]) -> Float[Array, " out"]:
+    """The product with one vector, in as many parts as divide the rows of the matrix.
+
+    XLA's CPU backend would make three tasks of 4.7 MB, for example, and one of two threads would compute two of them.
+    Every part has tasks of its own, so that the number of tasks is even. `jax.vmap` of the parts would be slow, and
+    uses `_cast` instead.
+    """
+    parts = math.gcd(_PARTS, matrix.shape[0])
+    matrices = jnp.reshape(matrix, (parts, -1, matrix.shape[1]))
+    return jnp.reshape(product("poi,pi->po", matrices, jnp.broadcast_to(x, (parts, *x.shape))), -1)
+
+
+_vector_in_parts = _differentiated_as_widened(mappable(_in_parts, _cast))
 
 
 def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
