@@ -137,12 +137,20 @@ def test_wide_inputs(rows):
     assert y.dtype == jnp.float64 and worst(y, narrow("int8"), x) <= BOUND["int8"]
 
 
-def test_other_platforms_widen_as_they_read():
-    """No digits there, one product, and the state of the art of none: a matrix that is cast to what it meets."""
-    for kind, digits in (("int8", "tensor<2x256x"), ("bfloat16", "tensor<3x256x")):
-        traced = jit(project).trace(narrow(kind), inputs())
-        cpu, other = (str(traced.lower(lowering_platforms=(name,)).as_text()) for name in ("cpu", "cuda"))
-        assert (digits in cpu, digits in other) == (True, False)
+@pytest.mark.parametrize(
+    "kind, digits, platforms",
+    [("int8", "tensor<2x256xi8>", {"cpu", "tpu"}), ("bfloat16", "tensor<3x256xbf16>", {"cpu"})],
+)
+def test_digits_are_for_platforms_that_multiply_them_quickly(kind, digits, platforms):
+    """Elsewhere, and for the many tokens of a prompt on a TPU, a matrix is cast to what it meets."""
+    traced = jit(project).trace(narrow(kind), inputs())
+    for name in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(name,)).as_text()
+        assert (digits in text) == (name in platforms), name
+    prompt = jit(project).trace(narrow(kind), jnp.zeros((17, 256), jnp.float32))
+    assert "xi8>, tensor" not in "".join(
+        line for line in prompt.lower(lowering_platforms=("tpu",)).as_text().splitlines() if "dot_general" in line
+    )
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e20, 1e36, 3e38])

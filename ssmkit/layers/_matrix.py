@@ -66,12 +66,14 @@ def project(matrix: Matrix, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
 
     - on a CPU `x` is written as a sum of numbers as narrow as the matrix, whose products CPUs compute quickly: three
       for bfloat16, which keep float32 precision, and two for 8 bits, which keep 15 bits of the largest entry of `x`;
+    - a TPU multiplies 8-bit integers too: up to 16 rows meet an 8-bit matrix as on a CPU;
     - elsewhere `x` is cast to the dtype of a bfloat16 or float16 matrix, and to bfloat16 for an 8-bit matrix.
     """
     check_features(x, matrix.shape[-1])
     if isinstance(matrix, Int8Matrix):
         x = x.astype(at_least_float32(x.dtype))
-        products = jax.lax.platform_dependent(matrix.values, x, cpu=_int8_digits, default=_int8_quickly)
+        on_tpu = _int8_digits if _has_few_rows(x) else _int8_quickly
+        products = jax.lax.platform_dependent(matrix.values, x, cpu=_int8_digits, tpu=on_tpu, default=_int8_quickly)
         return products * jnp.broadcast_to(matrix.scale.astype(products.dtype), products.shape)
     if matrix.dtype in (jnp.bfloat16, jnp.float16):
         x = x.astype(jnp.float32)
@@ -140,8 +142,11 @@ def _bfloat16_digits(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array,
 
 def _by_rows(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     """The product by digits if rows are few, or if a program is exported for any number of rows; else `_widened`."""
-    few = export.is_symbolic_dim(x.size) or x.size <= _FEW_ROWS * x.shape[-1]
-    return (_bfloat16_digits if few else _widened)(matrix, x)
+    return (_bfloat16_digits if _has_few_rows(x) else _widened)(matrix, x)
+
+
+def _has_few_rows(x: Float[Array, "*axes in"]) -> bool:
+    return export.is_symbolic_dim(x.size) or x.size <= _FEW_ROWS * x.shape[-1]
 
 
 def _stacked(in_axes: tuple[int | None, int | None], matrices: Array, x: Array) -> Array:
