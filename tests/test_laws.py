@@ -274,5 +274,6 @@ def test_the_registry_holds_every_operator_mixer_and_model():
     roots = (ssmkit.AbstractSequenceOperator, ssmkit.AbstractMixer, ssmkit.AbstractLanguageModel)
     concrete = {cls for cls in helpers.module_classes() if issubclass(cls, roots) and not helpers.is_abstract(cls)}
     registered = {type(subject(case).module) for case in EVERYTHING}
-    assert concrete == registered | {ssmkit.ExportedModel}  # any of these, exported: test_export.py
+    # Any of these, exported: test_export.py; and blocks of these, stacked: the model "scanned".
+    assert concrete == registered | {ssmkit.ExportedModel, ssmkit.ScannedBlocks}
     assert len({case.id for case in EVERYTHING}) == len(EVERYTHING)
