@@ -29,9 +29,13 @@ LAYERS = {"embedded (K1)": 5, "GLA (K2)": 2, "Mamba (K3)": 2}
 TARGETS = ["v5e", "v6e", "h100"]
 PROGRAMS = ["step", "prefill", "generate", "train"]
 
-# What compilers call outside HLO: functions of their own that stay on the chip.
+# What compilers call outside HLO: functions of their own that stay on the chip. A TPU holds the 64-bit counters of random
+# numbers, for dropout, as two halves.
 OWN = {
-    "tpu": {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked"},
+    "tpu": {
+        *("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked"),
+        *("X64Combine", "X64SplitHigh", "X64SplitLow"),
+    },
     "cuda": set(),
 }
 # The most kernels of an H100: in a step and a prompt of 512 tokens.
