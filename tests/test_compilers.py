@@ -29,8 +29,8 @@ LAYERS = {"embedded (K1)": 5, "GLA (K2)": 2, "Mamba (K3)": 2}
 TARGETS = ["v5e", "v6e", "h100"]
 PROGRAMS = ["step", "prefill", "generate", "train"]
 
-# What compilers call outside HLO: functions of their own that stay on the chip. A TPU holds the 64-bit counters of random
-# numbers, for dropout, as two halves.
+# What compilers call outside HLO: functions of their own that stay on the chip. A TPU holds the 64-bit counters of
+# random numbers, for dropout, as two halves.
 OWN = {
     "tpu": {
         *("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked"),
