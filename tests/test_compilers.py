@@ -67,7 +67,10 @@ def compiled(name: str, target: str, program: str) -> ssmkit.Compilation:
 
 
 def every(*programs):
+    """Training steps for TPU take minutes to compile: they run by hand, with `pytest -m compilers`."""
     cases = [(model, target, program) for target in TARGETS for model in MODELS for program in programs]
+    slow = lambda target, program: [pytest.mark.slow] if program == "train" and target != "h100" else []
+    cases = [pytest.param(*case, marks=slow(*case[1:])) for case in cases]
     return pytest.mark.parametrize(("name", "target", "program"), cases)
 
 
