@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssmkit._files import replacing
+
 
 if TYPE_CHECKING:
     from ._session import Settings
@@ -95,6 +97,5 @@ def keep(content: dict[str, Any], output: Path | None) -> None:
     """Write the figures to a file, or to one of a folder, if either was given. The file is never half written."""
     if output is not None:
         path = output / file_name(content) if output.is_dir() else output
-        part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -84,7 +84,7 @@ missed=()
 
 pack() {
   [[ -n $archive ]] || return 0
-  (cd "$folder" && find . -type f -newer "$work/began" ! -name '*.part' -print0 | tar czf "$work/archive" --null -T -)
+  (cd "$folder" && find . -type f -newer "$work/began" ! -name '*.partial' -print0 | tar czf "$work/archive" --null -T -)
   mv "$work/archive" "$archive"
 }
 

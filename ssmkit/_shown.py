@@ -28,6 +28,11 @@ def one_line(text: str, most: int = _VALUE) -> str:
     return _cut(readable(text, most).replace("\n", r"\n"), most)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return str(error).partition("\n")[0]
+
+
 def _escaped(found: re.Match[str]) -> str:
     return found[0] if found[0].isprintable() else found[0].encode("unicode_escape").decode()
 

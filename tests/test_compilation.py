@@ -146,6 +146,11 @@ def test_how_sizes_fit_a_device():
     assert not fit(abstract_model(suited), DEVICES["h100"]).problems
 
 
+def test_a_model_of_8_bit_matrices_is_not_trained():
+    with pytest.raises(ValueError, match="`model` is quantised to int8 and cannot be trained"):
+        PROGRAMS["train"](abstract_model(CONFIG, quantize="int8"), Sizes(1, 4, 1))
+
+
 def test_targets():
     assert [str(read_target(name)) for name in ("v6e", "v5p", "h100", "tpu7x:2x2x1")] == [
         "v6e:1x1",

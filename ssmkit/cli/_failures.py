@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from .._shown import first_line
+
 
 # The base class of the errors that typer raises about arguments; its module depends on the version of typer.
 _ArgumentError: type[Exception] = next(
@@ -34,13 +36,13 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, FloatingPointError):
         return 1, str(error)
     if isinstance(error, MemoryError):
-        return 1, f"not enough memory: {_first_line(error) or 'nothing is left'}"
+        return 1, f"not enough memory: {first_line(error) or 'nothing is left'}"
     if isinstance(error, OSError):
         return 2, _of_the_system(error)
     if isinstance(error, ValueError):
         return 2, str(error)
     if str(error).startswith("RESOURCE_EXHAUSTED"):  # a code of XLA's interface
-        return 1, f"not enough memory: {_first_line(error)}"
+        return 1, f"not enough memory: {first_line(error)}"
     reason = _why_no_device()
     return None if reason is None else (2, reason)
 
@@ -69,9 +71,5 @@ def _why_no_device() -> str | None:
             jax.devices()
         return None
     except Exception as error:
-        reason = _first_line(error) or type(error).__name__
+        reason = first_line(error) or type(error).__name__
         return f"JAX has no device to compute on (JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}): {reason}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

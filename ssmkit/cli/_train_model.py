@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._keys import keys_of, record
+from .._shown import first_line
 
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any)
     try:
         parameters = parameter_count(architecture, architecture.dialects[0], config, jnp.float32)
     except ValueError as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"[model]: the model cannot be built: {reason}") from error
     needed = 16 * parameters + 4 * run.batch_size * run.context * config.vocab_size
     there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _memory_of_the_host()

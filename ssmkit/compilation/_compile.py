@@ -21,7 +21,7 @@ from ._bundles import Cycles, cycles_of_operations
 from ._compilers import devices, versions, written_by
 from ._costs import bound, weights_of
 from ._mesh import placed, read_mesh
-from ._programs import PROGRAMS, Program, Sizes, form_of, is_form
+from ._programs import PROGRAMS, Program, Sizes, form_of, is_form, nbytes
 from ._report import Compilation, Memory, Operation, PartReport
 from ._targets import Target, read_target
 from ._thunks import Launches, launches
@@ -86,7 +86,7 @@ def _compiled(
     model: Any, target: Target, name: str, program: Program, sizes: Sizes, axes: dict[str, int]
 ) -> Compilation:
     """Compile a program whose arguments are placed, and read the result."""
-    arguments, static = eqx.partition(program[1:4], is_form)
+    arguments, static = eqx.partition((program.shared, program.mapped, program.consumed), is_form)
 
     def run(consumed, shared, mapped):
         whole = eqx.combine((shared, mapped, consumed), static)
@@ -103,8 +103,8 @@ def _compiled(
         cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
         started_by_host = _launches(folder) if target.platform == "cuda" else []
     module = _hlo.read_module(compiled.as_text() or "")
-    split = max(axes.get("data", 1), 1)
-    on_one = lambda leaf: leaf.size * leaf.dtype.itemsize // (split if program.consumed_by_row else 1)
+    split = axes.get("data", 1)
+    on_one = lambda leaf: nbytes(leaf) // (split if program.consumed_by_row else 1)
     consumed_bytes = list(map(on_one, jax.tree.leaves(consumed)))
     in_place = sum(consumed_bytes[i] for i in _hlo.aliased(module) if i < len(consumed_bytes))
     weights = weights_of(model)
@@ -114,7 +114,7 @@ def _compiled(
         program=name,
         target=str(target),
         mesh=axes,
-        devices=max(split, 1),
+        devices=split,
         batch=sizes.batch,
         length=sizes.length,
         max_new_tokens=sizes.max_new_tokens if name == "generate" else None,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._shown import first_line
 from ._targets import Target, gpu_description
 
 
@@ -33,7 +34,7 @@ def devices(target: Target) -> list[Any]:
         return list(topologies.get_topology_desc(platform=target.platform, topology_name=name, **options).devices)
     except Exception as error:  # the plugin raises errors of its own kind
         raise ValueError(
-            f"`target` must give a topology that exists: the compiler refuses {target}: {_first_line(error)}"
+            f"`target` must give a topology that exists: the compiler refuses {target}: {first_line(error)}"
         ) from error
 
 
@@ -41,27 +42,27 @@ def versions(target: Target) -> dict[str, str]:
     """The versions of the packages that compile for a target."""
     from importlib.metadata import version
 
-    package = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin"}[target.platform]
+    package = "libtpu" if target.platform == "tpu" else _cuda_plugin()
+    assert package is not None  # it has given the target's devices
     return {name: version(name) for name in ("jax", package)}
 
 
-def _require(module: str, package: str, extra: str, why: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ModuleNotFoundError(f"{why} needs {package}: pip install 'ssmkit[{extra}]'", name=module)
+def _require(found: bool, package: str, extra: str, why: str) -> None:
+    if not found:
+        raise ModuleNotFoundError(f"{why} needs {package}: pip install 'ssmkit[{extra}]'", name=package)
 
 
 @functools.cache
 def _ready_for_tpu() -> None:
     """Set what libtpu reads as it is loaded: that it may be loaded beside others, and where schedules go."""
-    _require("libtpu", "libtpu", "aot-tpu", "compiling for TPU")
+    _require(importlib.util.find_spec("libtpu") is not None, "libtpu", "aot-tpu", "compiling for TPU")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask for the topology
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    schedules = _schedules()
     flags = {
-        "xla_jf_dump_to": schedules,
+        "xla_jf_dump_to": _schedules().name,
         "xla_jf_dump_llo_text": "true",
         "xla_jf_dump_hlo_text": "false",
         "xla_jf_dump_llo_pass_label_regex": ".*final_bundles.*",
@@ -75,16 +76,16 @@ def _ready_for_tpu() -> None:
 @functools.cache
 def _ready_for_cuda() -> None:
     """Make the assembler findable. The compiler looks for it on the path, and for the device library beside it."""
-    for version in ("12", "13"):
-        if importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None:
-            break
-    else:
-        _require("jax_cuda12_plugin", "jax-cuda12-plugin", "aot-cuda", "compiling for CUDA")
+    _require(_cuda_plugin() is not None, "jax-cuda12-plugin", "aot-cuda", "compiling for CUDA")
     folder = _cuda_folder()
-    if folder is None:
-        _require("nvidia.cuda_nvcc", "nvidia-cuda-nvcc-cu12", "aot-cuda", "compiling for CUDA")
-    else:
-        os.environ["PATH"] = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")])
+    _require(folder is not None, "nvidia-cuda-nvcc-cu12", "aot-cuda", "compiling for CUDA")
+    os.environ["PATH"] = os.pathsep.join([f"{folder}/bin", os.environ.get("PATH", "")])
+
+
+def _cuda_plugin() -> str | None:
+    """The package with JAX's plugin for CUDA, of either version."""
+    packages = "jax-cuda12-plugin", "jax-cuda13-plugin"
+    return next((name for name in packages if importlib.util.find_spec(name.replace("-", "_")) is not None), None)
 
 
 def _cuda_folder() -> Path | None:
@@ -99,14 +100,9 @@ def _cuda_folder() -> Path | None:
 
 
 @functools.cache
-def _schedules() -> Path:
-    """The folder into which libtpu writes the schedules of all programs of this process."""
-    folder = tempfile.TemporaryDirectory(prefix="ssmkit-", ignore_cleanup_errors=True)
-    _kept.append(folder)
-    return Path(folder.name)
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # removed as the process ends
+def _schedules() -> tempfile.TemporaryDirectory[str]:
+    """The folder into which libtpu writes the schedules of all programs. It goes as the process ends."""
+    return tempfile.TemporaryDirectory(prefix="ssmkit-", ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
@@ -117,7 +113,7 @@ def written_by(target: Target) -> Iterator[tuple[dict[str, Any], Path]]:
     before, and what was written into it is gone afterwards.
     """
     if target.platform == "tpu":
-        folder = _schedules()
+        folder = Path(_schedules().name)
         _empty(folder)
         try:
             yield {}, folder
@@ -137,7 +133,3 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

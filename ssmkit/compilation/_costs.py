@@ -1,13 +1,11 @@
 """What a program must at least read and multiply: the bounds that its cycles are held against."""
 
-import math
-from typing import Any, NamedTuple
-
-import jax
+from typing import NamedTuple
 
 from .._language_model import AbstractLanguageModel
-from ..layers._array_kinds import ArrayKind, array_kinds
-from ._programs import is_form
+from ..layers._array_kinds import ArrayKind
+from ._programs import arrays_by_kind, nbytes
+from ._targets import Device
 
 
 class Weights(NamedTuple):
@@ -30,21 +28,15 @@ def weights_of(model: AbstractLanguageModel) -> Weights:
 
     - `model`: the model.
     """
-    found = [
-        (kind, leaf)
-        for kind, leaf in zip(jax.tree.leaves(array_kinds(model)), jax.tree.leaves(model), strict=True)
-        if is_form(leaf)
-    ]
-    size = lambda leaf: math.prod(leaf.shape)
-    nbytes = lambda *without: sum(size(leaf) * leaf.dtype.itemsize for kind, leaf in found if kind not in without)
+    found = arrays_by_kind(model)
     has_head = any(kind is ArrayKind.HEAD for kind, _ in found)
     head = ArrayKind.HEAD if has_head else ArrayKind.EMBEDDING
     projections = ArrayKind.PROJECTION_IN, ArrayKind.PROJECTION_OUT
-    entries = lambda *kinds: sum(size(leaf) for kind, leaf in found if kind in kinds and leaf.ndim > 1)
+    entries = lambda *kinds: sum(array.size for kind, array in found if kind in kinds and array.ndim > 1)
     return Weights(
-        parameters=sum(size(leaf) for _, leaf in found),
-        nbytes=nbytes(),
-        read=nbytes(*([ArrayKind.EMBEDDING] if has_head else [])),
+        parameters=sum(array.size for _, array in found),
+        nbytes=sum(nbytes(array) for _, array in found),
+        read=sum(nbytes(array) for kind, array in found if not (has_head and kind is ArrayKind.EMBEDDING)),
         projections=entries(*projections),
         head=entries(head),
     )
@@ -59,7 +51,7 @@ class Bound(NamedTuple):
     """Seconds for the products with weight matrices, at the peak of bfloat16. Those of the recurrence do not count."""
 
 
-def bound(weights: Weights, cache_bytes: int, tokens: int, logits: int, device: Any) -> Bound:
+def bound(weights: Weights, cache_bytes: int, tokens: int, logits: int, device: Device) -> Bound:
     """The bound of a step or a prompt.
 
     **Arguments:**
@@ -67,7 +59,7 @@ def bound(weights: Weights, cache_bytes: int, tokens: int, logits: int, device: 
     - `weights`: those of the model.
     - `cache_bytes`: the bytes of all rows' caches on one device.
     - `tokens`, `logits`: the number of tokens of all rows on one device, and of those whose logits are computed.
-    - `device`: a `Device`.
+    - `device`: the device.
     """
     flops = 2 * (tokens * weights.projections + logits * weights.head)
     return Bound((weights.read + 2 * cache_bytes) / device.bandwidth, flops / device.flops)

@@ -1,5 +1,6 @@
 """Reading of optimised HLO: what a compiled program runs, in what order, and what it moves."""
 
+import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -121,11 +122,9 @@ def copies(instructions: Sequence[Instruction]) -> list[Copy]:
     for instruction in instructions:
         if instruction.kind != "copy":
             continue
-        (operand,) = re.findall(r"\(%?([\w.\-]+)", instruction.line.split(f" {instruction.opcode}(", 1)[1].join("()"))[
-            :1
-        ]
+        operand = re.search(rf" {instruction.opcode}\(%?([\w.\-]+)", instruction.line)
         made = _SHAPE.search(instruction.shape)
-        source = _SHAPE.search(shapes.get(operand, ""))
+        source = _SHAPE.search(shapes.get(operand[1], "") if operand else "")
         if made is not None and not any("S(" in (shape[3] or "") for shape in (made, source) if shape is not None):
             found.append(Copy(f"{made[1]}[{made[2]}]", instruction.nbytes))
     return found
@@ -143,10 +142,7 @@ def host_transfers(module: Module) -> list[str]:
 
 def custom_calls(module: Module) -> dict[str, int]:
     """The number of calls of each function outside HLO, by its name."""
-    found: dict[str, int] = {}
-    for name in re.findall(r'custom_call_target="([^"]*)"', module.text):
-        found[name] = found.get(name, 0) + 1
-    return dict(sorted(found.items()))
+    return dict(sorted(collections.Counter(re.findall(r'custom_call_target="([^"]*)"', module.text)).items()))
 
 
 class Collective(NamedTuple):

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from .._language_model import AbstractLanguageModel
-from ..layers._array_kinds import array_kinds
-from ._programs import cache_of, is_form
+from ._programs import arrays_by_kind, cache_of, nbytes
 from ._targets import Device
 
 
@@ -39,12 +38,12 @@ def fit(model: AbstractLanguageModel[Any], device: Device) -> Fit:
     - `model`: a model without values, as `abstract_model` makes it.
     - `device`: the device.
     """
-    weights = [leaf for leaf in jax.tree.leaves(model) if is_form(leaf)]
+    found = arrays_by_kind(model)
+    weights = [array for _, array in found]
     cache = jax.tree.leaves(cache_of(model, 1, 0, inside=True))
-    kinds = zip(jax.tree.leaves(array_kinds(model)), jax.tree.leaves(model), strict=True)
-    matrices = {leaf.shape for kind, leaf in kinds if is_form(leaf) and kind.is_matrix and leaf.ndim > 1}
-    total = lambda leaves: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    total = lambda arrays: sum(map(nbytes, arrays))
     if device.platform != "tpu":
+        matrices = {array.shape for kind, array in found if kind.is_matrix and array.ndim > 1}
         odd = sorted(shape for shape in matrices if any(size % _ROW for size in shape[-2:]))
         return Fit(total(weights), total(weights), total(cache), total(cache), [_odd(device, shape) for shape in odd])
     padded = lambda leaves: sum(padded_size(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -15,6 +15,7 @@ from ..generation._engine import Inputs, begin
 from ..generation._prompts import Prompts
 from ..generation._requests import Request
 from ..generation._sampling import Greedy
+from ..layers._array_kinds import ArrayKind, array_kinds
 
 
 _STOPS = 8
@@ -49,6 +50,17 @@ def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
 def is_form(leaf: Any) -> bool:
     """Whether a leaf stands for an array without values."""
     return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def arrays_by_kind(model: AbstractLanguageModel) -> list[tuple[ArrayKind, jax.ShapeDtypeStruct]]:
+    """The arrays of a model without values, each with its kind."""
+    pairs = zip(jax.tree.leaves(array_kinds(model)), jax.tree.leaves(model), strict=True)
+    return [(kind, leaf) for kind, leaf in pairs if is_form(leaf)]
+
+
+def nbytes(array: jax.ShapeDtypeStruct) -> int:
+    """The bytes of an array without values."""
+    return array.size * array.dtype.itemsize
 
 
 def form_of(tree: Any) -> Any:
@@ -120,14 +132,15 @@ def generate(model: AbstractLanguageModel, sizes: Sizes) -> Program:
 def train(model: AbstractLanguageModel, sizes: Sizes) -> Program:
     """One step of the trainer on sequences of `length` tokens: loss, gradient and AdamW, in float32.
 
-    **Raises:** `ModuleNotFoundError` naming the extra of the trainer.
+    **Raises:** `ModuleNotFoundError` naming the extra of the trainer; `ValueError` for a model with 8-bit matrices.
     """
     from ..training import TrainConfig
     from ..training._optimizer import make_optimizer
-    from ..training._precision import widened
+    from ..training._precision import check_trainable, widened
     from ..training._state import TrainState
     from ..training._update import update_of
 
+    check_trainable(model)
     config = TrainConfig(model={}, batch_size=sizes.batch, context=sizes.length)
     optimizer = make_optimizer(config)
     is_weight = lambda leaf: is_form(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)

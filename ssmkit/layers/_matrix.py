@@ -97,13 +97,13 @@ def _widened(matrix: Array, x: Float[Array, "*axes in"]) -> Float[Array, "*axes 
     return _product(matrix.astype(x.dtype), x)
 
 
-def _differentiated_as_widened(by_digits: Callable[[Any, Any], Any]) -> jax.custom_jvp[Any]:
-    """Give a product by digits the derivatives of `_widened`: digits have no derivatives, or rounded ones."""
-    by_digits = jax.custom_jvp(by_digits)
+def _differentiated_as_widened(form: Callable[[Any, Any], Any]) -> jax.custom_jvp[Any]:
+    """Give another form of the product the derivatives of `_widened`: digits have no derivatives, or rounded ones."""
+    form = jax.custom_jvp(form)
 
     def derivative(primals, tangents):
         (matrix, x), (d_matrix, d_x) = primals, tangents
-        products = by_digits(matrix, x)
+        products = form(matrix, x)
         d_products = jnp.zeros_like(products)
         if not isinstance(d_x, SymbolicZero):
             d_products += _widened(matrix, d_x)
@@ -111,8 +111,8 @@ def _differentiated_as_widened(by_digits: Callable[[Any, Any], Any]) -> jax.cust
             d_products += _widened(d_matrix, x)
         return products, d_products
 
-    by_digits.defjvp(derivative, symbolic_zeros=True)
-    return by_digits
+    form.defjvp(derivative, symbolic_zeros=True)
+    return form
 
 
 def _in_parts(matrix: Float[Array, "out in"], x: Float[Array, " in"]) -> Float[Array, " out"]:

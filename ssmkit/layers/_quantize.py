@@ -25,7 +25,8 @@ def quantize(model: Model, kind: str) -> Model:
     """Store the matrices of a model's projections and embeddings in fewer bits; nothing else changes.
 
     Convolutions, norms, biases, decay rates and states stay unchanged. Activations stay float32; in a product with an
-    8-bit matrix they keep 15 bits of the largest of them on a CPU, and are rounded to bfloat16 elsewhere.
+    8-bit matrix they keep 15 bits of the largest of them on a CPU, and for up to 16 rows on a TPU. Otherwise they are
+    rounded to bfloat16.
 
     **Arguments:**
 

@@ -1,5 +1,6 @@
 """Blocks one after another: the cache is one entry per block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -28,20 +29,21 @@ def prefill_all(
     blocks: Blocks, x: Float[Array, "time width"], caches: Caches, extent: Extent
 ) -> tuple[Float[Array, "time width"], Caches]:
     """Run many tokens through all blocks."""
-    after = []
-    for block, own in _pairs(blocks, caches):
-        x, own = _prefill(block, x, own, extent)
-        after.append(own)
-    return x, tuple(after)
+    return _through(blocks, x, caches, lambda block, x, own: _prefill(block, x, own, extent))
 
 
 def step_all(
     blocks: Blocks, x: Float[Array, " width"], caches: Caches, valid: Valid | None
 ) -> tuple[Float[Array, " width"], Caches]:
     """Run one token through all blocks."""
+    return _through(blocks, x, caches, lambda block, x, own: _step(block, x, own, valid))
+
+
+def _through(blocks: Blocks, x: Array, caches: Caches, run: Callable[..., tuple[Array, Any]]) -> tuple[Array, Caches]:
+    """Run every block in order, each on the features after the one before and on its own cache."""
     after = []
     for block, own in _pairs(blocks, caches):
-        x, own = _step(block, x, own, valid)
+        x, own = run(block, x, own)
         after.append(own)
     return x, tuple(after)
 

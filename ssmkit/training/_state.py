@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._files import replacing
 from .._reading import open_regular
+from .._shown import first_line
 
 
 NEWEST, PREVIOUS = "state.eqx", "state.previous.eqx"
@@ -72,7 +73,7 @@ def read_state(path: Path, like: TrainState) -> Any:
             if file.tell() != end:
                 raise ValueError("it holds more than this configuration has")
     except Exception as error:  # equinox and numpy raise many kinds here
-        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error.__cause__ or error) or type(error).__name__
         raise ValueError(f"{path} does not fit this configuration or is damaged ({reason})") from error
     return state
 
