@@ -7,8 +7,13 @@ from jaxtyping import Array, Inexact, Int
 from ._types import checks_itself
 
 
+FULL = jax.lax.Precision.HIGHEST
+
+
 @checks_itself
-def product(equation: str, *operands: Inexact[Array, "..."] | Int[Array, "..."]) -> Array:
+def product(
+    equation: str, *operands: Inexact[Array, "..."] | Int[Array, "..."], precision: jax.lax.PrecisionLike = FULL
+) -> Array:
     """The sums of products that an einsum equation names, computed as precisely as the dtype of the operands says.
 
     By default, JAX rounds the float32 operands of a matrix product to bfloat16 on a TPU, and to 10 bits (TF32) on an
@@ -21,6 +26,7 @@ def product(equation: str, *operands: Inexact[Array, "..."] | Int[Array, "..."])
 
     - `equation`: as for `jnp.einsum`.
     - `operands`: arrays of one dtype.
+    - `precision`: that of float32 or wider operands, as for `jnp.einsum`; by default they count in full.
 
     **Returns:** an array of the dtype of the sums.
 
@@ -37,4 +43,4 @@ def product(equation: str, *operands: Inexact[Array, "..."] | Int[Array, "..."])
         return jnp.einsum(equation, *operands, preferred_element_type=jnp.int32)
     if jnp.finfo(dtype).bits < 32:
         return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
-    return jnp.einsum(equation, *operands, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(equation, *operands, precision=precision)

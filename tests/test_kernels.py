@@ -20,6 +20,7 @@ from kernel_runs import (
     cotangents_of,
     decays_of_differences,
     errors,
+    in_chunks,
     in_float64,
     scan,
     scan_with_gradients,
@@ -29,6 +30,7 @@ from kernel_runs import (
 import ssmkit
 from ssmkit import kernels
 from ssmkit.kernels import _scalar
+from ssmkit.kernels._platform import TILE
 
 
 # (chunk, groups, time): time is never a multiple of the chunk, but where the chunk is 1.
@@ -48,6 +50,17 @@ def test_chunk_scan_and_gradients_match_the_reference(schedule, chunk, groups, t
     if (chunk, schedule) == (64, "serial"):  # and as users compile it
         found = errors(scan_with_gradients(schedule, chunk, jax.jit), *arguments)
         assert max(found.values()) <= BOUND, found
+
+
+@pytest.mark.parametrize("form", [dict(groups=1), dict(groups=2), dict(groups=2, decays=TILE)], ids=str)
+def test_chunks_of_whole_tiles(form):
+    """A TPU cuts them out of the sequence, and keeps states by channel: results are the same, gradients included."""
+    coefficients, state = random_coefficients(
+        2, **dict(time=300, heads=4, key=TILE, value=3, cumulative=-400.0, chunk=TILE) | form
+    )
+    run = with_gradients(in_chunks(TILE, kernels.parallel))
+    outputs = jax.ShapeDtypeStruct((300, 4, 3), jnp.float32)
+    assert max(errors(run, coefficients, state, cotangents_of(3, outputs, state)).values()) <= BOUND
 
 
 def test_cumsum_differences_would_fail(monkeypatch):

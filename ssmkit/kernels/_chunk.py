@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
-from .._products import product
 from ._coefficients import Coefficients
+from ._precision import product
 
 
 class Chunk(NamedTuple):

@@ -12,6 +12,7 @@ from .._types import Length, StateLike, checks_itself
 from ._chunk import Tokens, forgetting
 from ._coefficients import Coefficients
 from ._constant import constant_fields
+from ._cut import cut, joined
 from ._elementwise import ELEMENTWISE
 from ._family import Family
 from ._operands import check_operands
@@ -100,8 +101,7 @@ def chunk_scan_of(
     if padding:
         pad = lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1))
         inputs, starts = jax.tree.map(pad, (inputs, starts))
-    by_chunk = lambda a: jnp.reshape(a, ((time + padding) // size, size, *a.shape[1:]))
-    chunks = jax.tree.map(by_chunk, (inputs, valid, starts))
+    chunks = jax.tree.map(lambda array: cut(array, size), (inputs, valid, starts))
     outputs, final = tuning().order()(family, prepare, chunks, family.enter(state.astype(dtype), groups))
     return _by_token(outputs, form), family.leave(final, state.shape).astype(state.dtype)
 
@@ -120,6 +120,7 @@ def family_of(form: Coefficients) -> Family:
 def _by_token(outputs: Array, form: Coefficients) -> Inexact[Array, "time heads *reads value"]:
     """Outputs by token, from those of all chunks, `(chunks, rows, ..., value)`; the axes `...` flatten to the heads."""
     time, heads, value = form.value.shape[0], form.value.shape[1], form.value.shape[-1]
+    outputs = joined(outputs)
     if form.read.ndim == 3:
         return jnp.reshape(outputs, (-1, heads, value))[:time]
     return jnp.swapaxes(jnp.reshape(outputs, (-1, form.read.shape[2], heads, value)), 1, 2)[:time]

@@ -27,7 +27,7 @@ class Family(NamedTuple):
     within: Callable[[Chunk], Array]
     carried: Callable[[Chunk, Array], Array]
     increment: Callable[[Chunk], Array]
-    beside: Callable[[Array, int], Array]  # numbers per head (and key), and the groups, to a shape beside a state
+    beside: Callable[[Array, Chunk], Array]  # numbers per head (and key) of a chunk, to a shape beside a state
     enter: Callable[[Array, int], Array]  # the public state layout and the number of groups, to the family's layout
     leave: Callable[[Array, tuple[int, ...]], Array]  # and back, to the public shape
     in_order: Callable[[Tokens, Array], tuple[Array, Array]] | None = None  # faster, if the state before is known
@@ -45,8 +45,8 @@ class Family(NamedTuple):
         decay, turn = whole(chunk)
         increment = self.increment(unwound(chunk)[0])
         if turn is not None:
-            increment = self.beside(turn, chunk.groups) * increment
-        return jax.tree.map(lambda part: self.beside(part, chunk.groups), decay.apart()), increment
+            increment = self.beside(turn, chunk) * increment
+        return jax.tree.map(lambda part: self.beside(part, chunk), decay.apart()), increment
 
     def advance(self, tokens: Tokens, state: Array) -> tuple[Array, Array]:
         """The outputs of a chunk and the state after it, given the state before it."""

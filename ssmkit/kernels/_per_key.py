@@ -18,9 +18,9 @@ import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._products import product
 from ._chunk import Chunk, per_head
 from ._family import Family
+from ._precision import product
 
 
 class _Blocks(NamedTuple):
@@ -97,7 +97,7 @@ DECAY_PER_KEY = Family(
     within=_within,
     carried=_carried,
     increment=_increment,
-    beside=lambda per_key, groups: per_key[..., None],
+    beside=lambda per_key, chunk: per_key[..., None],
     enter=lambda state, groups: state,
     leave=lambda state, shape: state,
 )

@@ -7,6 +7,9 @@ import jax
 from .._types import checks_itself
 
 
+TILE = 128
+"""The numbers of one axis that a TPU stores side by side, along the lanes of a tile."""
+
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 # The choice is part of the key of every jitted function, so that another choice traces the function again.

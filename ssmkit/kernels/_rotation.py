@@ -56,6 +56,6 @@ def whole(chunk: Chunk) -> tuple[Decay, Array | None]:
 def _sum(array: Array) -> Array:
     """The sum by halves, so that few roundings follow one another."""
     while array.shape[0] > 1:
-        odd = array[-1:] if array.shape[0] % 2 else array[:0]
-        array = jnp.concatenate([array[0 : array.shape[0] - odd.shape[0] : 2] + array[1::2], odd])
+        half = array.shape[0] // 2
+        array = jnp.concatenate([array[:half] + array[half : 2 * half], array[2 * half :]])
     return jnp.sum(array, axis=0)

@@ -6,9 +6,9 @@ With the decay $L_{ij} = \exp(a_{j+1} + .. + a_i)$ from token j to token i of on
     carried   y_i = exp(a_1 + .. + a_i) q_i^T S
     increment sum_j k_j (exp(a_{j+1} + .. + a_Q) v_j)^T
 
-Every exponent is at most 0. The code treats the heads of one group, which share `read` and `write`, with states of
-layout `(key, heads, value)`. All heads' reads of the state are then one matrix product, and so are all their writes.
-Groups are mapped over. A single group is not, because XLA's CPU backend copies arrays for an axis of size 1.
+Every exponent is at most 0. The code treats the heads of one group, which share `read` and `write`. All heads' reads of
+the state are one matrix product, and so are all their writes. Groups are mapped over. A single group is not, because
+XLA's CPU backend copies arrays for an axis of size 1.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .._products import product
 from ._chunk import Chunk
 from ._family import Family
 from ._pairwise_decays import pairwise_decays, suffix_sums
+from ._platform import TILE, platform
+from ._precision import product
 
 
 class _Group(NamedTuple):
@@ -63,30 +64,71 @@ def _within(group: _Group) -> Inexact[Array, "reads heads value"]:
     return product("mij,jmv->imv", scores[None] * decay, group.value)
 
 
-def _carried(group: _Group, state: Inexact[Array, "key heads value"]) -> Inexact[Array, "reads heads value"]:
+def _carried(group: _Group, state: Array) -> Inexact[Array, "reads heads value"]:
     decay = jnp.exp(jnp.cumsum(_decays(group), axis=-1))
-    return _rows(decay, group.read.shape[0]) * product("ik,kmv->imv", group.read, state)
+    return _rows(decay, group.read.shape[0]) * _layout(group.read.shape[1]).read(group.read, state)
 
 
-def _increment(group: _Group) -> Inexact[Array, "key heads value"]:
+def _increment(group: _Group) -> Array:
     until_end = jnp.exp(suffix_sums(_decays(group)))
-    return product("jk,jmv->kmv", group.write, _rows(until_end, group.write.shape[0]) * group.value)
+    weighted = _rows(until_end, group.write.shape[0]) * group.value
+    return _layout(group.write.shape[1]).write(group.write, weighted)
 
 
-def _beside(per_head: Inexact[Array, "heads 1"], groups: int) -> Array:
-    if groups == 1:
-        return einops.rearrange(per_head, "m 1 -> 1 m 1")
-    return einops.rearrange(per_head, "(g m) 1 -> g 1 m 1", g=groups)
+# Layouts of states.
+
+
+class _Layout(NamedTuple):
+    """The order of a state's axes, and its products with all rows' reads and writes."""
+
+    axes: str
+    """The axes m (heads), k (key) and v (value)."""
+    read: Callable[[Array, Array], Inexact[Array, "reads heads value"]]
+    write: Callable[[Array, Array], Array]
+
+
+def _read_by_channel(read: Inexact[Array, "reads key"], state: Inexact[Array, "heads value key"]) -> Array:
+    channels = product("xk,ik->xi", einops.rearrange(state, "m v k -> (m v) k"), read)
+    return einops.rearrange(channels, "(m v) i -> i m v", m=state.shape[0])
+
+
+def _write_by_channel(write: Inexact[Array, "writes key"], value: Inexact[Array, "writes heads value"]) -> Array:
+    channels = product("jx,jk->xk", einops.rearrange(value, "j m v -> j (m v)"), write)
+    return einops.rearrange(channels, "(m v) k -> m v k", m=value.shape[1])
+
+
+_BY_KEY = _Layout(
+    "k m v",
+    read=lambda read, state: product("ik,kmv->imv", read, state),
+    write=lambda write, value: product("jk,jmv->kmv", write, value),
+)
+_BY_CHANNEL = _Layout("m v k", read=_read_by_channel, write=_write_by_channel)
+
+
+def _layout(key: int) -> _Layout:
+    """A TPU stores tokens, and keys by the tile, along lanes: in another order, it copies every state and output."""
+    return _BY_CHANNEL if platform() == "tpu" and key % TILE == 0 else _BY_KEY
+
+
+def _beside(per_head: Inexact[Array, "heads 1"], chunk: Chunk) -> Array:
+    axes = _layout(chunk.write.shape[-1]).axes
+    return _by_axes(per_head, "1", axes.replace("k", "1").replace("v", "1"), chunk.groups)
 
 
 def _enter(state: Inexact[Array, "heads key value"], groups: int) -> Array:
+    return _by_axes(state, "k v", _layout(state.shape[1]).axes, groups)
+
+
+def _by_axes(array: Inexact[Array, "heads ..."], before: str, after: str, groups: int) -> Array:
+    """The array with its axes in another order, and with an axis of groups in front if there are several."""
     if groups == 1:
-        return einops.rearrange(state, "m k v -> k m v")
-    return einops.rearrange(state, "(g m) k v -> g k m v", g=groups)
+        return einops.rearrange(array, f"m {before} -> {after}")
+    return einops.rearrange(array, f"(g m) {before} -> g {after}", g=groups)
 
 
 def _leave(state: Array, shape: tuple[int, ...]) -> Inexact[Array, "heads key value"]:
-    return einops.rearrange(state, "k m v -> m k v" if state.ndim == 3 else "g k m v -> (g m) k v")
+    axes = _layout(shape[1]).axes
+    return einops.rearrange(state, f"{axes} -> m k v" if state.ndim == 3 else f"g {axes} -> (g m) k v")
 
 
 SCALAR_DECAY = Family(
