@@ -1,5 +1,6 @@
 """The commands that `accelerator.sh` runs on a machine that is there for minutes."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ def accelerator(
     subjects: SubjectsOption = f"{_NARROW},mamba_ssm",
     repeats: RepeatsOption = 5,
     ceilings: CeilingsOption = True,
+    turn: Annotated[Path | None, typer.Option(help="Measure only while no other process has this file.")] = None,
     output: JsonOption = None,
 ) -> None:
     """Decoding and prompts of one geometry, in turn; the figures of each size are stored before the next begins."""
@@ -37,7 +39,7 @@ def accelerator(
 
     settings = make_settings(geometry, subjects, repeats, None, ceilings=ceilings)
     with session("accelerator", settings) as loaded:
-        finish(module.measure(loaded, integers(batches), integers(lengths), tokens), output)
+        finish(module.measure(loaded, integers(batches), integers(lengths), tokens, turn), output)
 
 
 def trace(

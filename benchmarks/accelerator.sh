@@ -4,17 +4,18 @@
 #   benchmarks/accelerator.sh [--budget 600] [--steps NAME,..] [--wheels DIR] [--python PYTHON] [--archive FILE.tar.gz]
 #                             [--rehearse] [FOLDER]
 #
-# Steps, in this order: suite, 130m, 370m, 780m, trace, 1.3b, 2.7b, context, train. A step writes its figures to FOLDER
-# (benchmarks/results unless it is given) before the next begins, and its output to FOLDER/logs. Steps for which no time
-# is left are skipped and named; `--steps` runs them another time. Packages that PYTHON lacks are installed from the
-# folder of wheels that benchmarks/accelerator_wheels.sh made (benchmarks/wheels), into a temporary environment that
-# uses everything that PYTHON has: its JAX is never replaced. `--archive` puts FOLDER's new files into one file, after
-# every step. `--rehearse` does all of it on the CPU at a tiny geometry, with a stand-in for mamba_ssm.
+# Steps, in this order: suite, 130m, 370m, 780m, 1.3b, 2.7b, trace, context, train. The programs of all sizes are compiled
+# side by side, except on a TPU, which serves one process at a time; then each size is measured alone. A step writes its
+# figures to FOLDER (benchmarks/results unless it is given) as soon as it has them, and its output to FOLDER/logs. Steps
+# for which no time is left are skipped and named; `--steps` runs them another time. Packages that PYTHON lacks are
+# installed from the folder of wheels that benchmarks/accelerator_wheels.sh made (benchmarks/wheels), into a temporary
+# environment that uses everything that PYTHON has: its JAX is never replaced. `--archive` puts FOLDER's new files into
+# one file, after every step. `--rehearse` does all of it on the CPU at a tiny geometry, with a stand-in for mamba_ssm.
 # The exit code is 0 if every step ended well, 1 if one failed or was skipped, 2 if the command is wrong.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-known=(suite 130m 370m 780m trace 1.3b 2.7b context train)
+known=(suite 130m 370m 780m 1.3b 2.7b trace context train)
 budget=600 steps='' wheels=$root/benchmarks/wheels python=python3 archive='' rehearse='' folder=''
 
 die() {
@@ -31,7 +32,7 @@ while (($#)); do
       ;;
     --rehearse) rehearse=yes && shift ;;
     -h | --help)
-      sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit
       ;;
     -*) die "there is no option $1; --help tells those that there are" ;;
@@ -80,12 +81,14 @@ if [[ -n $rehearse ]]; then
 fi
 
 say() { printf '%4ss  %s\n' "$SECONDS" "$1"; }
-missed=()
+miss() { say "$1" && printf '%s\n' "$1" >>"$work/missed"; } # steps run side by side: the list is a file
+touch "$work/missed"
 
 pack() {
   [[ -n $archive ]] || return 0
-  (cd "$folder" && find . -type f -newer "$work/began" ! -name '*.partial' -print0 | tar czf "$work/archive" --null -T -)
-  mv "$work/archive" "$archive"
+  local packed=$work/archive-$BASHPID
+  (cd "$folder" && find . -type f -newer "$work/began" ! -name '*.partial' -print0 | tar czf "$packed" --null -T -)
+  mv "$packed" "$archive"
 }
 
 # attempt NAME PERCENT COMMAND...: run a command for at most a share of the budget, and what is left of it.
@@ -93,7 +96,7 @@ attempt() {
   local name=$1 most=$((budget * $2 / 100)) left=$((budget - SECONDS - 3)) code
   shift 2
   if ((left < budget / 30)); then
-    missed+=("$name: no time was left") && say "$name: skipped, no time is left"
+    miss "$name: skipped, no time is left"
     return 1
   fi
   local limit=$((left < most ? left : most))
@@ -105,11 +108,10 @@ attempt() {
     return 0
   fi
   if ((code == 124 || code == 137)); then
-    missed+=("$name: ended after ${limit}s; its figures so far are kept")
+    miss "$name: ended after ${limit}s; its figures so far are kept"
   else
-    missed+=("$name: failed, see $folder/logs/$name.log")
+    miss "$name: failed, see $folder/logs/$name.log"
   fi
-  say "${missed[-1]}"
   ((code != 124 && code != 137)) || return 124
   tail -n 5 "$folder/logs/$name.log" | cut -c1-300
   return 1
@@ -156,7 +158,40 @@ case $platform in
   *) workers=$((cores > 12 ? 6 : cores > 4 ? cores / 2 : 2)) ;;
 esac
 
+# size NAME PERCENT: the figures of a geometry. A peer that fails must not cost our own.
+size() {
+  local geometry=${rehearse:+tiny}
+  geometry=${geometry:-$1}
+  local rest=(-g "$geometry" "${sizes[@]}" --turn "$work/turns/of")
+  bench "$1" "$2" accelerator -s "$subjects" "${rest[@]}"
+  if (($? == 1)) && [[ $subjects == *,* ]]; then
+    bench "$1-alone" "$2" accelerator -s "${subjects%%,*}" "${rest[@]}"
+  fi
+}
+
+# together NAME..: several sizes. Their programs, which take longest, are compiled side by side. Then each measures alone,
+# one after the other: none before all are ready, or 45 % of the budget is gone.
+together() {
+  local name processes=()
+  exec 8>"$work/turns/of"
+  flock 8
+  for name in "$@"; do
+    size "$name" 100 8>&- &
+    processes+=($!)
+  done
+  while (($(find "$work/turns" -name 'ready-*' | wc -l) < $(jobs -r | wc -l) && SECONDS < budget * 45 / 100)); do
+    sleep 1
+  done
+  exec 8>&-
+  wait "${processes[@]}"
+}
+
+mkdir "$work/turns"
 declare -A share=([130m]=18 [370m]=20 [780m]=22 [1.3b]=25 [2.7b]=40)
+geometries=()
+for name in "${wanted[@]}"; do
+  [[ ! -v share[$name] || $platform == tpu ]] || geometries+=("$name")
+done
 for name in "${wanted[@]}"; do
   case $name in
     suite) bench suite 25 suite --workers "$workers" --seconds SECONDS_LEFT "${tested[@]}" ;;
@@ -164,23 +199,21 @@ for name in "${wanted[@]}"; do
     context) bench context 15 context -s ssmkit-bfloat16 "${flat[@]}" ;;
     train) bench train 15 train -s ssmkit "${trained[@]}" ;;
     *)
-      geometry=${rehearse:+tiny}
-      geometry=${geometry:-$name}
-      bench "$name" "${share[$name]}" accelerator -g "$geometry" -s "$subjects" "${sizes[@]}"
-      # A peer that fails must not cost our own figures.
-      if (($? == 1)) && [[ $subjects == *,* ]]; then
-        bench "$name-alone" "${share[$name]}" accelerator -g "$geometry" -s "${subjects%%,*}" "${sizes[@]}"
+      if ((${#geometries[@]} == 0)); then
+        size "$name" "${share[$name]}"
+      elif [[ $name == "${geometries[0]}" ]]; then
+        together "${geometries[@]}"
       fi
       ;;
   esac
 done
 
 timeout 60 "$env/bin/python" -m benchmarks report "$folder" >"$folder/logs/tables.md" 2>"$folder/logs/report.log" ||
-  missed+=("report: failed, see $folder/logs/report.log")
+  miss "report: failed, see $folder/logs/report.log"
 pack
 say "figures in $folder, tables in $folder/logs/tables.md"
-if ((${#missed[@]})); then
+if [[ -s $work/missed ]]; then
   printf '\nNot done, or not to the end:\n'
-  printf '  %s\n' "${missed[@]}"
+  sed 's/^/  /' "$work/missed"
   exit 1
 fi

@@ -105,6 +105,16 @@ def test_numbers_of_prompts_share_an_executable():
     assert events == []
 
 
+def test_a_generation_is_copied_by_one_executable():
+    """`resume` donates a copy of the rows. A call for each array of a deep model would take longer than a token."""
+    config = ssmkit.LanguageModelConfig(vocab_size=37, hidden_size=12, layers=[{"mixer": "retnet", "num_heads": 3}] * 3)
+    model = ssmkit.build(config, key=jax.random.key(0))  # of sizes that no other test has
+    out = ssmkit.generate(model, [[1, 2]], 2)
+    with compilations() as events:
+        ssmkit.resume(model, out, 2)
+    assert [name for name in events if "cop" in name] == ["jit(_copied)"] and "jit(proceed)" in events, events
+
+
 def test_a_cache_without_arrays():
     mlp = ssmkit.GatedMLP(8, intermediate_size=12, key=jax.random.key(0))
     model = ssmkit.LanguageModel(vocab_size=11, width=8, mixers=[mlp], key=jax.random.key(1))

@@ -50,6 +50,19 @@ def test_a_ragged_batch_equals_each_prompt_alone(model):
         assert_greedy(model, prompt, alone.tokens[0].tolist())
 
 
+def test_the_pieces_of_a_prompt_do_not_matter():
+    """An accelerator consumes prompts in longer pieces, which depend on the number of rows."""
+    model, random = mamba2(), np.random.default_rng(1)
+    prompts = [random.integers(0, VOCAB, length).tolist() for length in (5, 700, 1100)]
+    expected = ssmkit.generate(model, prompts, 4)
+    with ssmkit.kernels.target("gpu"):
+        for i, prompt in enumerate(prompts):
+            alone = ssmkit.generate(model, [prompt], 4)
+            assert alone.tokens[0].tolist() == expected.tokens[i].tolist()
+        together = ssmkit.generate(model, prompts, 4)
+    assert_close(together.rows, expected.rows)
+
+
 def test_a_padded_array_with_lengths_is_a_list():
     model = mamba2()
     lengths = [len(ids) for ids in ROWS]

@@ -107,7 +107,7 @@ def test_nine_requests_over_four_slots():
             left = [0 if i < 0 else min(TURN, REQUESTS[i][1] - len(got[i])) for i in owner]
             samplers = [_sampling.mixed(sampler) for *_, sampler in asked]
             request = _requests.as_request(left, [stops for _, _, stops, _ in asked], samplers, SLOTS)
-            out = _engine.proceed(_engine.Inputs(model(), request), 16, slots)
+            out, _ = _engine.proceed(_engine.Inputs(model(), request), 16, slots)
             slots = out.rows
             for slot, i in enumerate(owner):
                 if i >= 0:

@@ -1,5 +1,6 @@
 """Checks that caches and generations fit a model."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,12 +48,9 @@ def cache_form(model: Any, size: int | None, cache: Any) -> PyTree[jax.ShapeDtyp
     - `cache`: the given cache.
     """
 
-    def form(room: int) -> PyTree[jax.ShapeDtypeStruct]:
-        def build():
-            return model.reserve(model.init_cache() if size is None else rows.init(model, size), room)
-
-        return eqx.filter_eval_shape(build)
-
+    leaves, structure = jax.tree.flatten(model)
+    kinds = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf for leaf in leaves)
+    form = functools.partial(_form, structure, kinds, size)
     empty = form(0)
     if jax.tree.structure(cache) != jax.tree.structure(empty):
         return empty
@@ -64,6 +62,16 @@ def cache_form(model: Any, size: int | None, cache: Any) -> PyTree[jax.ShapeDtyp
         if least == 0 != got
     }
     return form(*rooms) if len(rooms) == 1 else empty
+
+
+@functools.lru_cache(maxsize=256)
+def _form(structure: Any, leaves: tuple[Any, ...], size: int | None, room: int) -> PyTree[jax.ShapeDtypeStruct]:
+    """The form of the cache of a model with these leaves. For a deep one it takes long to find, and is asked often."""
+
+    def build(model):
+        return model.reserve(model.init_cache() if size is None else rows.init(model, size), room)
+
+    return eqx.filter_eval_shape(build, jax.tree.unflatten(structure, leaves))
 
 
 def check_cache(model: Any, cache: Any, size: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -70,7 +71,7 @@ def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, 
     counts = np.zeros(size, np.int32)
     for i, row in enumerate(rows):
         padded[i, : row.size], counts[i] = row, row.size
-    return Prompts(jnp.asarray(padded), jnp.asarray(counts)), len(rows)
+    return Prompts(*jax.device_put((padded, counts))), len(rows)
 
 
 def is_one(prompts: Any) -> bool:

@@ -99,7 +99,8 @@ def as_request(limits: Sequence[int], stops: Sequence[Sequence[int]], samplers: 
     if jax.tree.leaves(settings):
         every = [eqx.filter(one, eqx.is_array) for one in [*samplers, *[samplers[-1]] * (size - len(samplers))]]
         settings = _stacked(every)
-    return Request(limits=jnp.asarray(counts), stops=jnp.asarray(ids), sampler=eqx.combine(settings, kind))
+    counts, ids = jax.device_put((counts, ids))
+    return Request(limits=counts, stops=ids, sampler=eqx.combine(settings, kind))
 
 
 def _stacked(trees: list[Any]) -> Any:

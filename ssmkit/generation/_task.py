@@ -67,13 +67,15 @@ class Task(NamedTuple):
         inputs = Inputs(self.model, request, log_probs=self.log_probs)
         if isinstance(start, Rows):
             cache = self.model.reserve(start.cache, capacity)
-            result = proceed(inputs, capacity, dataclasses.replace(start, cache=cache))
+            result, finite = proceed(inputs, capacity, dataclasses.replace(start, cache=cache))
         else:
             prompts, keys, cache = start
             if cache is not None:
                 cache = self.model.reserve(cache, prompts.tokens.shape[1] + capacity)
-            result = begin(dataclasses.replace(inputs, prompts=prompts, keys=keys), capacity, cache)
-        bad = np.flatnonzero(~np.all(np.isfinite(np.asarray(result.rows.logits)[: len(limits)]), axis=1))
+            result, finite = begin(dataclasses.replace(inputs, prompts=prompts, keys=keys), capacity, cache)
+        for array in jax.tree.leaves((finite, result.lengths, result.finished, _every_record(result))):
+            array.copy_to_host_async()  # all of them on one way, before the host waits for the first
+        bad = np.flatnonzero(~np.asarray(finite)[: len(limits)])
         if bad.size:
             raise FloatingPointError(
                 f"the model's logits are not finite in rows {bad.tolist()}: its weights or its cache hold NaN or "
@@ -173,7 +175,7 @@ def _turn(task: Task, limits: list[int], capacity: int, is_last: Sequence[bool],
     If a stop text ends rows before their limits, the turn is run again from its start, with limits that end the rows
     there. Rows are therefore always the state after exactly their tokens.
     """
-    kept = jax.tree.map(jnp.copy, start) if task.has_stop_texts else None
+    kept = _copied(start) if task.has_stop_texts else None
     turn = task.run(limits, capacity, start)
     ids = _new_ids(turn, len(limits))
     if task.transcripts is None:
@@ -255,7 +257,11 @@ def _read_log_probs(log_probs: Any, vocab_size: int) -> int | None:
 
 def _records(result: Generation, count: int) -> Records:
     """The records of the first `count` tokens."""
-    return jax.tree.map(lambda x: np.asarray(x)[:, :count], Records(*(getattr(result, n) for n in Records._fields)))
+    return jax.tree.map(lambda x: np.asarray(x)[:, :count], _every_record(result))
+
+
+def _every_record(result: Generation) -> Records:
+    return Records(*(getattr(result, name) for name in Records._fields))
 
 
 def _padded(rows: Rows) -> Rows:
@@ -268,7 +274,13 @@ def _padded(rows: Rows) -> Rows:
 
 def _with_rows(tree: Tree, rows: int, size: int) -> Tree:
     """A copy with `size` rows: the first rows, or all rows and the last one repeated."""
-    return jax.tree.map(jnp.copy, tree) if rows == size else _resized(tree, size)
+    return _copied(tree) if rows == size else _resized(tree, size)
+
+
+@eqx.filter_jit
+def _copied(tree: Tree) -> Tree:
+    """A copy of all arrays by one executable: a call for each of them would take longer than the copies."""
+    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, tree)
 
 
 _resized = eqx.filter_jit(axis.resized)
