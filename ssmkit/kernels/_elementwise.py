@@ -2,10 +2,12 @@ r"""Family K3: states that are vectors, with `value` or `key` of size 1 (Mamba-1
 
 Matrix products would bring no gain here. In the serial schedule, tokens run one after the other, and nothing is
 computed twice. Each token computes its increment, adds it and reads in one pass over the state. Only the decays have
-size `time * key` in memory, and only if they change from token to token. In the parallel schedule, each chunk needs an
-associative scan over its tokens' affine maps $S \mapsto e^{a} S + b$, with the product
-$(a_1, b_1) \cdot (a_2, b_2) = (a_1 + a_2,\; e^{a_2} b_1 + b_2)$. The states of all tokens exist while the scan runs. In
-both schedules exponents are at most 0, so any decay is safe. The backward pass keeps only the state between chunks.
+size `time * key` in memory, and only if they change from token to token. In the parallel schedule, the
+tokens of a short chunk follow one another in the program, without a loop, and chunks are computed side by side. A long
+chunk needs an associative scan over its tokens' affine maps $S \mapsto e^{a} S + b$, with the product
+$(a_1, b_1) \cdot (a_2, b_2) = (a_1 + a_2,\; e^{a_2} b_1 + b_2)$. The states of all its tokens then exist at once, and a
+TPU takes hundreds of times as long, because it moves every other token. In all of them exponents are at most 0, so any
+decay is safe. The backward pass keeps only the state between chunks.
 
 The layout of states is `(element, heads)`, where elements are keys or values: heads are many, and neighbours in memory
 are computed together. Axes of size 1 are left out, because XLA's CPU backend of jax 0.10 walks arrays with such axes
@@ -13,6 +15,8 @@ five times slower.
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 
 import einops
 import jax
@@ -22,6 +26,10 @@ from jaxtyping import Array, Inexact
 from ._chunk import Chunk, Tokens, per_head
 from ._decay import Decay, decay
 from ._family import Family
+
+
+# So many tokens of a chunk are computed in a row, and more by an associative scan.
+_FEW = 32
 
 
 def _heads_last(array: Inexact[Array, "rows heads x"]) -> Inexact[Array, "rows x heads"]:
@@ -92,7 +100,7 @@ def _maps(chunk: Chunk) -> tuple[Array, Array]:
     return _heads_last(chunk.log_decay), increments
 
 
-def _read(chunk: Chunk, states: Inexact[Array, "time element heads"]) -> Inexact[Array, "reads heads value"]:
+def _outputs(chunk: Chunk, states: Inexact[Array, "time element heads"]) -> Inexact[Array, "reads heads value"]:
     states = einops.repeat(states, "t n h -> (t q) n h", q=chunk.reads_per_token)
     outputs = _rows(chunk.read, chunk) * states
     if chunk.read.shape[-1] > 1:
@@ -100,20 +108,44 @@ def _read(chunk: Chunk, states: Inexact[Array, "time element heads"]) -> Inexact
     return _heads_last(outputs)
 
 
-def _from_zero(chunk: Chunk) -> Inexact[Array, "time element heads"]:
+def _read(chunk: Chunk, state: Inexact[Array, "element heads"]) -> Inexact[Array, "reads heads value"]:
+    log_decay, increments = _maps(chunk)
+    if len(increments) > _FEW:
+        states = jax.lax.associative_scan(_one_after_the_other, (log_decay, increments))[1]
+        return _outputs(chunk, states) + _outputs(chunk, jnp.exp(jnp.cumsum(log_decay, axis=0)) * state[None])
+    reads = einops.rearrange(_rows(chunk.read, chunk), "(t q) n h -> t q n h", q=chunk.reads_per_token)
+    outputs = []
+    for before, own, read in zip(itertools.accumulate(log_decay), _in_a_row(log_decay, increments), reads, strict=True):
+        seen = read * (own + jnp.exp(before) * state)[None]
+        outputs.append(jnp.sum(seen, axis=1, keepdims=True) if read.shape[1] > 1 else seen)
+    return _heads_last(jnp.concatenate(outputs))
+
+
+def _increment(chunk: Chunk) -> Inexact[Array, "element heads"]:
+    log_decay, increments = _maps(chunk)
+    if len(increments) > _FEW:
+        return jax.lax.associative_scan(_one_after_the_other, (log_decay, increments))[1][-1]
+    *_, last = _in_a_row(log_decay, increments)
+    return last
+
+
+def _one_after_the_other(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    return a[0] + b[0], jnp.exp(b[0]) * a[1] + b[1]
+
+
+def _in_a_row(log_decay: Array, increments: Array) -> Iterator[Inexact[Array, "element heads"]]:
     """The states of a chunk that starts from zero."""
-    return jax.lax.associative_scan(lambda a, b: (a[0] + b[0], jnp.exp(b[0]) * a[1] + b[1]), _maps(chunk))[1]
-
-
-def _carried(chunk: Chunk, state: Inexact[Array, "element heads"]) -> Array:
-    return _read(chunk, jnp.exp(jnp.cumsum(_heads_last(chunk.log_decay), axis=0)) * state[None])
+    state = increments[0]
+    yield state
+    for a, b in zip(log_decay[1:], increments[1:], strict=True):
+        state = jnp.exp(a) * state + b
+        yield state
 
 
 ELEMENTWISE = Family(
     name="K3, elementwise",
-    within=lambda chunk: _read(chunk, _from_zero(chunk)),
-    carried=_carried,
-    increment=lambda chunk: _from_zero(chunk)[-1],
+    read=_read,
+    increment=_increment,
     beside=lambda per_key, chunk: per_key.T,
     enter=lambda state, groups: einops.rearrange(state, "h k v -> (k v) h"),
     leave=lambda state, shape: jnp.reshape(state.T, shape),

@@ -15,7 +15,7 @@ from ._rotation import unwound, whole
 class Family(NamedTuple):
     """A kernel family. With the state `S` before a chunk `c`,
 
-        outputs  = within(c) + carried(c, S)
+        outputs  = read(c, S)
         S        = decay * S + increment(c)         where `decay` is that of the sum of the chunk's log-decays
 
     A family may choose any layout for states and outputs; outputs have leading rows and a trailing `value`. These
@@ -24,8 +24,7 @@ class Family(NamedTuple):
     """
 
     name: str
-    within: Callable[[Chunk], Array]
-    carried: Callable[[Chunk, Array], Array]
+    read: Callable[[Chunk, Array], Array]
     increment: Callable[[Chunk], Array]
     beside: Callable[[Array, Chunk], Array]  # numbers per head (and key) of a chunk, to a shape beside a state
     enter: Callable[[Array, int], Array]  # the public state layout and the number of groups, to the family's layout
@@ -36,7 +35,7 @@ class Family(NamedTuple):
         """The outputs of a chunk, given the state before it."""
         chunk = tokens.chunk()
         plain, turned = unwound(chunk if chunk.bonus is None else chunk.one_token_late())
-        outputs = turned(self.within(plain) + self.carried(plain, state))
+        outputs = turned(self.read(plain, state))
         return outputs if chunk.bonus is None else outputs + jnp.reshape(bonus_outputs(chunk), outputs.shape)
 
     def summary(self, tokens: Tokens) -> tuple[Decay, Array]:

@@ -94,8 +94,7 @@ def _increment(chunk: Chunk) -> Inexact[Array, "heads key value"]:
 
 DECAY_PER_KEY = Family(
     name="K2, one decay per key",
-    within=_within,
-    carried=_carried,
+    read=lambda chunk, state: _within(chunk) + _carried(chunk, state),
     increment=_increment,
     beside=lambda per_key, chunk: per_key[..., None],
     enter=lambda state, groups: state,

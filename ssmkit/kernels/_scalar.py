@@ -133,8 +133,7 @@ def _leave(state: Array, shape: tuple[int, ...]) -> Inexact[Array, "heads key va
 
 SCALAR_DECAY = Family(
     name="K1, one decay per head",
-    within=lambda chunk: _by_group(_within, chunk, out=1),
-    carried=lambda chunk, state: _by_group(_carried, chunk, state, out=1),
+    read=lambda chunk, state: _by_group(_within, chunk, out=1) + _by_group(_carried, chunk, state, out=1),
     increment=lambda chunk: _by_group(_increment, chunk, out=0),
     beside=_beside,
     enter=_enter,

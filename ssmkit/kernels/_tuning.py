@@ -1,7 +1,8 @@
 """The schedule and chunk size of a kernel: one measured table, and contexts that override it.
 
 Results do not depend on either. The CPU's rows come from `python -m benchmarks chunks`
-(`benchmarks/results/chunks_cpu.json`): the working set of a chunk should stay in a core's cache. On other platforms
+(`benchmarks/results/chunks_cpu.json`): the working set of a chunk should stay in a core's cache. A TPU's rows have the
+fewest cycles in the schedules of v6e's compiler, of which the page "Platforms" has the figures. On other platforms
 chunks are long and run in parallel; that has not been measured yet.
 """
 
@@ -39,19 +40,24 @@ class Tuning(NamedTuple):
         """The number of tokens per chunk, if `members` heads share a group's `write` and `read`."""
         if self.chunk_size is not None:
             return self.chunk_size
-        if self.platform != "cpu":
-            return _ACCELERATOR
-        return next(size for least, size in _CPU[family] if members >= least)
+        return next(size for least, size in _SIZES.get(self.platform, _OTHERS)[family] if members >= least)
 
 
 # Pairs: the least number of heads per group, and the tokens per chunk for it. Heads that share a group share the scores
 # of its chunks, and the number of scores grows with the chunk.
-_CPU = {
-    SCALAR_DECAY: [(2, 64), (1, 32)],
-    DECAY_PER_KEY: [(1, 32)],
-    ELEMENTWISE: [(1, 32)],
+_SIZES = {
+    "cpu": {
+        SCALAR_DECAY: [(2, 64), (1, 32)],
+        DECAY_PER_KEY: [(1, 32)],
+        ELEMENTWISE: [(1, 32)],
+    },
+    "tpu": {
+        SCALAR_DECAY: [(1, 128)],
+        DECAY_PER_KEY: [(1, 128)],
+        ELEMENTWISE: [(1, 32)],
+    },
 }
-_ACCELERATOR = 128
+_OTHERS = dict.fromkeys((SCALAR_DECAY, DECAY_PER_KEY, ELEMENTWISE), [(1, 128)])
 
 _chosen = jax.make_user_context(default_value=None)  # part of the key of every jitted function, as `target` is
 
