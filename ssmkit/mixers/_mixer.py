@@ -14,6 +14,7 @@ from .._extent import Extent, extent_of
 from .._final import hook, refuse_overrides
 from .._sharding import sharded_by_xla
 from .._types import Valid, at_least_float32, checks_itself
+from ..kernels._platform import platform
 from ..layers._dropout import Dropout
 from ..layers._norms import LayerNorm, RMSNorm
 from ..operators._checks import ADD_TIME
@@ -194,6 +195,8 @@ class ResidualBlock(AbstractBlock[Cache]):
     ) -> tuple[Float[Array, "time width"], Cache]:
         """As `AbstractMixer.prefill`."""
         branch, cache = self.mixer.prefill(self.norm(x), cache, extent)
+        if platform() == "tpu":  # whose compiler would make one slow operation of the projection, the sum and the norm
+            branch = jax.lax.optimization_barrier(branch)
         return self.add(x, self.dropout(branch)), cache
 
     def step(
