@@ -4,13 +4,14 @@
 #   benchmarks/accelerator.sh [--budget 600] [--steps NAME,..] [--wheels DIR] [--python PYTHON] [--archive FILE.tar.gz]
 #                             [--rehearse] [FOLDER]
 #
-# Steps, in this order: suite, 130m, 370m, 780m, 1.3b, 2.7b, trace, context, train. The programs of all sizes are compiled
-# side by side, except on a TPU, which serves one process at a time; then each size is measured alone. A step writes its
-# figures to FOLDER (benchmarks/results unless it is given) as soon as it has them, and its output to FOLDER/logs. Steps
-# for which no time is left are skipped and named; `--steps` runs them another time. Packages that PYTHON lacks are
-# installed from the folder of wheels that benchmarks/accelerator_wheels.sh made (benchmarks/wheels), into a temporary
-# environment that uses everything that PYTHON has: its JAX is never replaced. `--archive` puts FOLDER's new files into
-# one file, after every step. `--rehearse` does all of it on the CPU at a tiny geometry, with a stand-in for mamba_ssm.
+# Steps, in this order: suite, 130m, 370m, 780m, 1.3b, 2.7b, trace, context, train. The programs of the three small sizes
+# are compiled side by side, except on a TPU, which serves one process at a time; then each size is measured alone. A step
+# writes its figures to FOLDER (benchmarks/results unless it is given) as soon as it has them, and its output to
+# FOLDER/logs. Steps for which no time is left are skipped and named; `--steps` runs them another time. Packages that
+# PYTHON lacks are installed from the folder of wheels that benchmarks/accelerator_wheels.sh made (benchmarks/wheels),
+# into a temporary environment that uses everything that PYTHON has: its JAX is never replaced. `--archive` puts FOLDER's
+# new files into one file, after every step. `--rehearse` does all of it on the CPU at a tiny geometry, with a stand-in
+# for mamba_ssm.
 # The exit code is 0 if every step ended well, 1 if one failed or was skipped, 2 if the command is wrong.
 set -uo pipefail
 
@@ -32,7 +33,7 @@ while (($#)); do
       ;;
     --rehearse) rehearse=yes && shift ;;
     -h | --help)
-      sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit
       ;;
     -*) die "there is no option $1; --help tells those that there are" ;;
@@ -170,16 +171,16 @@ size() {
 }
 
 # together NAME..: several sizes. Their programs, which take longest, are compiled side by side. Then each measures alone,
-# one after the other: none before all are ready, or 45 % of the budget is gone.
+# one after the other: none before all are ready, or 30 % of the budget is gone.
 together() {
   local name processes=()
   exec 8>"$work/turns/of"
   flock 8
   for name in "$@"; do
-    size "$name" 100 8>&- &
+    size "$name" 55 8>&- &
     processes+=($!)
   done
-  while (($(find "$work/turns" -name 'ready-*' | wc -l) < $(jobs -r | wc -l) && SECONDS < budget * 45 / 100)); do
+  while (($(find "$work/turns" -name 'ready-*' | wc -l) < $(jobs -r | wc -l) && SECONDS < budget * 30 / 100)); do
     sleep 1
   done
   exec 8>&-
@@ -187,10 +188,10 @@ together() {
 }
 
 mkdir "$work/turns"
-declare -A share=([130m]=18 [370m]=20 [780m]=22 [1.3b]=25 [2.7b]=40)
-geometries=()
+declare -A share=([130m]=18 [370m]=20 [780m]=22 [1.3b]=30 [2.7b]=60)
+small=() # of these, the caches of all batches fit into a device's memory together
 for name in "${wanted[@]}"; do
-  [[ ! -v share[$name] || $platform == tpu ]] || geometries+=("$name")
+  [[ $platform == tpu || ! $name =~ ^(130m|370m|780m)$ ]] || small+=("$name")
 done
 for name in "${wanted[@]}"; do
   case $name in
@@ -199,10 +200,10 @@ for name in "${wanted[@]}"; do
     context) bench context 15 context -s ssmkit-bfloat16 "${flat[@]}" ;;
     train) bench train 15 train -s ssmkit "${trained[@]}" ;;
     *)
-      if ((${#geometries[@]} == 0)); then
+      if [[ " ${small[*]} " != *" $name "* ]]; then
         size "$name" "${share[$name]}"
-      elif [[ $name == "${geometries[0]}" ]]; then
-        together "${geometries[@]}"
+      elif [[ $name == "${small[0]}" ]]; then
+        together "${small[@]}"
       fi
       ;;
   esac

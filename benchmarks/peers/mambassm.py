@@ -36,6 +36,7 @@ class Model:
         tensors.setdefault("lm_head.weight", tensors["backbone.embedding.weight"])
         self._model.load_state_dict(tensors)
         self._model.eval()
+        self._graphs: dict[int, Any] = {}
 
     @torch.inference_mode()
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
@@ -44,12 +45,13 @@ class Model:
 
     @torch.inference_mode()
     def begin(self, prompt: np.ndarray, new: int) -> Any:
-        """As `Subject.begin`: the graph of a step is captured once per batch size."""
+        """As `Subject.begin`: the graph of a step is captured anew for another number of rows."""
         inputs = self._ids(prompt)
         batch, time = inputs.shape
         longest = time + new + 1
-        graph = getattr(self._model, "_decoding_cache", None)
-        graph = self._model._decoding_cache = update_graph_cache(self._model, graph, batch, time, longest)
+        # The graph of one number of rows does not serve another, and the package makes a new one for more rows only.
+        graph = update_graph_cache(self._model, self._graphs.get(batch), batch, time, longest)
+        self._graphs = {batch: graph}
         parameters = graph.inference_params
         parameters.reset(longest, batch)
         logits = self._model(inputs, inference_params=parameters, num_last_tokens=1).logits[:, -1]
