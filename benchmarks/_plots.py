@@ -36,7 +36,7 @@ _AXES = {
 
 def draw(content: dict[str, Any], path: Path) -> Path | None:
     """The plot of a result file; `None` for a file that is better as a table."""
-    if content["command"] not in _AXES:
+    if content["command"] not in _AXES or len(content["rows"]) < 2:
         return None
     along, up, logarithmic, x_label, y_label = _AXES[content["command"]]
     lines: dict[str, list[tuple[float, float]]] = {}
