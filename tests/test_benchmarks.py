@@ -116,6 +116,9 @@ def test_what_was_measured_before_an_end_is_kept_and_says_what_it_lacks(kept, tm
     assert "The measurement ended before: 1, 3." in _report.section(content)
 
 
+_PLOTTED = "decode", "prefill", "uncached", "context"
+
+
 def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Before\n\n{_report.BEGIN}\nold\n{_report.END}\n\nAfter.\n")
@@ -123,9 +126,14 @@ def test_a_report_is_tables_and_plots_in_a_page(measured, tmp_path):
     assert code == 0, (output, error)
     text = page.read_text()
     assert text.startswith("# Before") and text.endswith("After.\n") and "old" not in text
-    for command in ("decode", "prefill", "uncached", "context"):
+    points = {name: len(json.loads((measured[0] / f"{name}.json").read_text())["rows"]) for name in _PLOTTED}
+    several = [command for command, count in points.items() if count > 1]
+    assert len(several) >= 2 and "decode" in several
+    for command in _PLOTTED:
         drawn = tmp_path / "figures" / f"{command}.svg"
-        assert f"](figures/{command}.svg)" in text
+        assert (f"](figures/{command}.svg)" in text) == drawn.is_file() == (command in several)
+    for command in several:
+        drawn = tmp_path / "figures" / f"{command}.svg"
         assert drawn.read_text().startswith("<?xml") and str(tmp_path) not in drawn.read_text()
     once = page.read_text(), (tmp_path / "figures" / "decode.svg").read_bytes()
     assert invoke("report", measured[0], "--page", page, "--figures", tmp_path / "figures")[0] == 0
