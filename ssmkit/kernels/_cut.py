@@ -1,6 +1,7 @@
 """Sequences cut into chunks, and joined again."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Shaped
 
 from ._platform import TILE, platform
@@ -11,7 +12,7 @@ from ._platform import TILE, platform
 _FEW = 32
 
 
-def cut(array: Shaped[Array, "time ..."], size: int) -> Shaped[Array, "chunks size ..."]:
+def cut(array: Shaped[Array | np.ndarray, "time ..."], size: int) -> Shaped[Array, "chunks size ..."]:
     """Cut a sequence into chunks of `size` tokens, which divides the number of tokens."""
     chunks = array.shape[0] // size
     if _by_tile(chunks, size):
