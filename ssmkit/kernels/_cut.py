@@ -17,7 +17,7 @@ def cut(array: Shaped[Array | np.ndarray, "time ..."], size: int) -> Shaped[Arra
     chunks = array.shape[0] // size
     if _by_tile(chunks, size):
         return jnp.stack(jnp.split(array, chunks))
-    return jnp.reshape(array, (chunks, size, *array.shape[1:]))
+    return jnp.reshape(jnp.asarray(array), (chunks, size, *array.shape[1:]))
 
 
 def joined(chunks: Shaped[Array, "chunks size ..."]) -> Shaped[Array, "time ..."]:
