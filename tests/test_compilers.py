@@ -40,11 +40,11 @@ OWN = {
 }
 # The most kernels of an H100 and operations of a TPU v6e, in a step and in a prompt of 512 tokens.
 MOST = {
-    ("embedded (K1)", "step"): (59, 200),
+    ("embedded (K1)", "step"): (49, 200),
     ("embedded (K1)", "prefill"): (101, 437),
-    ("GLA (K2)", "step"): (22, 76),
+    ("GLA (K2)", "step"): (18, 76),
     ("GLA (K2)", "prefill"): (76, 358),
-    ("Mamba (K3)", "step"): (24, 83),
+    ("Mamba (K3)", "step"): (20, 71),
     ("Mamba (K3)", "prefill"): (58, 228),
 }
 

@@ -10,6 +10,7 @@ from .._types import StateLike, checks_itself
 from ._coefficients import Coefficients
 from ._decay import decay
 from ._operands import check_operands
+from ._platform import platform
 from ._precision import in_dtype, working_dtype
 
 
@@ -34,8 +35,9 @@ def step(
     state = check_operands(coefficients, state, many=False)
     dtype = working_dtype(coefficients, state)
     coefficients = in_dtype(coefficients, dtype)
-    # A barrier: without it, XLA's CPU backend would recompute the coefficients for every entry of the state.
-    coefficients, decays = jax.lax.optimization_barrier((coefficients, decay(coefficients.log_decay).apart()))
+    decays = decay(coefficients.log_decay).apart()
+    if platform() == "cpu":  # whose backend of XLA would recompute the coefficients for every entry of the state
+        coefficients, decays = jax.lax.optimization_barrier((coefficients, decays))
     before = state.astype(dtype)
     write, read = (_per_head(array, state.shape[0]) for array in (coefficients.write, coefficients.read))
     increment = write[..., None] * jnp.expand_dims(coefficients.value, -2)
