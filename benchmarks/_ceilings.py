@@ -1,9 +1,10 @@
 """The best rates of the machine: matrix-vector products, matrix products, and reading memory.
 
 Each rate is measured in several forms, and the best counts. Matrices for products with a vector together have the size
-of the model, so that no cache holds them. They are multiplied in one dispatch, as a model's matrices are. The runs of
-other libraries lie between these runs, so that any disturbance affects all of them. An accelerator is asked several
-times before the host waits, because the answer to one question would come in less time than the host takes to ask.
+of the model, and on an accelerator that of a large one, so that no cache holds them. They are multiplied in one
+dispatch, as a model's matrices are. The runs of other libraries lie between these runs, so that any disturbance affects
+all of them. An accelerator is asked several times before the host waits, because the answer to one question would come
+in less time than the host takes to ask.
 """
 
 import functools

@@ -105,7 +105,7 @@ def limits(session: Session) -> tuple[dict, Callable[[dict], dict[str, float]]]:
     if not session.settings.ceilings:
         return {}, lambda times: {}
     # An accelerator reads a small model in less time than the host takes to ask for it.
-    nbytes = min(session.geometry.weight_bytes() if on_cpu() else _MOST_CEILING_BYTES, _MOST_CEILING_BYTES)
+    nbytes = min(session.geometry.weight_bytes(), _MOST_CEILING_BYTES) if on_cpu() else _MOST_CEILING_BYTES
     most = 256 if session.settings.geometry == "tiny" else None
     return _ceilings.probes(nbytes, session.geometry.hidden_size, most)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ssmkit.compilation import Compilation, abstract_model, compile_for
+from ssmkit.compilation._targets import read_target
 
 from ._environment import environment
 from ._geometry import GEOMETRIES
@@ -50,7 +51,7 @@ def measure(targets: Iterable[str] = TARGETS, cases: Iterable[Case] = CASES) -> 
     results, versions = [], {}
     for target in targets:
         for case in cases:
-            if case.program == "train" and target.startswith("v"):
+            if case.program == "train" and read_target(target).platform == "tpu":
                 continue
             print(f"{target}: {' '.join(map(str, case))}", file=sys.stderr, flush=True)
             found = _compiled(case, target)

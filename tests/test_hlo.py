@@ -132,7 +132,8 @@ def test_one_loop_decodes(program):
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
     text = program.within(body)
     # A GPU's compiler writes the product with one vector as a sum of products.
-    assert "dot" in instructions(text) or MATRIX_PRODUCTS.search(text) or "dot_general" in text
+    on_gpu = jax.default_backend() == "gpu" and "dot_general" in text
+    assert "dot" in instructions(text) or MATRIX_PRODUCTS.search(text) or on_gpu
     # Of greedy decoding, the step is all there is to do: neither random numbers nor a loop in the loop.
     if not program.sampler.needs_key:
         assert not written_loops(text) and "threefry" not in text
