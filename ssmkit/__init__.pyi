@@ -6,6 +6,7 @@ from . import (
     export as export,
     kernels as kernels,
     models as models,
+    parallel as parallel,
     testing as testing,
     training as training,
 )
@@ -88,6 +89,7 @@ from .operators._running import (
     Stabiliser as Stabiliser,
 )
 from .operators._shift import Shift as Shift
+from .parallel import fully_shard as fully_shard, shard as shard
 from .text._tokenizer import Tokenizer as Tokenizer
 
 __version__: str

@@ -1,4 +1,4 @@
-"""Meshes with explicit axes, as `jax.make_mesh` makes them from jax 0.12 on."""
+"""The mesh in force, and meshes with explicit axes, as `jax.make_mesh` makes them from jax 0.12 on."""
 
 import functools
 from collections.abc import Callable
@@ -10,6 +10,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def axis_size(axis: str) -> int:
+    """The number of devices along an axis of the mesh in force (`jax.set_mesh`); 1 without a mesh or such an axis.
+
+    It is 1 too inside a `jax.shard_map` over the axis, where a program sees one device's part only.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return 1 if types.get(axis, AxisType.Manual) is AxisType.Manual else mesh.shape[axis]
 
 
 def sharded_by_xla(function: Function) -> Function:

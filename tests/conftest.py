@@ -4,6 +4,7 @@ import os
 
 
 os.environ.setdefault("SSMKIT_TYPECHECK", "1")  # read when ssmkit is imported
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # the tests of meshes use them all, and all others the first
 
 import hypothesis
 import jax
