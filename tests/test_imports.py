@@ -203,7 +203,17 @@ def test_imports_have_no_circle():
 # The rooms of the house. Each may use those before it and its own, and so may the modules at the root that are named.
 ROOMS = (
     *("text", "layers", "kernels", "operators", "mixers", "_language_model", "_residual_model", "_scan_layers"),
-    *("_model_config", "_arguments", "checkpoint", "generation", "evaluation", "export", "training", "compilation"),
+    *(
+        "parallel",
+        "_model_config",
+        "_arguments",
+        "checkpoint",
+        "generation",
+        "evaluation",
+        "export",
+        "training",
+        "compilation",
+    ),
     *("testing", "cli", "__main__"),
 )
 
