@@ -61,6 +61,43 @@ ENTRY %main (state: f32[8,4], table: bf16[16,2]) -> (f32[8,4], f32[8,4]) {
 }
 """
 
+COLLECTIVES = """\
+HloModule jit_run, is_scheduled=true, entry_computation_layout={()->()}
+
+%all-reduce-scatter.1 (input: f32[64,8]) -> f32[16,8] {
+  %input = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %all-reduce.1 = f32[64,8]{1,0:T(8,128)} all-reduce(%input), channel_id=7, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %dynamic-slice.1 = f32[16,8]{1,0} dynamic-slice(%all-reduce.1, %here, %zero), dynamic_slice_sizes={16,8}
+}
+
+%begun (part.1: f32[2,8]) -> f32[8,8] {
+  %part.1 = f32[2,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[8,8]{1,0} all-gather(%part.1), channel_id=45, dimensions={0}
+}
+
+%meanwhile (part.2: f32[2,8]) -> f32[8,8] {
+  %part.2 = f32[2,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = f32[8,8]{1,0} all-gather(%part.2), channel_id=45, dimensions={0}
+}
+
+ENTRY %main (part: f32[2,8], whole: f32[64,8], both: f32[4]) -> f32[16,8] {
+  %part = f32[2,8]{1,0} parameter(0)
+  %whole = f32[64,8]{1,0} parameter(1)
+  %both = f32[4]{0} parameter(2)
+  %async-collective-start = f32[8,8]{1,0} fusion(%part), kind=kCustom, calls=%begun
+  %fusion.1 = f32[8,8]{1,0} fusion(%part), kind=kOutput, calls=%meanwhile
+  %gathered = ((f32[2,8]{1,0}), f32[8,8]{1,0}) all-gather-start(%part), channel_id=1, dimensions={0}
+  %whole.1 = f32[8,8]{1,0} all-gather-done(%gathered)
+  %shifted = (f32[2,8]{1,0}, f32[2,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%part), channel_id=1
+  %shifted.1 = f32[2,8]{1,0} collective-permute-done(%shifted)
+  %summed = (f32[4]{0}, f32[2,8]{1,0}) all-reduce(%both, %part), channel_id=2, to_apply=%add
+  %scattered = f32[16,8]{1,0} reduce-scatter(%whole), channel_id=3, dimensions={0}, to_apply=%add
+  ROOT %fusion.2 = f32[16,8]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+"""One gathering that a TPU spreads over two fusions, one that begins and ends by two instructions, a shift, a sum of two
+arrays, and two sums that are scattered, of which one is a fusion."""
+
 BUNDLES = """\
 = control target key start
 LB: loop body

@@ -6,8 +6,9 @@ import pytest
 from command_line import assert_one_line
 
 from ssmkit.compilation import _compile
+from ssmkit.compilation._collectives import Collective
 from ssmkit.compilation._costs import Bound
-from ssmkit.compilation._hlo import Collective, Copy
+from ssmkit.compilation._hlo import Copy
 from ssmkit.compilation._report import Compilation, Memory, Operation, PartReport
 
 
@@ -50,6 +51,7 @@ model                  46,152,592 parameters, 92.3 MB, 2 blocks
 target                 v6e:2x2; 4 of its devices as data=4
 compiled               in 4.1 s, after 0.5 s of tracing, by jax 0.12.0, libtpu 0.0.50
 memory per device      96.4 MB of 34.4 GB: arguments 95 MB, new results 168 kB, temporaries 500 bytes, code 1.2 MB
+communication          all-gather 2 (4 kB)
 updated in place       3.23 MB of 3.23 MB of caches
 transfers to the host  none
 calls outside HLO      ConcatBitcast (2)
@@ -78,9 +80,11 @@ def compiled(monkeypatch):
 
 
 def test_the_report(run, compiled):
-    code, out, err = run("compile", "--target", "v6e:2x2", "-g", "130m", "--layers", 2, "-b", 8, "--mesh", "data=4")
+    code, out, err = run(
+        "compile", "--target", "v6e:2x2", "-g", "130m", "--layers", 2, "-b", 8, "--mesh", "data=2,model=2"
+    )
     assert (code, out, err) == (0, REPORT, "")
-    assert compiled["mesh"] == {"data": 4} and compiled["batch"] == 8 and compiled["program"] == "generate"
+    assert compiled["mesh"] == {"data": 2, "model": 2} and compiled["batch"] == 8 and compiled["program"] == "generate"
     model = compiled["model"]
     assert len(model.blocks) == 2 and model.embedding.weight.dtype == "bfloat16"
 
@@ -105,9 +109,12 @@ def test_json_alone_on_standard_output(run, compiled):
     [
         (["--geometry", "130m", "--model", "x"], "--model and --geometry exclude each other"),
         (["--geometry", "5b"], "--geometry must be one of 130m, 370m"),
-        (["--mesh", "data"], "--mesh must be like data=4, got 'data'"),
+        (["--mesh", "data"], "--mesh must be like data=4,model=2, got 'data'"),
+        (["--mesh", "data=2,data=4"], "--mesh must be like data=4,model=2, got 'data=2,data=4'"),
+        (["--fully-sharded"], "`fully_sharded` needs a `mesh`"),
         (["--target", "v9"], "`target` must name one of v4, v5e"),
-        (["--mesh", "model=4"], "`mesh` must have axes of data, got 'model'"),
+        (["--mesh", "rows=4"], "`mesh` must have axes of data, model, sequence, got 'rows'"),
+        (["--mesh", "data=8"], "`mesh`: data=8 takes 8 devices, and the target v6e:1x1 has 4: name a larger topology."),
     ],
 )
 def test_a_mistake_is_one_line(run, monkeypatch, words, message):

@@ -6,13 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from compiler_texts import BUNDLES, HLO, THUNKS
+from compiler_texts import BUNDLES, COLLECTIVES, HLO, THUNKS
 
 import ssmkit
 from ssmkit.compilation import DEVICES, _hlo, abstract_model
 from ssmkit.compilation._bundles import Cycles, cycles_of_operations, cycles_of_text
+from ssmkit.compilation._collectives import collectives
 from ssmkit.compilation._costs import bound, weights_of
-from ssmkit.compilation._mesh import read_mesh
 from ssmkit.compilation._padding import fit, padded_size
 from ssmkit.compilation._programs import PROGRAMS, Sizes
 from ssmkit.compilation._targets import gpu_description, read_target
@@ -46,8 +46,19 @@ def test_what_leaves_the_program_is_found(module):
     assert _hlo.host_transfers(module) == ["outfeed"]
     assert _hlo.custom_calls(module) == {"Odd": 1}
     *_, inner = _hlo.parts(module)
-    assert _hlo.collectives(inner.instructions) == {"collective-permute": (1, 128)}
+    assert collectives(module, inner.instructions) == {"collective-permute": (1, 128)}
     assert _hlo.aliased(module) == [0]
+
+
+def test_communication_counts_once_however_it_is_written():
+    module = _hlo.read_module(COLLECTIVES)
+    (part,) = _hlo.parts(module)
+    assert collectives(module, part.instructions) == {
+        "all-gather": (2, 2 * 256),
+        "all-reduce": (1, 16 + 64),
+        "collective-permute": (1, 64),
+        "reduce-scatter": (2, 2 * 2048),
+    }
 
 
 def test_instructions_of_one_form_differ_in_names_only(module):
@@ -122,8 +133,7 @@ def test_programs_have_the_arguments_that_they_take(name, batch):
     program = PROGRAMS[name](model, Sizes(batch, 4, 2))
     run = lambda *arguments: program.run(*arguments)
     out = eqx.filter_eval_shape(run, program.shared, program.mapped, program.consumed)
-    returned = out[0].rows.cache if name == "generate" else out[1]
-    assert jax.tree.leaves(returned) == jax.tree.leaves(program.consumed)
+    assert jax.tree.leaves(program.kept(out)) == jax.tree.leaves(program.consumed)
     axes = {leaf.shape[0] for leaf in jax.tree.leaves(program.consumed) if leaf.ndim}
     assert axes == {batch} or not program.consumed_by_row
 
@@ -177,20 +187,6 @@ def test_a_mistake_is_named(mistake):
     arguments = {"target": "v6e", "program": "generate", **changes}
     with pytest.raises(ValueError, match=message):
         ssmkit.compile_for(abstract_model(CONFIG), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("mesh", "message"),
-    [
-        ({"rows": 2}, "`mesh` must have axes of data, got 'rows'"),
-        ({"data": 0}, "`mesh`: the axis `data` must have at least 1 device, got 0"),
-        ({"data": 8}, "`mesh` takes 8 devices, and the target has 4"),
-        ({}, "`mesh` must give the sizes of axes"),
-    ],
-)
-def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
-    with pytest.raises(ValueError, match=message):
-        read_mesh(mesh, 4)
 
 
 def test_a_missing_compiler_is_named_with_the_command_that_installs_it(monkeypatch):

@@ -2,7 +2,7 @@
 
 import enum
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,7 @@ from ._options import DType, JSONOption, ModelOption, QuantizeOption, RevisionOp
 
 if TYPE_CHECKING:
     from ..compilation import Compilation
+    from ..compilation._collectives import Collective
     from ..compilation._report import PartReport
 
 
@@ -50,8 +51,16 @@ def compile_(
     dtype: Annotated[DType, typer.Option(help="The dtype of the weights.")] = DType.bfloat16,
     quantize: QuantizeOption = None,
     mesh: Annotated[
-        str | None, typer.Option(metavar="AXIS=SIZE", help="Devices: data=4 spreads rows.", show_default="one device")
+        str | None,
+        typer.Option(
+            metavar="AXIS=SIZE,..",
+            help="Devices along data (rows), model (weights) and sequence (tokens): data=4,model=2.",
+            show_default="one device",
+        ),
     ] = None,
+    fully_sharded: Annotated[
+        bool, typer.Option("--fully-sharded", help="Spread weights and optimiser over data too.")
+    ] = False,
     top: Annotated[bool, typer.Option("--top", help="List the costliest operations of each part, for a TPU.")] = False,
     as_json: JSONOption = False,
 ) -> None:
@@ -80,6 +89,7 @@ def compile_(
             length=length,
             max_new_tokens=max_new_tokens,
             mesh=None if mesh is None else _axes(mesh),
+            fully_sharded=fully_sharded,
         )
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from None
@@ -105,8 +115,8 @@ def _axes(mesh: str) -> dict[str, int]:
     axes = {}
     for part in mesh.split(","):
         name, _, size = part.partition("=")
-        if not size.isdecimal():
-            raise ValueError(f"--mesh must be like data=4, got {mesh!r}")
+        if not size.isdecimal() or name.strip() in axes:
+            raise ValueError(f"--mesh must be like data=4,model=2, got {mesh!r}")
         axes[name.strip()] = int(size)
     return axes
 
@@ -137,9 +147,11 @@ def _summary(found: "Compilation") -> dict[str, str]:
         + (f" as {', '.join(f'{name}={size}' for name, size in found.mesh.items())}" if found.mesh else ""),
         "compiled": f"in {found.compile_seconds:.1f} s, after {found.trace_seconds:.1f} s of tracing, by "
         + ", ".join(f"{name} {version}" for name, version in found.versions.items()),
-        "memory per device": f"{_bytes(memory.total)} of {_bytes(memory.device)}: arguments "
-        f"{_bytes(memory.arguments)}, new results {_bytes(memory.results - memory.aliased)}, temporaries "
+        "memory per device": f"{_bytes(memory.total)} of {_bytes(memory.device)}"
+        + ("" if memory.fits else ", which does not fit")
+        + f": arguments {_bytes(memory.arguments)}, new results {_bytes(memory.results - memory.aliased)}, temporaries "
         f"{_bytes(memory.temporaries)}, code {_bytes(memory.code)}",
+        "communication": _communication(found.collectives),
         "updated in place": f"{_bytes(found.state_aliased)} of {_bytes(found.state_bytes)} of "
         + ("weights and optimiser" if found.program == "train" else "caches"),
         "transfers to the host": ", ".join(found.host_transfers) or "none",
@@ -149,6 +161,10 @@ def _summary(found: "Compilation") -> dict[str, str]:
         if bound is not None:
             lines[name] = f"{_time(bound.memory)} by memory, {_time(bound.products)} by products"
     return lines
+
+
+def _communication(collectives: Mapping[str, "Collective"]) -> str:
+    return ", ".join(f"{kind} {each.number} ({_bytes(each.nbytes)})" for kind, each in collectives.items()) or "none"
 
 
 def _table(found: "Compilation") -> list[str]:
@@ -183,7 +199,7 @@ def _cells(found: "Compilation", part: "PartReport", is_gpu: bool) -> list[str]:
         "?" if part.trips is None else str(part.trips),
         str(part.operations),
         f"{len(part.copies)} ({_bytes(copied)})" if part.copies else "0",
-        ", ".join(f"{name} {c.number} ({_bytes(c.nbytes)})" for name, c in part.collectives.items()) or "none",
+        _communication(part.collectives),
     ]
     if is_gpu:
         return [*cells, str(part.kernels), str(part.launches)]

@@ -1,5 +1,7 @@
 """Compilation of a model's programs for devices that are not there."""
 
+import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 
 from .. import kernels
 from .._arguments import check_model
@@ -14,14 +17,15 @@ from .._construction import check_integers, check_sizes
 from .._language_model import AbstractLanguageModel
 from .._residual_model import AbstractResidualLanguageModel
 from .._scan_layers import depth
-from .._shown import shown
+from .._shown import first_line, shown
 from .._types import checks_itself
 from . import _hlo
 from ._bundles import Cycles, cycles_of_operations
+from ._collectives import collectives
 from ._compilers import devices, versions, written_by
 from ._costs import bound, weights_of
-from ._mesh import placed, read_mesh
-from ._programs import PROGRAMS, Program, Sizes, form_of, is_form, nbytes
+from ._placement import as_kept, bytes_on_one, local, mesh_for, placed
+from ._programs import PROGRAMS, Program, Sizes, form_of, is_form
 from ._report import Compilation, Memory, Operation, PartReport
 from ._targets import Target, read_target
 from ._thunks import Launches, launches
@@ -40,6 +44,7 @@ def compile_for(
     length: int = 512,
     max_new_tokens: int = 128,
     mesh: Mapping[str, int] | None = None,
+    fully_sharded: bool = False,
 ) -> Compilation:
     """Compile a program of a model for a TPU or GPU that is not there, and read what the compiler made of it.
 
@@ -59,12 +64,16 @@ def compile_for(
     - `batch`: the number of sequences.
     - `length`: the number of tokens of a prompt, or of a sequence to train on. A step comes after so many.
     - `max_new_tokens`: the number of tokens that `"generate"` has room for.
-    - `mesh`: the sizes of the mesh's axes, such as `{"data": 4}`: rows are spread over `data`. `None` takes one device.
+    - `mesh`: the sizes of the mesh's axes, such as `{"data": 4, "model": 2}`: rows are spread over `data`, weights over
+        `model`, and the tokens of prompts over `sequence`. `None` takes one device.
+    - `fully_sharded`: whether weights, and in training the optimiser's state, are spread over `data` too, as
+        `ssmkit.fully_shard` does.
 
     **Returns:** a `Compilation`. Its cycles are lower bounds by the final schedule, and no measurements.
 
     **Raises:** `ValueError` naming the argument that does not fit; `ModuleNotFoundError` naming the extra that holds
-    the compiler; `RuntimeError` when the compiler refuses the program, for example for want of memory.
+    the compiler; `MemoryError` when a device's compiler finds that the program does not fit; `RuntimeError` when it
+    refuses the program for another reason.
     """
     check_model(model)
     if program not in PROGRAMS:
@@ -75,46 +84,43 @@ def compile_for(
         raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
     aim = read_target(target)
     available = devices(aim)
-    axes = read_mesh(mesh, len(available))
+    grid = mesh_for(mesh, available, str(aim))
+    if fully_sharded and grid is None:
+        raise ValueError("`fully_sharded` needs a `mesh`, over whose axis `data` weights are spread.")
     sizes = Sizes(batch, length, max_new_tokens)
     form = form_of(model)
-    ready = placed(PROGRAMS[program](form, sizes), available, axes)
-    return _compiled(form, aim, program, ready, sizes, axes)
+    ready = placed(PROGRAMS[program](form, sizes), available[0], grid, fully_sharded=fully_sharded)
+    return _compiled(form, aim, program, ready, sizes, grid)
 
 
-def _compiled(
-    model: Any, target: Target, name: str, program: Program, sizes: Sizes, axes: dict[str, int]
-) -> Compilation:
+def _compiled(model: Any, target: Target, name: str, program: Program, sizes: Sizes, mesh: Mesh | None) -> Compilation:
     """Compile a program whose arguments are placed, and read the result."""
-    arguments, static = eqx.partition((program.shared, program.mapped, program.consumed), is_form)
-
-    def run(consumed, shared, mapped):
-        whole = eqx.combine((shared, mapped, consumed), static)
-        return eqx.filter(program.run(*whole), eqx.is_array)
-
-    shared, mapped, consumed = arguments
     started = time.perf_counter()
-    with kernels.target(target.platform):
-        lowered = jax.jit(run, donate_argnums=0).lower(consumed, shared, mapped)
-    traced = time.perf_counter()
-    with written_by(target) as (options, folder):
-        compiled = lowered.compile(compiler_options=options)
-        done = time.perf_counter()
-        cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
-        started_by_host = _launches(folder) if target.platform == "cuda" else []
+    with kernels.target(target.platform), jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        lowered = _lowered(program)
+        traced = time.perf_counter()
+        with written_by(target) as (options, folder):
+            compiled = _compile(lowered, options, target)
+            settled = as_kept(program, compiled.output_shardings)
+            if settled is not program:
+                program = settled
+                compiled = _compile(_lowered(program), options, target)
+            done = time.perf_counter()
+            cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
+            started_by_host = _launches(folder) if target.platform == "cuda" else []
     module = _hlo.read_module(compiled.as_text() or "")
-    split = axes.get("data", 1)
-    on_one = lambda leaf: nbytes(leaf) // (split if program.consumed_by_row else 1)
-    consumed_bytes = list(map(on_one, jax.tree.leaves(consumed)))
+    consumed_bytes = [bytes_on_one(leaf) for leaf in jax.tree.leaves(program.consumed) if is_form(leaf)]
     in_place = sum(consumed_bytes[i] for i in _hlo.aliased(module) if i < len(consumed_bytes))
-    weights = weights_of(model)
-    rows = sizes.batch // split
-    measure = lambda tokens, logits: bound(weights, sum(consumed_bytes), tokens, logits, target.device)
+    weights, axes = weights_of(model), {} if mesh is None else dict(mesh.shape)
+    own = weights if mesh is None else weights_of(local(model, mesh))
+    rows = sizes.batch // axes.get("data", 1)
+    prompt = -(-sizes.length // axes.get("sequence", 1))
+    measure = lambda tokens, logits: bound(own, sum(consumed_bytes), tokens, logits, target.device)
     return Compilation(
         program=name,
         target=str(target),
-        mesh=axes,
-        devices=split,
+        mesh={axis: size for axis, size in axes.items() if size > 1},
+        devices=math.prod(axes.values()),
         batch=sizes.batch,
         length=sizes.length,
         max_new_tokens=sizes.max_new_tokens if name == "generate" else None,
@@ -128,13 +134,34 @@ def _compiled(
         custom_calls=_hlo.custom_calls(module),
         parts=tuple(_parts(module, cycles, started_by_host)),
         token=measure(rows, rows) if name in ("step", "generate") else None,
-        prompt=measure(rows * sizes.length, rows) if name in ("prefill", "generate") else None,
+        prompt=measure(rows * prompt, rows) if name in ("prefill", "generate") else None,
         clock=target.device.clock,
         trace_seconds=traced - started,
         compile_seconds=done - traced,
         versions=versions(target),
         text=module.text,
     )
+
+
+def _lowered(program: Program) -> jax.stages.Lowered:
+    (shared, mapped, consumed), static = eqx.partition((program.shared, program.mapped, program.consumed), is_form)
+
+    def run(consumed, shared, mapped):
+        return eqx.filter(program.run(*eqx.combine((shared, mapped, consumed), static)), eqx.is_array)
+
+    return jax.jit(run, donate_argnums=0).lower(consumed, shared, mapped)
+
+
+def _compile(lowered: Any, options: Mapping[str, Any], target: Target) -> Any:
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"the program does not fit into a device of {target}: {first_line(error)} Spread it over more devices by "
+            "`mesh`, or lower `batch` or `length`."
+        ) from error
 
 
 def _launches(folder: Path) -> list[Launches]:
@@ -158,7 +185,7 @@ def _parts(module: _hlo.Module, cycles: Mapping[str, Cycles], started: list[Laun
                 trips=part.trips,
                 operations=len(part.instructions),
                 copies=tuple(_hlo.copies(part.instructions)),
-                collectives=_hlo.collectives(part.instructions),
+                collectives=collectives(module, part.instructions),
                 cycles=total.total if cycles else None,
                 unknown_loops=total.unknown_loops,
                 costliest=tuple(_costliest([(i, of(i).total) for i in part.instructions if cycles])),

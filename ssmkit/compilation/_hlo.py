@@ -1,6 +1,8 @@
 """Reading of optimised HLO: what a compiled program runs, in what order, and what it moves."""
 
 import collections
+import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,9 +19,6 @@ FREE = frozenset(
     "slice-done tuple".split()
 )
 """Operations that compute nothing, or only end what another operation began."""
-COLLECTIVES = frozenset(
-    "all-gather all-reduce all-to-all collective-broadcast collective-permute ragged-all-to-all reduce-scatter".split()
-)
 LEAVING = frozenset("infeed outfeed send recv host-execute".split())
 """Operations that exchange data with the host."""
 _REMARKS = re.compile(r", (?:metadata|backend_config|frontend_attributes)=.*|\bROOT ")
@@ -51,12 +50,19 @@ class Instruction(NamedTuple):
         return nbytes(self.shape, first=self.opcode == "copy-start")
 
 
-class Module(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Module:
     """A compiled module."""
 
     text: str
     computations: Mapping[str, Sequence[Instruction]]
     entry: str
+
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, str]:
+        """The shape of every instruction, by its name."""
+        every = self.computations.values()
+        return {instruction.name: instruction.shape for instructions in every for instruction in instructions}
 
     def called(self, line: str, role: str) -> str:
         """The name of a computation that an instruction calls in a role, such as `body`."""
@@ -143,24 +149,6 @@ def host_transfers(module: Module) -> list[str]:
 def custom_calls(module: Module) -> dict[str, int]:
     """The number of calls of each function outside HLO, by its name."""
     return dict(sorted(collections.Counter(re.findall(r'custom_call_target="([^"]*)"', module.text)).items()))
-
-
-class Collective(NamedTuple):
-    """All communication of one kind in a part of a program."""
-
-    number: int
-    nbytes: int
-    """The bytes of the results, on one device."""
-
-
-def collectives(instructions: Sequence[Instruction]) -> dict[str, Collective]:
-    """The communication between devices in a computation, by kind."""
-    found: dict[str, Collective] = {}
-    for instruction in instructions:
-        if instruction.kind in COLLECTIVES:
-            before = found.get(instruction.kind, Collective(0, 0))
-            found[instruction.kind] = Collective(before.number + 1, before.nbytes + instruction.nbytes)
-    return found
 
 
 def form(module: Module, instruction: Instruction) -> str:

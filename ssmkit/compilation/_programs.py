@@ -31,8 +31,12 @@ class Program(NamedTuple):
     """The argument with a leading `batch` axis on every array."""
     consumed: Any
     """The argument whose memory the results take: `run(shared, mapped, consumed)`."""
+    kept: Callable[[Any], Any]
+    """The function from a result to the part of it that takes the memory of `consumed`, and has its form."""
     consumed_by_row: bool
     """Whether `consumed` has a leading `batch` axis."""
+    time: int | None = None
+    """The size of the axis of tokens, the second one, in `mapped`; `None` without such an axis."""
 
 
 class Sizes(NamedTuple):
@@ -86,6 +90,10 @@ def cache_of(model: AbstractLanguageModel, batch: int, room: int, *, inside: boo
     return eqx.filter_eval_shape(make, model)
 
 
+def _second(result: tuple[Any, Any]) -> Any:
+    return result[1]
+
+
 def step(model: AbstractLanguageModel, sizes: Sizes) -> Program:
     """One token of every row, after a prompt of `length` tokens."""
 
@@ -94,7 +102,7 @@ def step(model: AbstractLanguageModel, sizes: Sizes) -> Program:
         return advance(tokens, cache, jnp.ones(sizes.batch, bool))
 
     cache = cache_of(model, sizes.batch, sizes.length + 1, inside=True)
-    return Program(run, model, _array(jnp.int32, sizes.batch), cache, sizes.batch > 1)
+    return Program(run, model, _array(jnp.int32, sizes.batch), cache, _second, sizes.batch > 1)
 
 
 def prefill(model: AbstractLanguageModel, sizes: Sizes) -> Program:
@@ -109,7 +117,7 @@ def prefill(model: AbstractLanguageModel, sizes: Sizes) -> Program:
 
     prompts = _array(jnp.int32, sizes.batch, sizes.length), _array(jnp.int32, sizes.batch)
     cache = cache_of(model, sizes.batch, sizes.length, inside=True)
-    return Program(run, model, prompts, cache, sizes.batch > 1)
+    return Program(run, model, prompts, cache, _second, sizes.batch > 1, sizes.length)
 
 
 def generate(model: AbstractLanguageModel, sizes: Sizes) -> Program:
@@ -126,7 +134,8 @@ def generate(model: AbstractLanguageModel, sizes: Sizes) -> Program:
 
     batch = sizes.batch
     cache = cache_of(model, batch, sizes.length + sizes.max_new_tokens)
-    return Program(run, model, eqx.filter_eval_shape(arrays), cache, True)
+    kept = lambda result: result[0].rows.cache
+    return Program(run, model, eqx.filter_eval_shape(arrays), cache, kept, True, sizes.length)
 
 
 def train(model: AbstractLanguageModel, sizes: Sizes) -> Program:
@@ -153,7 +162,8 @@ def train(model: AbstractLanguageModel, sizes: Sizes) -> Program:
     state = eqx.filter_eval_shape(start, params)
     update = update_of(config, optimizer, static)
     batch = _array(jnp.int32, sizes.batch, sizes.length + 1)
-    return Program(lambda _, batch, state: update(batch, state), None, batch, state, consumed_by_row=False)
+    run = lambda _, batch, state: update(batch, state)
+    return Program(run, None, batch, state, _second, False, sizes.length + 1)
 
 
 PROGRAMS: dict[str, Callable[[AbstractLanguageModel, Sizes], Program]] = {

@@ -1,10 +1,13 @@
 """What a compilation tells: a record of plain values."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ._collectives import Collective
 from ._costs import Bound
-from ._hlo import Collective, Copy
+from ._hlo import Copy
 
 
 class Memory(NamedTuple):
@@ -23,6 +26,11 @@ class Memory(NamedTuple):
     def total(self) -> int:
         """The bytes that the program takes in all."""
         return self.arguments + self.results - self.aliased + self.temporaries + self.code
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has so many bytes."""
+        return self.total <= self.device
 
 
 class Operation(NamedTuple):
@@ -115,14 +123,32 @@ class Compilation:
         )
         return (part.cycles or 0) + sum((other.trips or 0) * self._cycles(other) for other in inside)
 
+    @property
+    def collectives(self) -> dict[str, Collective]:
+        """The communication of the whole program, by kind. A loop whose trips are decided as it runs counts once."""
+        trips = {part.name: part.trips or 1 for part in self.parts}
+        found: dict[str, Collective] = {}
+        for part in self.parts:
+            times = math.prod(trips[name] for name in _loops_around(part.name))
+            for kind, own in part.collectives.items():
+                found[kind] = found.get(kind, Collective(0, 0)) + own.times(times)
+        return dict(sorted(found.items()))
+
     def to_dict(self) -> dict[str, Any]:
         """The record as values that JSON can express, without the text of the program."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "text"}
         plain: dict[str, Any] = _plain(record)
-        plain["memory"]["total"] = self.memory.total
+        plain["memory"] |= {"total": self.memory.total, "fits": self.memory.fits}
+        plain["collectives"] = _plain(self.collectives)
         for part, shown in zip(self.parts, plain["parts"], strict=True):
             shown["seconds"] = self.seconds(part)
         return plain
+
+
+def _loops_around(part: str) -> Iterator[str]:
+    """The name of a part, and those of the loops around it."""
+    name, numbers = part.split(" ")[0], part.partition(" ")[2].split(".")
+    yield from (f"{name} {'.'.join(numbers[: i + 1])}".strip() for i in range(len(numbers)))
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,81 @@
+"""Programs compiled over a mesh: where arguments lie, and what is read. XLA compiles for eight CPUs."""
+
+import jax
+import pytest
+
+import ssmkit
+from ssmkit.compilation import _compile, abstract_model
+from ssmkit.models import Mamba2Config
+
+
+CONFIG = Mamba2Config(
+    vocab_size=32, hidden_size=16, num_hidden_layers=3, state_size=8, head_dim=8, tie_word_embeddings=True
+)
+
+
+@pytest.fixture
+def on_cpus(monkeypatch):
+    """`compile_for` for the eight CPUs of this process, in place of TPUs."""
+    monkeypatch.setattr(_compile, "devices", lambda target: jax.devices())
+    monkeypatch.setattr(_compile, "versions", lambda target: {})
+    model = abstract_model(CONFIG, scan_layers=True)
+    return lambda program, **options: ssmkit.compile_for(model, "v6e", program, **options)
+
+
+def test_rows_alone_need_no_communication(on_cpus):
+    alone, spread = on_cpus("step", batch=2), on_cpus("step", batch=16, mesh={"data": 8})
+    assert (alone.mesh, alone.devices, spread.mesh, spread.devices) == ({}, 1, {"data": 8}, 8)
+    assert spread.collectives == {} and spread.memory.fits
+    assert spread.state_bytes == spread.state_aliased == alone.state_bytes
+    assert spread.memory.arguments == alone.memory.arguments and spread.token == alone.token
+
+
+def test_weights_over_a_mesh_are_divided(on_cpus):
+    """Each device then reads its part, and sums are exchanged in the loop over layers."""
+    whole, divided = on_cpus("step", batch=4), on_cpus("step", batch=4, mesh={"model": 2})
+    assert divided.mesh == {"model": 2} and divided.devices == 2
+    assert 0.4 * whole.memory.arguments < divided.memory.arguments < 0.7 * whole.memory.arguments
+    assert divided.token.products == pytest.approx(whole.token.products / 2, rel=0.05)
+    (loop,) = [part for part in divided.parts if part.trips == 3]
+    assert loop.collectives["all-reduce"].number >= 1
+    assert divided.collectives["all-reduce"].number >= 3 * loop.collectives["all-reduce"].number
+
+
+def test_a_training_step_is_fully_sharded(on_cpus):
+    options = {"batch": 4, "length": 6, "mesh": {"data": 4}}
+    copied, sharded = on_cpus("train", **options), on_cpus("train", **options, fully_sharded=True)
+    assert sharded.state_bytes < 0.4 * copied.state_bytes and sharded.state_aliased == sharded.state_bytes
+    assert "all-gather" not in copied.collectives and sharded.collectives["all-gather"].number >= 3
+
+
+def test_a_prompt_is_spread_over_the_sequence(on_cpus):
+    mesh = {"data": 2, "model": 2, "sequence": 2}
+    found = on_cpus("prefill", batch=2, length=8, mesh=mesh)
+    assert found.mesh == mesh and found.devices == 8 and found.collectives
+
+
+MISTAKES = {
+    "axis": ({"rows": 2}, "`mesh` must have axes of data, model, sequence, got 'rows'"),
+    "none": ({"data": 0}, "`mesh`: the axis `data` must have at least 1 device, got 0"),
+    "more": ({"data": 4, "model": 4}, "`mesh`: data=4,model=4 takes 16 devices, and the target v6e:1x1 has 8"),
+    "empty": ({}, "`mesh` must give the sizes of axes"),
+    "rows": ({"data": 8}, "`batch` must be a multiple of the mesh's `data` = 8, got 3"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mesh_that_does_not_fit_is_refused(on_cpus, mistake):
+    mesh, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        on_cpus("step", batch=3, mesh=mesh)
+
+
+def test_a_program_without_memory_is_one_error(on_cpus, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM.\nSee there.")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    with pytest.raises(
+        MemoryError, match="does not fit into a device of v6e:1x1: RESOURCE_EXHAUSTED: Ran out .*HBM. Sp"
+    ):
+        on_cpus("step")
