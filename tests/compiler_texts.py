@@ -95,8 +95,8 @@ ENTRY %main (part: f32[2,8], whole: f32[64,8], both: f32[4]) -> f32[16,8] {
   ROOT %fusion.2 = f32[16,8]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
-"""One gathering that a TPU spreads over two fusions, one that begins and ends by two instructions, a shift, a sum of two
-arrays, and two sums that are scattered, of which one is a fusion."""
+"""One gathering that a TPU spreads over two fusions, one that begins and ends by two instructions, a shift, a sum of
+two arrays, and two sums that are scattered, of which one is a fusion."""
 
 BUNDLES = """\
 = control target key start

@@ -5,11 +5,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jax.sharding import Mesh
 
 from .. import kernels
 from .._arguments import check_model
@@ -87,28 +86,21 @@ def compile_for(
     grid = mesh_for(mesh, available, str(aim))
     if fully_sharded and grid is None:
         raise ValueError("`fully_sharded` needs a `mesh`, over whose axis `data` weights are spread.")
-    sizes = Sizes(batch, length, max_new_tokens)
+    sizes = Sizes(batch, length, max_new_tokens, grid, fully_sharded)
     form = form_of(model)
-    ready = placed(PROGRAMS[program](form, sizes), available[0], grid, fully_sharded=fully_sharded)
-    return _compiled(form, aim, program, ready, sizes, grid)
+    ready = placed(PROGRAMS[program](form, sizes), sizes, available[0])
+    return _compiled(form, aim, program, ready, sizes)
 
 
-def _compiled(model: Any, target: Target, name: str, program: Program, sizes: Sizes, mesh: Mesh | None) -> Compilation:
+def _compiled(model: Any, target: Target, name: str, program: Program, sizes: Sizes) -> Compilation:
     """Compile a program whose arguments are placed, and read the result."""
-    started = time.perf_counter()
+    mesh = sizes.mesh
     with kernels.target(target.platform), jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-        lowered = _lowered(program)
-        traced = time.perf_counter()
-        with written_by(target) as (options, folder):
-            compiled = _compile(lowered, options, target)
-            settled = as_kept(program, compiled.output_shardings)
-            if settled is not program:
-                program = settled
-                compiled = _compile(_lowered(program), options, target)
-            done = time.perf_counter()
-            cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
-            started_by_host = _launches(folder) if target.platform == "cuda" else []
-    module = _hlo.read_module(compiled.as_text() or "")
+        made = _made(program, target)
+        settled = as_kept(program, made.executable.output_shardings)
+        if settled is not program:
+            program, made = settled, _made(settled, target)
+    module = _hlo.read_module(made.executable.as_text() or "")
     consumed_bytes = [bytes_on_one(leaf) for leaf in jax.tree.leaves(program.consumed) if is_form(leaf)]
     in_place = sum(consumed_bytes[i] for i in _hlo.aliased(module) if i < len(consumed_bytes))
     weights, axes = weights_of(model), {} if mesh is None else dict(mesh.shape)
@@ -129,30 +121,48 @@ def _compiled(model: Any, target: Target, name: str, program: Program, sizes: Si
         weight_bytes=weights.nbytes,
         state_bytes=sum(consumed_bytes),
         state_aliased=in_place,
-        memory=_memory(compiled, target),
+        memory=_memory(made.executable, target),
         host_transfers=tuple(_hlo.host_transfers(module)),
         custom_calls=_hlo.custom_calls(module),
-        parts=tuple(_parts(module, cycles, started_by_host)),
+        parts=tuple(_parts(module, made.cycles, made.started)),
         token=measure(rows, rows) if name in ("step", "generate") else None,
         prompt=measure(rows * prompt, rows) if name in ("prefill", "generate") else None,
         clock=target.device.clock,
-        trace_seconds=traced - started,
-        compile_seconds=done - traced,
+        trace_seconds=made.trace_seconds,
+        compile_seconds=made.compile_seconds,
         versions=versions(target),
         text=module.text,
     )
 
 
-def _lowered(program: Program) -> jax.stages.Lowered:
+class _Made(NamedTuple):
+    """A compiled program, what its compiler left beside it, and how long it took."""
+
+    executable: jax.stages.Compiled
+    cycles: Mapping[str, Cycles]
+    started: list[Launches]
+    trace_seconds: float
+    compile_seconds: float
+
+
+def _made(program: Program, target: Target) -> _Made:
     (shared, mapped, consumed), static = eqx.partition((program.shared, program.mapped, program.consumed), is_form)
 
     def run(consumed, shared, mapped):
         return eqx.filter(program.run(*eqx.combine((shared, mapped, consumed), static)), eqx.is_array)
 
-    return jax.jit(run, donate_argnums=0).lower(consumed, shared, mapped)
+    started = time.perf_counter()
+    lowered = jax.jit(run, donate_argnums=0).lower(consumed, shared, mapped)
+    traced = time.perf_counter()
+    with written_by(target) as (options, folder):
+        executable = _compile(lowered, options, target)
+        done = time.perf_counter()
+        cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
+        launched = _launches(folder) if target.platform == "cuda" else []
+    return _Made(executable, cycles, launched, traced - started, done - traced)
 
 
-def _compile(lowered: Any, options: Mapping[str, Any], target: Target) -> Any:
+def _compile(lowered: jax.stages.Lowered, options: dict[str, Any], target: Target) -> jax.stages.Compiled:
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from ..parallel._mesh import make_mesh, read_axes, said
 from ..parallel._placement import shardings
-from ._programs import Program, is_form
+from ._programs import Program, Sizes, is_form
 
 
 def mesh_for(axes: Mapping[str, int] | None, devices: list[Any], target: str) -> Mesh | None:
@@ -35,7 +35,7 @@ def mesh_for(axes: Mapping[str, int] | None, devices: list[Any], target: str) ->
     return make_mesh(**sizes, devices=devices[:needed])
 
 
-def placed(program: Program, device: Any, mesh: Mesh | None, *, fully_sharded: bool = False) -> Program:
+def placed(program: Program, sizes: Sizes, device: Any) -> Program:
     """The program, with every argument on its devices.
 
     Weights, and in training the optimiser's state, lie as `ssmkit.shard` places them, or as `ssmkit.fully_shard`. Rows
@@ -44,19 +44,19 @@ def placed(program: Program, device: Any, mesh: Mesh | None, *, fully_sharded: b
     **Arguments:**
 
     - `program`: the program, whose arguments have no values.
+    - `sizes`: its sizes, with the mesh.
     - `device`: the device of a program without a mesh.
-    - `mesh`: the mesh, or `None`.
-    - `fully_sharded`: whether matrices are spread over `data` too.
 
     **Raises:** `ValueError` when `data` does not divide the number of rows.
     """
+    mesh = sizes.mesh
     if mesh is None:
         on_device = lambda tree: _put(tree, jax.tree.map(lambda _: SingleDeviceSharding(device), tree))
         return program._replace(
             shared=on_device(program.shared), mapped=on_device(program.mapped), consumed=on_device(program.consumed)
         )
     _check_rows(program, mesh)
-    weights = lambda tree: _put(tree, shardings(tree, mesh, fully_sharded=fully_sharded))
+    weights = lambda tree: _put(tree, shardings(tree, mesh, fully_sharded=sizes.fully_sharded))
     spec = lambda leaf: NamedSharding(mesh, _row_spec(leaf, mesh, program.time))
     by_row = lambda tree: _put(tree, jax.tree.map(spec, tree))
     return program._replace(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from .._extent import Extent
 from .._language_model import AbstractLanguageModel
@@ -40,11 +41,14 @@ class Program(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes of a program's inputs."""
+    """The sizes of a program's inputs, and the mesh that they lie on."""
 
     batch: int
     length: int
     max_new_tokens: int
+    mesh: Mesh | None = None
+    fully_sharded: bool = False
+    """Whether matrices are spread over the mesh's axis `data` too."""
 
 
 def _array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
