@@ -1,10 +1,9 @@
 """The common part of RetNet, GLA, HGRN2 and RWKV-6: the split of channels into heads, and short convolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
@@ -39,10 +38,11 @@ def key_value_heads(name: str, num_heads: int, num_kv_heads: int | None) -> int:
 
 
 def short_convolution(
-    channels: int, conv_kernel: int, use_conv_bias: bool, *, dtype: DTypeLike, key: PRNGKeyArray
+    parts: Sequence[ssmkit.Part], conv_kernel: int, use_conv_bias: bool, *, dtype: DTypeLike, key: PRNGKeyArray
 ) -> ssmkit.CausalConv1d:
-    """One convolution over all convolved channels, with normal taps of standard deviation 0.02 and a zero bias."""
-    conv = ssmkit.CausalConv1d(channels, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=key)
+    """One convolution over several features, with normal taps of standard deviation 0.02 and a zero bias."""
+    channels = sum(part.size for part in parts)
+    conv = ssmkit.CausalConv1d(channels, conv_kernel, use_bias=use_conv_bias, parts=parts, dtype=dtype, key=key)
     taps = NORMAL(key, conv.weight.shape, jnp.float32).astype(dtype)
     bias = jnp.zeros((channels,), dtype) if use_conv_bias else None
     return eqx.tree_at(lambda c: (c.weight, c.bias), conv, (taps, bias), is_leaf=lambda leaf: leaf is None)
@@ -69,6 +69,5 @@ def convolved(
     """
     if conv is None:
         return features, window
-    y, window = advance(conv, jnp.concatenate(features, axis=-1), window)
-    ends = np.cumsum([array.shape[-1] for array in features])[:-1].tolist()
-    return tuple(jnp.split(activation(y), ends, axis=-1)), window
+    features, window = ssmkit.convolve(conv, features, window, advance)
+    return tuple(map(activation, features)), window

@@ -147,7 +147,7 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
     Unlike in `ssmkit.GatedMLP`, one matrix gives both halves, as in the files of mamba_ssm.
     """
 
-    fc1: ssmkit.Linear
+    fc1: ssmkit.Linear | ssmkit.Apart
     fc2: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments
@@ -155,7 +155,7 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
         """Initialise the MLP with `intermediate_size` units, rounded up to a multiple of 128."""
         hidden = -(-intermediate_size // 128) * 128
         key_1, key_2 = jax.random.split(key)
-        self.fc1 = ssmkit.Linear(width, 2 * hidden, dtype=dtype, key=key_1)
+        self.fc1 = ssmkit.Linear(width, 2 * hidden, parts=2 * [ssmkit.Part(hidden, hidden)], dtype=dtype, key=key_1)
         self.fc2 = ssmkit.Linear(hidden, width, dtype=dtype, key=key_2)
 
     def init_cache(self) -> tuple[()]:
@@ -166,7 +166,7 @@ class MambaMLP(ssmkit.AbstractRecurrentMixer[tuple[()]]):
         self, x: Float[Array, "*time width"], cache: tuple[()], advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], tuple[()]]:
         """The equation of the class."""
-        y, gate = jnp.split(self.fc1(x), 2, axis=-1)
+        y, gate = self.fc1.split(x)
         return self.fc2(y * ssmkit.silu(gate)), cache
 
 

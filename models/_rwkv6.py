@@ -1,5 +1,7 @@
 """Parts of RWKV-6: token mixing with data-dependent shares, and initial values that depend on the depth."""
 
+from typing import Annotated
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,8 @@ class DataDependentLerp(eqx.Module):
 
     mu_x: Float[Array, " width"]
     mu: Float[Array, "5 width"]
-    down: ssmkit.Linear
-    up: ssmkit.BlockDiagonalLinear
+    down: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
+    up: Annotated[ssmkit.BlockDiagonalLinear, ssmkit.ArrayKind.SHARED]
 
     def __init__(
         self, width: int, rank: int, before: float, after: float, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray

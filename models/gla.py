@@ -59,7 +59,7 @@ class GLACache(eqx.Module):
     """The recurrence's state and, with short convolutions, the window of the last tokens' queries, keys and values."""
 
     state: Float[Array, "*batch heads key value"]
-    window: Float[Array, "*batch window channel"] | None = None
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...] | None = None
 
 
 class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
@@ -78,7 +78,7 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     k_proj: ssmkit.Linear
     v_proj: ssmkit.Linear
     conv: ssmkit.CausalConv1d | None
-    gk_down: ssmkit.Linear
+    gk_down: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
     gk_up: ssmkit.Linear
     g_proj: ssmkit.Linear | None
     recurrence: GLARecurrence
@@ -141,11 +141,10 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
         self.q_proj = projection(width, queries, dtype=dtype, key=keys[0])
         self.k_proj = projection(width, keyed, dtype=dtype, key=keys[1])
         self.v_proj = projection(width, valued, dtype=dtype, key=keys[2])
-        conv_key, channels = jax.random.fold_in(key, 1), queries + keyed + valued
+        conv_key = jax.random.fold_in(key, 1)
+        parts = [ssmkit.Part(queries, heads), ssmkit.Part(keyed, kv_heads), ssmkit.Part(valued, kv_heads)]
         self.conv = (
-            short_convolution(channels, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key)
-            if use_short_conv
-            else None
+            short_convolution(parts, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key) if use_short_conv else None
         )
         self.gk_down = projection(width, gate_low_rank_dim, dtype=dtype, key=keys[3])
         self.gk_up = projection(gate_low_rank_dim, keyed, use_bias=True, dtype=dtype, key=keys[4])

@@ -79,7 +79,7 @@ class HGRN2Cache(eqx.Module):
     """The recurrence's state and, with short convolutions, the window of the last tokens' projections."""
 
     state: Float[Array, "*batch heads key value"]
-    window: Float[Array, "*batch window channel"] | None = None
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...] | None = None
 
 
 class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
@@ -147,9 +147,11 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
         self.q_proj = projection(width, channels, dtype=dtype, key=keys[0])
         self.f_proj = projection(width, channels, dtype=dtype, key=keys[1])
         self.i_proj = projection(width, width, dtype=dtype, key=keys[2])
-        conv_key, convolved_channels = jax.random.fold_in(key, 1), 2 * channels + width
+        conv_key, by_head = jax.random.fold_in(key, 1), ssmkit.Part(channels, num_heads)
         self.conv = (
-            short_convolution(convolved_channels, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key)
+            short_convolution(
+                [by_head, by_head, ssmkit.Part(width, num_heads)], conv_kernel, use_conv_bias, dtype=dtype, key=conv_key
+            )
             if use_short_conv
             else None
         )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Complex, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._complex import between
+from ._complex import between, in_turn
 from ._projections import with_weight
 
 
@@ -67,16 +67,16 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
     $$y = \operatorname{Re}(C x) + D \odot u, \qquad g = \operatorname{gelu}(y), \qquad
     (W_1 g + b_1) \odot \sigma(W_2 g + b_2)$$
 
-    The complex maps are stored as real matrices. Rows of `B` are the real parts, followed by the imaginary parts, of
-    $B$; columns of `C` are those of $C$.
+    The complex maps are stored as real matrices. Rows of `B` are the real and the imaginary part of every row of $B$ in
+    turn; columns of `C` are those of $C$.
     """
 
     B: ssmkit.Linear
     recurrence: LRURecurrence
     C: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     D: Float[Array, " width"]
-    out: ssmkit.Linear
-    gate: ssmkit.Linear
+    out: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
+    gate: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
 
     @ssmkit.checks_arguments
     def __init__(
@@ -108,6 +108,7 @@ class LRUMixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         B_key, C_key, D_key, ring_key, out_key, gate_key = jax.random.split(key, 6)
         B = jax.random.normal(B_key, (2 * state_size, width), jnp.float32) / math.sqrt(2 * width)
         C = jax.random.normal(C_key, (width, 2 * state_size), jnp.float32) / math.sqrt(state_size)
+        B, C = in_turn(*jnp.split(B, 2, axis=0), axis=0), in_turn(*jnp.split(C, 2, axis=1), axis=1)
         self.B = with_weight(ssmkit.Linear(width, 2 * state_size, dtype=dtype, key=B_key), B)
         self.C = with_weight(ssmkit.Linear(2 * state_size, width, dtype=dtype, key=C_key), C)
         self.recurrence = LRURecurrence(state_size, r_min=r_min, r_max=r_max, max_phase=max_phase, key=ring_key)

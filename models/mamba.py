@@ -123,7 +123,7 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
     FalconMamba divides each of $\delta$, B and C by its root mean square first (arXiv 2410.05355).
     """
 
-    in_proj: ssmkit.Linear
+    in_proj: ssmkit.Linear | ssmkit.Apart
     conv: ssmkit.CausalConv1d
     x_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     dt_proj: ssmkit.Linear
@@ -174,7 +174,8 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         if mixer_rms_eps is not None and mixer_rms_eps <= 0:
             raise ValueError(f"`mixer_rms_eps` must be above 0, or None, got {mixer_rms_eps}.")
         keys = jax.random.split(key, 6)
-        self.in_proj = ssmkit.Linear(width, 2 * inner, use_bias=use_bias, dtype=dtype, key=keys[0])
+        halves = 2 * [ssmkit.Part(inner, inner)]
+        self.in_proj = ssmkit.Linear(width, 2 * inner, use_bias=use_bias, parts=halves, dtype=dtype, key=keys[0])
         self.conv = ssmkit.CausalConv1d(inner, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=keys[1])
         self.x_proj = ssmkit.Linear(inner, rank + 2 * state_size, dtype=dtype, key=keys[2])
         self.dt_proj = ssmkit.Linear(rank, inner, dtype=dtype, key=keys[3])
@@ -197,7 +198,7 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
     ) -> tuple[Float[Array, "*time width"], MambaCache]:
         """The equations of the class, for many tokens or for one."""
         size, eps = self.recurrence.state_shape[1], self.mixer_rms_eps
-        x, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        x, z = self.in_proj.split(x)
         x, window = advance(self.conv, x, cache.window)
         x = ssmkit.silu(x)
         projected = self.x_proj(x)

@@ -130,7 +130,8 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
 class Mamba2Cache(eqx.Module):
     """The cache of a Mamba-2 mixer. Its size does not depend on the number of tokens."""
 
-    window: Float[Array, "*batch window channel"]
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...]
+    """The window of the convolution, or of each that a mesh holds apart."""
     state: Float[Array, "*batch heads key value"]
 
 
@@ -146,8 +147,8 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     $[\operatorname{silu}(z_0) \odot x_0, \cdot]$.
     """
 
-    in_proj: ssmkit.Linear
-    conv: ssmkit.CausalConv1d
+    in_proj: ssmkit.Linear | ssmkit.Apart
+    conv: ssmkit.CausalConv1d | ssmkit.Apart
     recurrence: Mamba2Recurrence
     D: Float[Array, " heads"] | Float[Array, "heads value"]
     norm: ssmkit.GatedRMSNorm | ssmkit.RMSNorm | None
@@ -206,8 +207,19 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         limit = (0.0, math.inf) if time_step_limit is None else time_step_limit
         ((least, most),) = checked([(".time_step_limit", limit, pair)])
         keys, conv = jax.random.split(key, 4), ssm + 2 * n_groups * state_size
-        self.in_proj = ssmkit.Linear(width, 2 * inner - ssm + conv + heads, use_bias=use_bias, dtype=dtype, key=keys[0])
-        self.conv = ssmkit.CausalConv1d(conv, conv_kernel, use_bias=use_conv_bias, dtype=dtype, key=keys[1])
+        beside = 2 * [ssmkit.Part(inner - ssm, inner - ssm)] if inner > ssm else []
+        by_head, by_group = ssmkit.Part(ssm, heads), ssmkit.Part(n_groups * state_size, n_groups)
+        self.in_proj = ssmkit.Linear(
+            width,
+            2 * inner - ssm + conv + heads,
+            use_bias=use_bias,
+            parts=[*beside, by_head, by_head, by_group, by_group, ssmkit.Part(heads, heads)],
+            dtype=dtype,
+            key=keys[0],
+        )
+        self.conv = ssmkit.CausalConv1d(
+            conv, conv_kernel, use_bias=use_conv_bias, parts=[by_head, by_group, by_group], dtype=dtype, key=keys[1]
+        )
         A_key, dt_key = jax.random.split(keys[2])
         self.recurrence = Mamba2Recurrence(
             A_log=jnp.log(jax.random.uniform(A_key, (heads,), jnp.float32, 1.0, 16.0)),
@@ -231,14 +243,11 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
     ) -> tuple[Float[Array, "*time width"], Mamba2Cache]:
         """The equations of the class, for many tokens or for one."""
         heads, key, value = self.recurrence.state_shape
-        groups, inner = self.groups, heads * value
-        axes = x.shape[:-1]
+        groups, axes = self.groups, x.shape[:-1]
 
-        projected = self.in_proj(x)
-        rest = (projected.shape[-1] - heads - 2 * (inner + groups * key)) // 2  # the channels of the MLP
-        beside, z, xBC, dt = jnp.split(projected, [2 * rest, 2 * rest + inner, projected.shape[-1] - heads], axis=-1)
-        xBC, window = advance(self.conv, xBC, cache.window)
-        u, B, C = jnp.split(ssmkit.silu(xBC), [inner, inner + groups * key], axis=-1)
+        *beside, z, u, B, C, dt = self.in_proj.split(x)
+        convolved, window = ssmkit.convolve(self.conv, (u, B, C), cache.window, advance)
+        u, B, C = map(ssmkit.silu, convolved)
         u = jnp.reshape(u, (*axes, heads, value))
         inputs = Mamba2Inputs(
             x=u, B=jnp.reshape(B, (*axes, groups, key)), C=jnp.reshape(C, (*axes, groups, key)), dt=dt
@@ -246,9 +255,9 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         y, state = advance(self.recurrence, inputs, cache.state)
         D = self.D if self.D.ndim == 2 else self.D[:, None]
         y = y + jnp.broadcast_to(D, u.shape) * u
-        y = self._gated(jnp.reshape(y, (*axes, inner)), z)
-        if rest:
-            z0, x0 = jnp.split(beside, 2, axis=-1)
+        y = self._gated(jnp.reshape(y, z.shape), z)
+        if beside:
+            z0, x0 = beside
             y = jnp.concatenate([ssmkit.silu(z0) * x0, y], axis=-1)
         return self.out_proj(y), Mamba2Cache(window=window, state=state)
 

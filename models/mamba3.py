@@ -97,7 +97,7 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
     $S^\top C_r + D x_r$ is RMS-normalised within each head before it is gated.
     """
 
-    in_proj: ssmkit.Linear
+    in_proj: ssmkit.Linear | ssmkit.Apart
     B_norm: ssmkit.RMSNorm
     C_norm: ssmkit.RMSNorm
     B_bias: Float[Array, "heads rank key"]
@@ -176,9 +176,12 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         if A_activation not in ("heavy_tail", "softplus"):
             raise ValueError(f"`A_activation` must be 'heavy_tail' or 'softplus', got {A_activation!r}.")
         in_key, dt_key, out_key = jax.random.split(key, 3)
-        rows = 2 * channels + 2 * rank * n_groups * state_size + 3 * heads + angles
+        by_group = ssmkit.Part(rank * n_groups * state_size, 1)  # the axis of ranks is outside the groups
+        by_head = 3 * [ssmkit.Part(heads, heads)]
+        parts = [*2 * [ssmkit.Part(channels, heads)], by_group, by_group, *by_head, ssmkit.Part(angles, 1)]
+        rows = sum(part.size for part in parts)
         ones = lambda *shape: jnp.ones(shape, jnp.float32)
-        self.in_proj = ssmkit.Linear(width, rows, dtype=dtype, key=in_key)
+        self.in_proj = ssmkit.Linear(width, rows, parts=parts, dtype=dtype, key=in_key)
         self.B_norm, self.C_norm = ssmkit.RMSNorm(state_size), ssmkit.RMSNorm(state_size)
         self.B_bias, self.C_bias = ones(heads, rank, state_size), ones(heads, rank, state_size)
         mimo = None if mimo_rank is None else ones(heads, rank, head_dim)
@@ -206,11 +209,9 @@ class Mamba3Mixer(ssmkit.AbstractRecurrentMixer[Mamba3Cache]):
         self, x: Float[Array, "*time width"], cache: Mamba3Cache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], Mamba3Cache]:
         """The equations of the class, for many tokens or for one."""
-        heads, rank, key = self.B_bias.shape
+        heads = self.B_bias.shape[0]
         value, axes = self.recurrence.state_shape[2], x.shape[:-1]
-        sizes = 2 * [heads * value] + 2 * [rank * self.n_groups * key] + 3 * [heads] + [self.phase.shape[1]]
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        z, u, B, C, dt, A, trap, angles = jnp.split(self.in_proj(x), ends, axis=-1)
+        z, u, B, C, dt, A, trap, angles = self.in_proj.split(x)
         z, u = (jnp.reshape(array, (*axes, heads, value)) for array in (z, u))
 
         turns = 0.5 * self.recurrence.step_size(dt)[..., None] * jnp.tanh(angles)[..., None, :]

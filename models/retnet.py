@@ -54,7 +54,7 @@ class RetNetCache(eqx.Module):
 
     phase: Float[Array, "*batch 2 pair"]
     state: Float[Array, "*batch heads key value"]
-    window: Float[Array, "*batch window channel"] | None = None
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...] | None = None
 
 
 class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
@@ -131,11 +131,10 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
         self.q_proj = projection(width, queries, dtype=dtype, key=keys[0])
         self.k_proj = projection(width, keyed, dtype=dtype, key=keys[1])
         self.v_proj = projection(width, valued, dtype=dtype, key=keys[2])
-        conv_key, channels = jax.random.fold_in(key, 1), queries + keyed + valued
+        conv_key = jax.random.fold_in(key, 1)
+        parts = [ssmkit.Part(queries, heads), ssmkit.Part(keyed, kv_heads), ssmkit.Part(valued, kv_heads)]
         self.conv = (
-            short_convolution(channels, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key)
-            if use_short_conv
-            else None
+            short_convolution(parts, conv_kernel, use_conv_bias, dtype=dtype, key=conv_key) if use_short_conv else None
         )
         self.g_proj = projection(width, heads * value_dim, dtype=dtype, key=keys[3]) if use_output_gate else None
         self.phase = ssmkit.RunningPhase((key_dim // 2,))

@@ -62,7 +62,7 @@ class RWKV6Mixer(ssmkit.AbstractRecurrentMixer[RWKV6Cache]):
     """
 
     lerp: DataDependentLerp
-    decay_down: ssmkit.Linear
+    decay_down: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
     decay_up: ssmkit.Linear
     r_proj: ssmkit.Linear
     k_proj: ssmkit.Linear

@@ -26,7 +26,7 @@ class RWKV6ChannelMixer(ssmkit.AbstractRecurrentMixer[Float[Array, " width"]]):
     mu_r: Float[Array, " width"]
     shift: ssmkit.Shift
     k_proj: ssmkit.Linear
-    r_proj: ssmkit.Linear
+    r_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
     v_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
 
     @ssmkit.checks_arguments

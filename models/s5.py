@@ -10,7 +10,7 @@ from jaxtyping import Array, Complex, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._complex import between
+from ._complex import between, in_turn
 from ._projections import with_weight
 from ._time_steps import initial_log_steps
 
@@ -103,7 +103,7 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
     recurrence: S5Recurrence
     C: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     D: Float[Array, " width"]
-    gate: ssmkit.Linear
+    gate: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
     conj_sym: bool = eqx.field(static=True)
 
     @ssmkit.checks_arguments
@@ -152,9 +152,9 @@ class S5Mixer(ssmkit.AbstractRecurrentMixer[Complex[Array, "heads 1 1"]]):
         B, C = ssmkit.product("sm,sw->mw", basis.conj(), B), ssmkit.product("sw,sm->wm", C, basis)
         modes = eigenvalues.size
         linear = ssmkit.Linear(width, 2 * modes, dtype=dtype, key=linear_key)
-        self.B = with_weight(linear, jnp.concatenate([B.real, B.imag], axis=0))
+        self.B = with_weight(linear, in_turn(B.real, B.imag, axis=0))
         linear = ssmkit.Linear(2 * modes, width, dtype=dtype, key=linear_key)
-        self.C = with_weight(linear, jnp.concatenate([C.real, C.imag], axis=1))
+        self.C = with_weight(linear, in_turn(C.real, C.imag, axis=1))
         self.recurrence = S5Recurrence(
             eigenvalues,
             time_step_min=time_step_min,

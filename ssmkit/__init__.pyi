@@ -44,6 +44,7 @@ from .generation._stream import Stream as Stream, stream as stream
 from .generation.rows import fork as fork
 from .kernels._coefficients import Coefficients as Coefficients
 from .layers._activations import activation_of as activation_of
+from .layers._apart import Apart as Apart, Shared as Shared
 from .layers._array_kinds import (
     ArrayKind as ArrayKind,
     array_kinds as array_kinds,
@@ -54,6 +55,7 @@ from .layers._linear import (
     BlockDiagonalLinear as BlockDiagonalLinear,
     Embedding as Embedding,
     Linear as Linear,
+    Part as Part,
     silu as silu,
 )
 from .layers._matrix import Int8Matrix as Int8Matrix
@@ -79,7 +81,7 @@ from .operators._attention import (
     AttentionInputs as AttentionInputs,
     AttentionState as AttentionState,
 )
-from .operators._conv import CausalConv1d as CausalConv1d
+from .operators._conv import CausalConv1d as CausalConv1d, convolve as convolve
 from .operators._operator import AbstractSequenceOperator as AbstractSequenceOperator
 from .operators._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence
 from .operators._running import (

@@ -43,7 +43,8 @@ def _linear(layer: Any, x: jax.Array) -> jax.Array:
 
 
 def _complex_maps(module: Any) -> tuple[jax.Array, jax.Array]:
-    B, C = jnp.split(module.B.weight, 2, axis=0), jnp.split(module.C.weight, 2, axis=1)
+    B = module.B.weight[::2], module.B.weight[1::2]
+    C = module.C.weight[:, ::2], module.C.weight[:, 1::2]
     return jax.lax.complex(*B), jax.lax.complex(*C)
 
 

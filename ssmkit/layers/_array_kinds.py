@@ -23,6 +23,8 @@ class ArrayKind(enum.Enum):
     """A matrix whose outputs are channels inside a mixer, `(channel, width)`. It is the default of projections."""
     PROJECTION_OUT = "projection out"
     """A matrix that sums over a mixer's channels, `(width, channel)`."""
+    SHARED = "shared"
+    """A matrix whose outputs all heads or channels of a mixer need, `(channel, width)`, such as one of low rank."""
     HEAD = "head"
     """A matrix from features to logits, `(rows, width)`."""
     PER_HEAD = "per head"
@@ -90,7 +92,8 @@ def _of_field(module: eqx.Module, name: str, kind: ArrayKind) -> ArrayKind:
         return ArrayKind.PER_HEAD if projection is ArrayKind.PROJECTION_IN else ArrayKind.VECTOR
     if isinstance(module, Int8Matrix):
         return kind
-    return _annotated({field.name: field.type for field in dataclasses.fields(module)}.get(name))
+    found = _annotated({field.name: field.type for field in dataclasses.fields(module)}.get(name))
+    return ArrayKind.VECTOR if kind is ArrayKind.SHARED and found is ArrayKind.PER_HEAD else found
 
 
 def _annotated(annotation: Any) -> ArrayKind:

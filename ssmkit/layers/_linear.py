@@ -4,9 +4,13 @@ Activations between layers are float32 (or wider). A projection returns float32 
 stored in a narrower dtype (`_matrix.py`). Normalisation is float32 throughout.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from .._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
@@ -16,11 +20,24 @@ from ._dropout import Dropout
 from ._matrix import Int8Matrix, Matrix, look_up, project
 
 
+class Part(NamedTuple):
+    """One of several outputs of a fused layer: neighbouring rows of its matrix."""
+
+    size: int
+    """The number of rows."""
+    units: int
+    """The number of equal runs of rows that can be computed apart, such as heads or groups; divides `size`."""
+
+
 class Linear(eqx.Module):
-    r"""The projection $y = W x + b$, with $W$ stored as `(out, in)`."""
+    r"""The projection $y = W x + b$, with $W$ stored as `(out, in)`.
+
+    A fused projection gives several outputs, its `parts`, by one product: see `split`.
+    """
 
     weight: Matrix
     bias: Float[Array, " out"] | None
+    parts: tuple[Part, ...] = eqx.field(static=True)
 
     @checks_itself
     def __init__(
@@ -29,26 +46,35 @@ class Linear(eqx.Module):
         out_features: int,
         *,
         use_bias: bool = False,
+        parts: Sequence[Part] = (),
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
         """Initialise the weight uniformly in $\\pm 1/\\sqrt{in}$, as PyTorch's `Linear`; a bias starts at zero.
 
+        `parts` are the outputs of a fused projection, in order. They make up `out_features`.
+
         **Raises:** `ValueError` naming the argument that is not a valid size, dtype or key.
         """
         check_sizes(in_features=in_features, out_features=out_features)
         check_switches(use_bias=use_bias)
+        check_parts(parts, out_features)
         check_dtype(dtype)
         check_one_key(key)
         bound = in_features**-0.5
         self.weight = jax.random.uniform(key, (out_features, in_features), dtype, -bound, bound)
         self.bias = jnp.zeros((out_features,), dtype) if use_bias else None
+        self.parts = tuple(parts)
 
     @checks_itself
     def __call__(self, x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
         """Float32 (or wider) output, whatever the weight's dtype."""
         y = project(self.weight, x)
         return y if self.bias is None else y + along_last(self.bias, y)
+
+    def split(self, x: Float[Array, "*axes in"]) -> tuple[Float[Array, "*axes _"], ...]:
+        """The outputs of a fused projection, one for each of its `parts`."""
+        return tuple(jnp.split(self(x), np.cumsum([part.size for part in self.parts])[:-1].tolist(), axis=-1))
 
 
 class BlockDiagonalLinear(eqx.Module):
@@ -104,6 +130,15 @@ class BlockDiagonalLinear(eqx.Module):
         y = jax.vmap(project, in_axes=(0, -2), out_axes=-2)(self.weight, parts)
         y = jnp.reshape(y, (*x.shape[:-1], -1))
         return y if self.bias is None else y + along_last(self.bias, y)
+
+
+def check_parts(parts: Sequence[Part], size: int) -> None:
+    """Check the parts of a fused layer.
+
+    **Raises:** `ValueError` when they do not make up the layer, or have units that do not divide them.
+    """
+    if parts and (sum(part.size for part in parts) != size or any(part.size % part.units for part in parts)):
+        raise ValueError(f"`parts` must make up {size} outputs, each of whole units, got {tuple(parts)}.")
 
 
 @jax.custom_jvp

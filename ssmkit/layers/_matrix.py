@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Int8
 
 from .._batching import mappable
 from .._products import product
+from .._sharding import axis_size
 from .._types import at_least_float32, check_features, checks_itself
 
 
@@ -51,6 +52,8 @@ _PARTS = 4
 
 def look_up(matrix: Matrix, rows: Int[Array, "*axes"]) -> Float[Array, "*axes in"]:
     """Look up rows of the matrix, in its dtype, or in the dtype of its scale."""
+    if rows.ndim == 0 and axis_size("model") > 1:  # XLA would gather the whole matrix to look up one row
+        return look_up(matrix, rows[None])[0]
     if isinstance(matrix, Int8Matrix):
         return matrix.values[rows].astype(matrix.scale.dtype) * matrix.scale[rows][..., None]
     return matrix[rows]

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 from .._construction import checks_arguments
 from .._types import PRNGKeyArray
 from ..layers._array_kinds import ArrayKind
-from ..layers._linear import Linear
+from ..layers._linear import Linear, Part
 from ..layers._norms import RMSNorm
 from ..operators._attention import Attention, AttentionInputs, AttentionState
 from ._mixer import AbstractRecurrentMixer, Advance
@@ -96,8 +96,9 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
         inner, shared = num_heads * head_dim, self.attention.num_kv_heads * head_dim
         keys = jax.random.split(key, 5)
         self.q_proj = Linear(width, inner, use_bias=use_bias, dtype=dtype, key=keys[0])
-        self.k_proj = Linear(width, shared, use_bias=use_bias, dtype=dtype, key=keys[1])
-        self.v_proj = Linear(width, shared, use_bias=use_bias, dtype=dtype, key=keys[2])
+        groups = [Part(shared, self.attention.num_kv_heads)]
+        self.k_proj = Linear(width, shared, use_bias=use_bias, parts=groups, dtype=dtype, key=keys[1])
+        self.v_proj = Linear(width, shared, use_bias=use_bias, parts=groups, dtype=dtype, key=keys[2])
         self.gate = Linear(width, inner, dtype=dtype, key=keys[3]) if use_output_gate else None
         self.q_norm, self.k_norm = (RMSNorm(head_dim, eps=norm_eps) if qk_norm else None for _ in range(2))
         self.o_proj = Linear(inner, width, use_bias=use_output_bias, dtype=dtype, key=keys[4])

@@ -1,8 +1,11 @@
 """Causal depthwise convolution, with its window as state."""
 
 import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
@@ -11,7 +14,8 @@ from .._construction import check_dtype, check_one_key, check_sizes, check_switc
 from .._extent import Extent, extent_of
 from .._sharding import sharded_by_xla
 from .._types import PRNGKeyArray, Valid, check_valid, checks_itself
-from ..layers._linear import along_last
+from ..layers._apart import Apart, whole
+from ..layers._linear import Part, along_last, check_parts
 from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
 
@@ -28,6 +32,7 @@ class CausalConv1d(
 
     weight: Float[Array, "channel kernel"]
     bias: Float[Array, " channel"] | None
+    parts: tuple[Part, ...] = eqx.field(static=True)
 
     @checks_itself
     def __init__(
@@ -36,6 +41,7 @@ class CausalConv1d(
         kernel_size: int,
         *,
         use_bias: bool = True,
+        parts: Sequence[Part] = (),
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -46,6 +52,7 @@ class CausalConv1d(
         - `channels`: the number of independent channels.
         - `kernel_size`: $K$, at least 1.
         - `use_bias`: whether $b$ exists.
+        - `parts`: the features whose channels these are, in order, if they are several; see `ssmkit.Linear`.
         - `dtype`: the dtype of the parameters.
         - `key`: the key for the initialisation.
 
@@ -53,12 +60,14 @@ class CausalConv1d(
         """
         check_sizes(channels=channels, kernel_size=kernel_size)
         check_switches(use_bias=use_bias)
+        check_parts(parts, channels)
         check_dtype(dtype)
         check_one_key(key)
         bound = kernel_size**-0.5
         weight_key, bias_key = jax.random.split(key)
         self.weight = jax.random.uniform(weight_key, (channels, kernel_size), dtype, -bound, bound)
         self.bias = jax.random.uniform(bias_key, (channels,), dtype, -bound, bound) if use_bias else None
+        self.parts = tuple(parts)
 
     def init_state(self) -> Float[Array, "window channel"]:
         """The state before the first token: zeros."""
@@ -116,3 +125,29 @@ class CausalConv1d(
     def _sum(self, taps: list[Array]) -> Float[Array, "*time channel"]:
         outputs = functools.reduce(jnp.add, taps)
         return outputs if self.bias is None else outputs + along_last(self.bias, outputs)
+
+
+def convolve(
+    conv: CausalConv1d | Apart,
+    features: Sequence[Float[Array, "*time _"]],
+    window: Any,
+    advance: Callable[[AbstractSequenceOperator, Any, Any], tuple[Any, Any]],
+) -> tuple[tuple[Float[Array, "*time _"], ...], Any]:
+    """Run a convolution over several features of the same tokens, by one operation on one device.
+
+    **Arguments:**
+
+    - `conv`: the convolution over the concatenated channels of all features, which are its `parts`. On a mesh with an
+        axis `model`, `ssmkit.shard` holds one for each of the features in its place.
+    - `features`: several arrays of the same tokens, or of one.
+    - `window`: the state of `conv`.
+    - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
+
+    **Returns:** a convolved array for each of the features, and the new window.
+    """
+    if isinstance(conv, Apart):
+        runs = [advance(whole(one), x, own) for one, x, own in zip(conv.layers, features, window, strict=True)]
+        return tuple(y for y, _ in runs), tuple(after for _, after in runs)
+    y, window = advance(conv, jnp.concatenate(features, axis=-1), window)
+    ends = itertools.accumulate(x.shape[-1] for x in features[:-1])
+    return tuple(jnp.split(y, list(ends), axis=-1)), window

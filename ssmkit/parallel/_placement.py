@@ -7,6 +7,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from ..layers._apart import apart
+from ._mesh import check_mesh
 from ._specs import partition_specs
 
 
@@ -32,7 +34,7 @@ def shard(model: Tree, mesh: Mesh) -> Tree:
 
     **Raises:** `ValueError` when `mesh` is none, or has other axes.
     """
-    return placed(model, shardings(model, mesh))
+    return _placed_apart(model, mesh, fully_sharded=False)
 
 
 def fully_shard(model: Tree, mesh: Mesh) -> Tree:
@@ -43,13 +45,18 @@ def fully_shard(model: Tree, mesh: Mesh) -> Tree:
 
     **Arguments**, **Returns** and **Raises:** as `shard`.
     """
-    return placed(model, shardings(model, mesh, fully_sharded=True))
+    return _placed_apart(model, mesh, fully_sharded=True)
 
 
 def shardings(tree: PyTree, mesh: Mesh, *, fully_sharded: bool = False) -> PyTree[NamedSharding]:
     """The sharding of every leaf; arguments are those of `partition_specs`."""
     specs = partition_specs(tree, mesh, fully_sharded=fully_sharded)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def _placed_apart(model: Tree, mesh: Mesh, *, fully_sharded: bool) -> Tree:
+    model = apart(model, check_mesh(mesh).shape.get("model", 1))
+    return placed(model, shardings(model, mesh, fully_sharded=fully_sharded))
 
 
 def placed(tree: Tree, where: PyTree[NamedSharding]) -> Tree:
