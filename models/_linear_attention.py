@@ -1,6 +1,7 @@
 """The common part of RetNet, GLA, HGRN2 and RWKV-6: the split of channels into heads, and short convolutions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -49,12 +50,12 @@ def short_convolution(
 
 
 def convolved(
-    conv: ssmkit.CausalConv1d | None,
+    conv: ssmkit.CausalConv1d | ssmkit.Apart | None,
     features: tuple[Float[Array, "*time _"], ...],
-    window: Float[Array, "window channels"] | None,
+    window: Any,
     advance: ssmkit.Advance,
     activation: Callable[[Array], Array] = lambda x: x,
-) -> tuple[tuple[Float[Array, "*time _"], ...], Float[Array, "window channels"] | None]:
+) -> tuple[tuple[Float[Array, "*time _"], ...], Any]:
     """Apply a convolution and an activation to features; without a convolution, return them unchanged.
 
     **Arguments:**

@@ -59,7 +59,7 @@ class GLACache(eqx.Module):
     """The recurrence's state and, with short convolutions, the window of the last tokens' queries, keys and values."""
 
     state: Float[Array, "*batch heads key value"]
-    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...] | None = None
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window _"], ...] | None = None
 
 
 class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
@@ -77,7 +77,7 @@ class GLAMixer(ssmkit.AbstractRecurrentMixer[GLACache]):
     q_proj: ssmkit.Linear
     k_proj: ssmkit.Linear
     v_proj: ssmkit.Linear
-    conv: ssmkit.CausalConv1d | None
+    conv: ssmkit.CausalConv1d | ssmkit.Apart | None
     gk_down: Annotated[ssmkit.Linear, ssmkit.ArrayKind.SHARED]
     gk_up: ssmkit.Linear
     g_proj: ssmkit.Linear | None

@@ -79,7 +79,7 @@ class HGRN2Cache(eqx.Module):
     """The recurrence's state and, with short convolutions, the window of the last tokens' projections."""
 
     state: Float[Array, "*batch heads key value"]
-    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...] | None = None
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window _"], ...] | None = None
 
 
 class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
@@ -94,7 +94,7 @@ class HGRN2Mixer(ssmkit.AbstractRecurrentMixer[HGRN2Cache]):
     q_proj: ssmkit.Linear
     f_proj: ssmkit.Linear
     i_proj: ssmkit.Linear
-    conv: ssmkit.CausalConv1d | None
+    conv: ssmkit.CausalConv1d | ssmkit.Apart | None
     recurrence: HGRN2Recurrence
     norm: ssmkit.RMSNorm
     o_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]

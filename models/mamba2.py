@@ -130,8 +130,7 @@ class Mamba2Recurrence(ssmkit.DiagonalChunkedRecurrence[Mamba2Inputs]):
 class Mamba2Cache(eqx.Module):
     """The cache of a Mamba-2 mixer. Its size does not depend on the number of tokens."""
 
-    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...]
-    """The window of the convolution, or of each that a mesh holds apart."""
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window _"], ...]
     state: Float[Array, "*batch heads key value"]
 
 
@@ -206,19 +205,14 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
             raise ValueError(f"{problem}.")
         limit = (0.0, math.inf) if time_step_limit is None else time_step_limit
         ((least, most),) = checked([(".time_step_limit", limit, pair)])
-        keys, conv = jax.random.split(key, 4), ssm + 2 * n_groups * state_size
+        keys, size = jax.random.split(key, 4), lambda parts: sum(part.size for part in parts)
         beside = 2 * [ssmkit.Part(inner - ssm, inner - ssm)] if inner > ssm else []
-        by_head, by_group = ssmkit.Part(ssm, heads), ssmkit.Part(n_groups * state_size, n_groups)
-        self.in_proj = ssmkit.Linear(
-            width,
-            2 * inner - ssm + conv + heads,
-            use_bias=use_bias,
-            parts=[*beside, by_head, by_head, by_group, by_group, ssmkit.Part(heads, heads)],
-            dtype=dtype,
-            key=keys[0],
-        )
+        channels, shared = ssmkit.Part(ssm, heads), ssmkit.Part(n_groups * state_size, n_groups)
+        xBC = [channels, shared, shared]
+        rows = [*beside, channels, *xBC, ssmkit.Part(heads, heads)]
+        self.in_proj = ssmkit.Linear(width, size(rows), use_bias=use_bias, parts=rows, dtype=dtype, key=keys[0])
         self.conv = ssmkit.CausalConv1d(
-            conv, conv_kernel, use_bias=use_conv_bias, parts=[by_head, by_group, by_group], dtype=dtype, key=keys[1]
+            size(xBC), conv_kernel, use_bias=use_conv_bias, parts=xBC, dtype=dtype, key=keys[1]
         )
         A_key, dt_key = jax.random.split(keys[2])
         self.recurrence = Mamba2Recurrence(
@@ -257,8 +251,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         y = y + jnp.broadcast_to(D, u.shape) * u
         y = self._gated(jnp.reshape(y, z.shape), z)
         if beside:
-            z0, x0 = beside
-            y = jnp.concatenate([ssmkit.silu(z0) * x0, y], axis=-1)
+            y = jnp.concatenate([ssmkit.silu(beside[0]) * beside[1], y], axis=-1)
         return self.out_proj(y), Mamba2Cache(window=window, state=state)
 
     def _gated(

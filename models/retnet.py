@@ -54,7 +54,7 @@ class RetNetCache(eqx.Module):
 
     phase: Float[Array, "*batch 2 pair"]
     state: Float[Array, "*batch heads key value"]
-    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window channel"], ...] | None = None
+    window: Float[Array, "*batch window channel"] | tuple[Float[Array, "*batch window _"], ...] | None = None
 
 
 class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
@@ -73,7 +73,7 @@ class RetNetMixer(ssmkit.AbstractRecurrentMixer[RetNetCache]):
     q_proj: ssmkit.Linear
     k_proj: ssmkit.Linear
     v_proj: ssmkit.Linear
-    conv: ssmkit.CausalConv1d | None
+    conv: ssmkit.CausalConv1d | ssmkit.Apart | None
     g_proj: ssmkit.Linear | None
     phase: ssmkit.RunningPhase
     recurrence: RetNetRecurrence

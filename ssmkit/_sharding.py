@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -25,8 +26,14 @@ def axis_size(axis: str) -> int:
 def sharded_by_xla(function: Function) -> Function:
     """Make the explicit axes of a mesh automatic inside a function: XLA then lays out intermediate values.
 
-    Otherwise JAX requires a sharding at every gather and reshape. Results are replicated, except along the axes that an
-    outer `jax.vmap` maps over: a batch keeps its sharding. Without explicit axes nothing changes.
+    Otherwise JAX requires a sharding at every gather and reshape. The first result is spread along its first axis as
+    the inputs are, which is time for many tokens, and a state is spread as the given state. All else is replicated,
+    except along the axes that an outer `jax.vmap` maps over: a batch keeps its sharding. Without explicit axes nothing
+    changes.
+
+    **Arguments:**
+
+    - `function`: a method that takes inputs and perhaps a state, and returns outputs, or outputs and the new state.
     """
 
     @functools.wraps(function)
@@ -40,9 +47,31 @@ def sharded_by_xla(function: Function) -> Function:
             arguments, options = eqx.combine(arrays, others)
             return function(*arguments, **options)
 
-        return jax.sharding.auto_axes(run, out_sharding=NamedSharding(mesh, PartitionSpec()))(arrays)
+        replicated = NamedSharding(mesh, PartitionSpec())
+        _, inputs, state, *_ = (*arguments, *options.values(), None, None, None)
+        results = jax.eval_shape(jax.sharding.auto_axes(run, out_sharding=replicated), arrays)
+        where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(results, inputs, state))
+        return jax.sharding.auto_axes(run, out_sharding=where)(arrays)
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def _specs(results: Any, inputs: Any, state: Any) -> Any:
+    """The partition spec of every result, by those of the arguments."""
+    along = {jnp.shape(leaf)[:1]: _spec_of(leaf)[:1] for leaf in jax.tree.leaves(inputs) if jnp.ndim(leaf) > 0}
+    by_inputs = lambda leaf: PartitionSpec(*along.get(leaf.shape[:1], ()))
+    if not isinstance(results, tuple) or len(results) != 2 or not _same_form(results[1], state):
+        return jax.tree.map(by_inputs, results)
+    return jax.tree.map(by_inputs, results[0]), jax.tree.map(_spec_of, eqx.filter(state, eqx.is_array))
+
+
+def _spec_of(leaf: Any) -> PartitionSpec:
+    return jax.typeof(leaf).sharding.spec if eqx.is_array(leaf) else PartitionSpec()
+
+
+def _same_form(a: Any, b: Any) -> bool:
+    forms = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    return forms[0] == forms[1] and jax.tree.structure(a) == jax.tree.structure(b)
 
 
 def _explicit_mesh(arrays: Any) -> Any:

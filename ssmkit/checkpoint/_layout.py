@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ._errors import CheckpointError
 from ._source import Source
@@ -135,8 +136,9 @@ def load(
     array: jax.ShapeDtypeStruct,
     *,
     store: Callable[[Any], Any] = jnp.array,
+    sharding: NamedSharding | None = None,
 ) -> Any:
-    """Load one array to the default device. On the host it stays a map of its file, as far as possible.
+    """Load one array. On the host it stays a map of its file, as far as possible.
 
     **Arguments:**
 
@@ -144,20 +146,29 @@ def load(
     - `tensors`: tensors that `fit` has accepted.
     - `array`: the array's shape and dtype.
     - `store`: makes the array on the device.
+    - `sharding`: where the array lies; every device then gets its own part of the file, without `store`. With `None`,
+        the array is on the default device.
 
     **Raises:** `CheckpointError` when the array holds NaN or infinity, before or after the cast, or does not fit on the
     device.
     """
-    values = source.read(lambda name: tensors[name].read(), array.shape)
-    was, dtype = values.dtype, array.dtype
+    stored = source.read(lambda name: tensors[name].read(), array.shape)
+    dtype = array.dtype
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise CheckpointError(f"{source} is {dtype}. Pass `dtype=`, or enable 64-bit arrays in JAX.")
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        values = values.astype(dtype, "C", copy=False)
-    if not all(np.isfinite(block).all() for block in _blocks(values)):
-        raise CheckpointError(f"{source} holds NaN or infinity (stored as {was}, read as {dtype}).")
+
+    def part(index: Any) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below
+            values = stored[index].astype(dtype, "C", copy=False)
+        if not all(np.isfinite(block).all() for block in _blocks(values)):
+            raise CheckpointError(f"{source} holds NaN or infinity (stored as {stored.dtype}, read as {dtype}).")
+        return values
+
     try:
-        return jax.block_until_ready(store(values))
+        if sharding is not None:
+            return jax.block_until_ready(jax.make_array_from_callback(array.shape, sharding, part))
+        return jax.block_until_ready(store(part(...)))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        device = jax.devices()[0]
-        raise CheckpointError(f"{source} of {values.nbytes:,} bytes does not fit on {device}: {error}") from error
+        where = f"{jax.devices()[0]}" if sharding is None else f"the mesh {dict(sharding.mesh.shape)}"
+        size = math.prod(array.shape) * dtype.itemsize
+        raise CheckpointError(f"{source} of {size:,} bytes does not fit on {where}: {error}") from error

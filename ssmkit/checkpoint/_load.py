@@ -10,19 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, DTypeLike
 
 from .._config import checks_itself
 from .._scan_layers import scanned
 from .._shown import shown
+from ..layers._apart import apart
 from ..layers._array_kinds import matrix_mask
+from ..layers._matrix import Int8Matrix
 from ..layers._quantize import NARROW
+from ..parallel._mesh import check_mesh
+from ..parallel._placement import shardings
 from ._describe import Checkpoint, detect
 from ._errors import CheckpointError
 from ._foreign import foreign_tensors, wrapper
 from ._layout import FLOATS, Layout, fit, load
 from ._skeleton import array_path, arrays_of, skeleton
-from ._source import Source
+from ._source import Slice, Source
 from ._stored import StoredTensor
 
 
@@ -35,10 +40,12 @@ def from_pretrained(
     revision: str | None = None,
     strict: bool = False,
     scan_layers: bool = False,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Load a model. The architecture and the file format are detected, and every mismatch is an error.
 
-    Arrays go to the default device one at a time, the largest first, straight from the mapped file.
+    Arrays go to the default device one at a time, the largest first, straight from the mapped file. With a `mesh`,
+    every device gets its own part of each array.
 
     **Arguments:**
 
@@ -52,12 +59,16 @@ def from_pretrained(
     - `strict`: whether unknown keys of the configuration are an error. Otherwise they are ignored, with one warning
         that lists them. Unsupported keys that are known to change results are always an error.
     - `scan_layers`: whether equal layers are stacked, as by `ssmkit.scan_layers`. They are stacked as they are read.
+    - `mesh`: the mesh on which the model is placed, as by `ssmkit.shard`; `None` for the default device.
 
     **Returns:** the model.
 
     **Raises:** `CheckpointError` listing every unsupported configuration key, or every tensor that is missing,
-    unexpected, mis-shaped, not floating-point, or holds NaN or infinity.
+    unexpected, mis-shaped, not floating-point, or holds NaN or infinity; `ValueError` for a mesh with other axes than
+    `data`, `model` and `sequence`.
     """
+    if mesh is not None:
+        check_mesh(mesh)
     try:
         cast = None if dtype is None else np.dtype(dtype)
     except Exception as error:  # NumPy reads a small language, and fails in several ways
@@ -86,11 +97,14 @@ def from_pretrained(
 
     model = skeleton(*parts)
     model = jax.tree_util.tree_map_with_path(slot, model, matrix_mask(model))
+    if mesh is not None:
+        model = apart(model, mesh.shape.get("model", 1))
     model = scanned(model, _Slot.of_layers) if scan_layers else model
     leaves, structure = jax.tree.flatten(model)
+    places = [None] * len(leaves) if mesh is None else jax.tree.leaves(shardings(model, mesh))
     for i in sorted(range(len(leaves)), key=lambda i: -getattr(leaves[i], "nbytes", 0)):
         if isinstance(leaves[i], _Slot):
-            leaves[i] = leaves[i].load(tensors)
+            leaves[i] = leaves[i].load(tensors, places[i])
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -101,7 +115,7 @@ class _Slot:
     sources: tuple[Source, ...]
     """The source of the array, or of its entry for every layer."""
     shape: tuple[int, ...]
-    """The shape of the array, without the axis of layers."""
+    """The shape of the array, with an axis of layers if there are several sources."""
     dtype: np.dtype
     store: Callable[[Any], Any]
     """Makes the array on the device, or that of a layer."""
@@ -109,25 +123,61 @@ class _Slot:
     @staticmethod
     def of_layers(slots: list["_Slot"]) -> "_Slot":
         """The place of the stack of the arrays of all layers."""
-        return dataclasses.replace(slots[0], sources=tuple(source for slot in slots for source in slot.sources))
+        sources = tuple(source for slot in slots for source in slot.sources)
+        return dataclasses.replace(slots[0], sources=sources, shape=(len(sources), *slots[0].shape))
+
+    def part(self, start: int, stop: int, axis: int) -> "_Slot":
+        """The place of a part of the array."""
+        axis %= len(self.shape)
+        step = Slice(start, self.shape[axis], axis)
+        shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
+        sources = tuple(Source(source.name, (*source.steps, step)) for source in self.sources)
+        return dataclasses.replace(self, sources=sources, shape=shape)
 
     @property
     def nbytes(self) -> int:
         """The number of bytes of the array as it is read."""
-        return len(self.sources) * math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
-    def load(self, tensors: Mapping[str, StoredTensor]) -> Any:
-        """Load the array. Of a stack, one layer at a time is beside it on the device."""
-        form = jax.ShapeDtypeStruct(self.shape, self.dtype)
-        layers = (load(source, tensors, form, store=self.store) for source in self.sources)
+    def load(self, tensors: Mapping[str, StoredTensor], where: NamedSharding | None) -> Any:
+        """Load the array. Of a stack, one layer at a time is beside it on the device.
+
+        **Arguments:**
+
+        - `tensors`: the tensors of the files.
+        - `where`: where the array lies; `None` for the default device.
+        """
         if len(self.sources) == 1:
-            return next(layers)
+            return self._one(self.sources[0], self.shape, tensors, where)
+        one = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
         stack = None
-        for i, layer in enumerate(layers):
+        for i, source in enumerate(self.sources):
+            layer = self._one(source, self.shape[1:], tensors, one)
             if stack is None:
-                stack = jax.tree.map(lambda leaf: jnp.zeros((len(self.sources), *leaf.shape), leaf.dtype), layer)
+                stack = jax.tree.map(lambda leaf: _stack(len(self.sources), leaf, where), layer)
             stack = _with_layer(stack, layer, i)
         return stack
+
+    def _one(
+        self, source: Source, shape: tuple[int, ...], tensors: Mapping[str, StoredTensor], where: NamedSharding | None
+    ) -> Any:
+        """Load one array of this shape. A matrix of 8 bits is narrowed on the host, because whole rows are scaled."""
+        form = jax.ShapeDtypeStruct(shape, self.dtype)
+        if where is None or self.store is not NARROW["int8"]:
+            form = form if where is None or self.store is not NARROW["bfloat16"] else form.update(dtype=jnp.bfloat16)
+            return load(source, tensors, form, store=self.store, sharding=where)
+        matrix = load(source, tensors, form, store=self.store)
+        spec = (*where.spec, *[None] * (len(shape) - len(where.spec)))
+        scale = NamedSharding(where.mesh, PartitionSpec(*spec[:-1]))
+        return Int8Matrix(jax.device_put(matrix.values, where), jax.device_put(matrix.scale, scale))
+
+
+def _stack(layers: int, leaf: Any, where: NamedSharding | None) -> Array:
+    """Zeros for a stack of arrays like this one, spread over devices as it is."""
+    zeros = jnp.zeros((layers, *leaf.shape), leaf.dtype)
+    if where is None:
+        return zeros
+    return jax.device_put(zeros, NamedSharding(where.mesh, PartitionSpec(None, *leaf.sharding.spec)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

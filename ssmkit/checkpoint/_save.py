@@ -15,6 +15,7 @@ from .._arguments import check_is, path_of
 from .._config import checks_itself
 from .._files import replacing_files, writing
 from .._scan_layers import unscanned
+from ..layers._apart import together
 from ..layers._matrix import Int8Matrix
 from ..text._tokenizer import Tokenizer
 from ._dialect import Dialect, architectures
@@ -94,16 +95,33 @@ def check_writable(model: Any, *, format: str | None = None) -> None:
     """
     dialect, write_config = _layout(model, format)
     write_config(model.config, "float32")
-    form = lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape)  # takes no memory
-    arrays = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in _arrays(model, form)}
+    arrays = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in _arrays(model, _form, _joined)}
     dialect.layout(model.config, arrays).tensor_shapes(arrays)
 
 
-def _arrays(model: Any, read: Callable[[Any], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of the model, as `read` gives it, with its path. Layers of stacked arrays have paths of their own."""
+def _arrays(
+    model: Any, read: Callable[[Any], np.ndarray], concatenate: Callable[..., np.ndarray] = np.concatenate
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of the model, as `read` gives it, with its path in the model as it is on one device.
+
+    Layers of stacked arrays have paths of their own, and fused layers are whole.
+    """
     model = unscanned(jax.tree.map(read, eqx.filter(model, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))))
+    model = together(model, concatenate)
     for path, array in jax.tree_util.tree_flatten_with_path(model)[0]:
         yield array_path(path), array
+
+
+def _form(array: Any) -> np.ndarray:
+    """An array of zeros of this form, which takes no memory."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def _joined(forms: list[np.ndarray], axis: int) -> np.ndarray:
+    """The form of concatenated arrays."""
+    shape = list(forms[0].shape)
+    shape[axis] = sum(form.shape[axis] for form in forms)
+    return np.broadcast_to(np.zeros((), forms[0].dtype), shape)
 
 
 def _is_int8(node: Any) -> bool:

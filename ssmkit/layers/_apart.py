@@ -5,6 +5,7 @@ the outputs of one head are rows far apart, so that no device holds whole heads.
 which is spread by heads; an output that all heads need is on every device.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import equinox as eqx
@@ -66,24 +67,28 @@ def apart(tree: Tree, devices: int) -> Tree:
     return tree if devices == 1 else jax.tree.map(separate, tree, is_leaf=stop)
 
 
-def together(tree: Tree) -> Tree:
-    """Undo `apart`: the model as it is on one device, and as formats know it."""
+def together(tree: Tree, concatenate: Callable[..., Any] = jnp.concatenate) -> Tree:
+    """Undo `apart`: the model as it is on one device, and as formats know it.
+
+    **Arguments:**
+
+    - `tree`: a model, or a part of one.
+    - `concatenate`: concatenates the leaves of layers along an axis, as `jax.numpy.concatenate`.
+    """
 
     def join(node: Any) -> Any:
         if isinstance(node, Shared):
             return node.layer
         if not isinstance(node, Apart):
             return node
-        layers = [together(layer) for layer in node.layers]
-        joined = lambda axis: lambda *arrays: jnp.concatenate(arrays, axis=axis)
+        layers = [whole(layer) for layer in node.layers]
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         if isinstance(weights[0], Int8Matrix):
-            weight = Int8Matrix(
-                joined(-2)(*[weight.values for weight in weights]), joined(-1)(*[weight.scale for weight in weights])
-            )
+            parts = [weight.values for weight in weights], [weight.scale for weight in weights]
+            weight = Int8Matrix(concatenate(parts[0], axis=-2), concatenate(parts[1], axis=-1))
         else:
-            weight = joined(-2)(*weights)
-        return _replaced(layers[0], weight, None if biases[0] is None else joined(-1)(*biases))
+            weight = concatenate(weights, axis=-2)
+        return _replaced(layers[0], weight, None if biases[0] is None else concatenate(biases, axis=-1))
 
     return jax.tree.map(join, tree, is_leaf=lambda node: isinstance(node, Apart | Shared))
 

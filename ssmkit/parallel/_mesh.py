@@ -9,13 +9,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from .._shown import shown
-from .._types import whole
+from .._types import checks_itself, whole
 
 
 AXES = ("data", "model", "sequence")
 """The axes of a mesh: rows are spread over `data`, heads and channels over `model`, and tokens over `sequence`."""
 
 
+@checks_itself
 def make_mesh(*, data: int = 1, model: int = 1, sequence: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Make a mesh with the axes `data`, `model` and `sequence`, which XLA's partitioner lays programs out over.
 
@@ -71,6 +72,7 @@ def said(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "data=1"
 
 
+@checks_itself
 def check_mesh(mesh: Any) -> Mesh:
     """Check a mesh.
 

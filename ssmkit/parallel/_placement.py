@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from .._types import checks_itself
 from ..layers._apart import apart
 from ._mesh import check_mesh
 from ._specs import partition_specs
@@ -15,6 +16,7 @@ from ._specs import partition_specs
 Tree = TypeVar("Tree")
 
 
+@checks_itself
 def shard(model: Tree, mesh: Mesh) -> Tree:
     """Place a model on a mesh: heads and channels are spread over `model`, and every row of `data` has a copy.
 
@@ -34,9 +36,10 @@ def shard(model: Tree, mesh: Mesh) -> Tree:
 
     **Raises:** `ValueError` when `mesh` is none, or has other axes.
     """
-    return _placed_apart(model, mesh, fully_sharded=False)
+    return _placed_apart(model, check_mesh(mesh), fully_sharded=False)
 
 
+@checks_itself
 def fully_shard(model: Tree, mesh: Mesh) -> Tree:
     """Place a model on a mesh as `shard`, with its matrices spread over `data` too (ZeRO-3, arXiv 1910.02054).
 
@@ -45,7 +48,7 @@ def fully_shard(model: Tree, mesh: Mesh) -> Tree:
 
     **Arguments**, **Returns** and **Raises:** as `shard`.
     """
-    return _placed_apart(model, mesh, fully_sharded=True)
+    return _placed_apart(model, check_mesh(mesh), fully_sharded=True)
 
 
 def shardings(tree: PyTree, mesh: Mesh, *, fully_sharded: bool = False) -> PyTree[NamedSharding]:
@@ -55,7 +58,7 @@ def shardings(tree: PyTree, mesh: Mesh, *, fully_sharded: bool = False) -> PyTre
 
 
 def _placed_apart(model: Tree, mesh: Mesh, *, fully_sharded: bool) -> Tree:
-    model = apart(model, check_mesh(mesh).shape.get("model", 1))
+    model = apart(model, mesh.shape.get("model", 1))
     return placed(model, shardings(model, mesh, fully_sharded=fully_sharded))
 
 

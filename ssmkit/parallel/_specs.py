@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
+from .._types import checks_itself
 from ..layers._array_kinds import ArrayKind, array_kinds
 from ..mixers._scanned import ScannedBlocks
 from ._mesh import check_mesh
@@ -22,6 +23,7 @@ _OVER_MODEL = {
 }
 
 
+@checks_itself
 def partition_specs(tree: PyTree, mesh: Mesh, *, fully_sharded: bool = False) -> PyTree[PartitionSpec]:
     """The partition spec of every leaf of a model, or of a tree made of models, such as an optimiser's state.
 
