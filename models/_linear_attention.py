@@ -70,5 +70,4 @@ def convolved(
     """
     if conv is None:
         return features, window
-    features, window = ssmkit.convolve(conv, features, window, advance)
-    return tuple(map(activation, features)), window
+    return ssmkit.convolve(conv, features, window, advance, activation)

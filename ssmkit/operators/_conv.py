@@ -132,6 +132,7 @@ def convolve(
     features: Sequence[Float[Array, "*time _"]],
     window: Any,
     advance: Callable[[AbstractSequenceOperator, Any, Any], tuple[Any, Any]],
+    activation: Callable[[Array], Array] = lambda x: x,
 ) -> tuple[tuple[Float[Array, "*time _"], ...], Any]:
     """Run a convolution over several features of the same tokens, by one operation on one device.
 
@@ -142,12 +143,13 @@ def convolve(
     - `features`: several arrays of the same tokens, or of one.
     - `window`: the state of `conv`.
     - `advance`: as in `ssmkit.AbstractRecurrentMixer.mix`.
+    - `activation`: an elementwise function, applied after the convolution.
 
     **Returns:** a convolved array for each of the features, and the new window.
     """
     if isinstance(conv, Apart):
         runs = [advance(whole(one), x, own) for one, x, own in zip(conv.layers, features, window, strict=True)]
-        return tuple(y for y, _ in runs), tuple(after for _, after in runs)
+        return tuple(activation(y) for y, _ in runs), tuple(after for _, after in runs)
     y, window = advance(conv, jnp.concatenate(features, axis=-1), window)
     ends = itertools.accumulate(x.shape[-1] for x in features[:-1])
-    return tuple(jnp.split(y, list(ends), axis=-1)), window
+    return tuple(jnp.split(activation(y), list(ends), axis=-1)), window
