@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -21,6 +22,30 @@ def axis_size(axis: str) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return 1 if types.get(axis, AxisType.Manual) is AxisType.Manual else mesh.shape[axis]
+
+
+def over_sequence(tokens: ArrayLike, axis: int) -> Array:
+    """Spread an axis of tokens over the axis `sequence` of the mesh in force, if it has one."""
+    array = jnp.asarray(tokens)
+    return array if axis_size("sequence") == 1 else _constrained(array, axis, "sequence")
+
+
+def undivided(x: Array, axis: int) -> Array:
+    """Give every device of the axis `model` of the mesh in force, if it has one, the whole of an axis."""
+    return x if axis_size("model") == 1 else _constrained(x, axis, None)
+
+
+def _constrained(x: Array, axis: int, name: str | None) -> Array:
+    """Spread one axis over an axis of the mesh in force; XLA decides about the others."""
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = name
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def explicit_sharding(x: Any) -> NamedSharding | None:
+    """The sharding of an array on a mesh with an explicit axis; `None` for any other array."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def sharded_by_xla(function: Function) -> Function:
@@ -76,5 +101,5 @@ def _same_form(a: Any, b: Any) -> bool:
 
 def _explicit_mesh(arrays: Any) -> Any:
     """The mesh of the first array that lies on one with an explicit axis, or `None`."""
-    meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arrays))
-    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    shardings = map(explicit_sharding, jax.tree.leaves(arrays))
+    return next((sharding.mesh for sharding in shardings if sharding is not None), None)

@@ -67,7 +67,7 @@ class Program:
         return f"f32[{','.join(map(str, leaf.shape[self.batch == 1 :]))}]"
 
     def arguments(self, limit):
-        batch, _ = _prompts.read_prompts(self.prompts, None, VOCAB)
+        batch, _ = _prompts.read_prompts(self.prompts, None, VOCAB, {})
         rows = self.batch
         request = _requests.as_request([limit] * rows, [[]] * rows, [self.sampler] * rows, rows)
         keys = jax.random.split(jax.random.key(0), rows)

@@ -11,8 +11,9 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._ids import read_ids
 from .._language_model import AbstractLanguageModel
-from .._sharding import sharded_by_xla
+from .._sharding import over_sequence, sharded_by_xla
 from .._types import Tokens, checks_itself
+from ..parallel._place import place_of
 
 
 PIECE = 512
@@ -68,16 +69,19 @@ def score(
     """
     ids = np.asarray(read_ids("`tokens`", tokens, "time", least=2, vocab_size=model.vocab_size))
     inputs, targets = ids[:-1], ids[1:]
-    cache, nats = model.init_cache(), 0.0
-    for start in range(0, len(inputs), PIECE):
-        valid = min(PIECE, len(inputs) - start)
-        padding = (0, PIECE - valid)
-        given = np.pad(inputs[start : start + PIECE], padding).astype(np.int32)
-        wanted = np.pad(targets[start : start + PIECE], padding).astype(np.int32)
-        losses, cache = _piece(model, given, wanted, model.reserve(cache, PIECE))
-        nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
-        if progress is not None:
-            progress(start + valid)
+    place, model = place_of(model)
+    piece = PIECE * place.sizes.get("sequence", 1)
+    with place.active():
+        cache, nats = model.init_cache(), 0.0
+        for start in range(0, len(inputs), piece):
+            valid = min(piece, len(inputs) - start)
+            padding = (0, piece - valid)
+            given = np.pad(inputs[start : start + piece], padding).astype(np.int32)
+            wanted = np.pad(targets[start : start + piece], padding).astype(np.int32)
+            losses, cache = _piece(model, given, wanted, model.reserve(cache, piece))
+            nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
+            if progress is not None:
+                progress(start + valid)
     if np.isnan(nats):
         raise FloatingPointError("the model's logits are not numbers: its weights hold NaN or infinity.")
     return Score(nats=nats, tokens=len(inputs))
@@ -85,5 +89,5 @@ def score(
 
 @eqx.filter_jit
 def _piece(model, inputs, targets, cache):
-    logits, cache = model.forward(inputs, cache)
+    logits, cache = model.forward(over_sequence(inputs, axis=0), cache)
     return cross_entropy(logits, targets), cache

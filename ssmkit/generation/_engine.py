@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Key
 
 from .._extent import Extent
+from .._sharding import axis_size, over_sequence, undivided
 from ..kernels._platform import platform
 from . import rows
 from ._keys import plain_keys
@@ -19,8 +20,9 @@ from ._state import Generation, Rows
 
 
 # Prompts are consumed in pieces: the memory of a prefill does not grow with the prompt. A row's piece has at most this
-# many tokens. An accelerator needs more to be busy, in all rows together: the kernels of an H100 then take 39 % less
-# time for 2,048 tokens of the 130m geometry, and 16 % less at 2.7b (`docs/platforms.md`).
+# many tokens for each device along the mesh's axis `sequence`. An accelerator needs more to be busy, in all of its rows
+# together: the kernels of an H100 then take 39 % less time for 2,048 tokens of the 130m geometry, and 16 % less at 2.7b
+# (`docs/platforms.md`).
 _PIECE = 512
 _ACCELERATOR_PIECES = 2048
 
@@ -62,7 +64,7 @@ def begin(inputs: Inputs, capacity: int, cache: Any) -> tuple[Generation, Bool[A
         history=prompts.seen(model.vocab_size) if inputs.request.sampler.needs_history else None,
         finished=prompts.lengths == 0,
         last=last,
-        consumed=prompts.lengths,
+        consumed=jnp.asarray(prompts.lengths),
         key_kind=key_kind,
     )
     return _decode(inputs, capacity, start)
@@ -85,12 +87,12 @@ def proceed(inputs: Inputs, capacity: int, start: Rows) -> tuple[Generation, Boo
 def _consume(model, prompts: Prompts, cache):
     """Prefill all prompts piece by piece, every row up to its own length."""
     size, time = prompts.tokens.shape
-    piece = min(time, _PIECE if platform() == "cpu" else max(_PIECE, _ACCELERATOR_PIECES // size))
+    piece = min(time, _piece(size))
     prefill = rows.run(lambda tokens, cache, length: model.prefill(tokens, cache, Extent(length=length)), size)
 
     def body(carry):
         start, logits, cache = carry
-        tokens = jax.lax.dynamic_slice_in_dim(prompts.tokens, start, piece, axis=1)
+        tokens = over_sequence(jax.lax.dynamic_slice_in_dim(prompts.tokens, start, piece, axis=1), axis=1)
         valid = jnp.clip(prompts.lengths - start, 0, piece)
         new, cache = prefill(tokens, cache, valid)
         return start + piece, rows.where(valid > 0, new, logits), cache
@@ -103,6 +105,13 @@ def _consume(model, prompts: Prompts, cache):
     else:
         carry = jax.lax.while_loop(lambda carry: carry[0] < jnp.max(prompts.lengths), body, carry)
     return carry[1], rows.outside(carry[2], size)
+
+
+def _piece(size: int) -> int:
+    """The number of tokens of a piece of `size` rows. It divides the length of every longer prompt (`bucket`)."""
+    rows_of_device = max(1, size // axis_size("data"))
+    busy = _PIECE if platform() == "cpu" else max(_PIECE, _ACCELERATOR_PIECES >> (rows_of_device - 1).bit_length())
+    return busy * axis_size("sequence")
 
 
 def _decode(inputs: Inputs, capacity: int, start: Rows) -> tuple[Generation, Bool[Array, " batch"]]:
@@ -126,7 +135,10 @@ def _decode(inputs: Inputs, capacity: int, start: Rows) -> tuple[Generation, Boo
         if request.sampler.needs_key:
             split = jax.vmap(jax.random.split)(jax.random.wrap_key_data(state.keys, impl=state.key_kind))
             keys, fresh = jax.random.key_data(split[:, 0]), split[:, 1]
-        chosen = choose(settings, state.logits, fresh, state.history)
+        # What reads the logits many times would each time add over the devices of a mesh, unless each has them all.
+        is_read_often = request.sampler.needs_key or inputs.log_probs is not None
+        readable = undivided(state.logits, axis=1) if is_read_often else state.logits
+        chosen = choose(settings, readable, fresh, state.history)
         logits, cache = advance(chosen, state.cache, live)
         history = state.history
         if history is not None:
@@ -142,7 +154,7 @@ def _decode(inputs: Inputs, capacity: int, start: Rows) -> tuple[Generation, Boo
             consumed=state.consumed + live.astype(jnp.int32),
             key_kind=state.key_kind,
         )
-        new = of_token(end.last, state.logits, inputs.log_probs)
+        new = of_token(end.last, readable, inputs.log_probs)
         return count + 1, jax.tree.map(lambda record, x: record.at[:, count].set(x), records, new), end
 
     start_inside = dataclasses.replace(start, cache=rows.inside(start.cache, size))

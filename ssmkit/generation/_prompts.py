@@ -1,6 +1,6 @@
 """Checks of the user's prompts, and padding of them to bucketed shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -19,8 +19,8 @@ class Prompts(eqx.Module):
     Rows past the prompts have length 0: nothing is generated for them.
     """
 
-    tokens: Int[Array, "batch time"]
-    lengths: Int[Array, " batch"]
+    tokens: Int[Array | np.ndarray, "batch time"]
+    lengths: Int[Array | np.ndarray, " batch"]
 
     @property
     def size(self) -> int:
@@ -30,25 +30,33 @@ class Prompts(eqx.Module):
     def seen(self, vocab_size: int) -> Bool[Array, "batch vocab"]:
         """Which ids occur in each prompt."""
         valid = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None, :] < self.lengths[:, None]
-        rows = jnp.broadcast_to(jnp.arange(self.size)[:, None], self.tokens.shape)
-        return jnp.zeros((self.size, vocab_size), bool).at[rows, self.tokens].max(valid)
+        return jax.vmap(lambda ids, valid: jnp.zeros(vocab_size, bool).at[ids].max(valid))(self.tokens, valid)
 
 
-def bucket(length: int, least: int = 16) -> int:
-    """The size of the buffer for `length` tokens: the next power of two, at least `least`."""
-    return max(least, 1 << (length - 1).bit_length())
+def bucket(length: int, least: int = 16, *, devices: int = 1) -> int:
+    """The size of the buffer for `length` tokens: for each device the next power of two, at least `least`."""
+    return devices * max(least, 1 << (-(-length // devices) - 1).bit_length())
 
 
-def batch_bucket(rows: int) -> int:
-    """The number of rows of an executable for these prompts: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on."""
-    power = 1 << (rows - 1).bit_length()
-    return 3 * power // 4 if power >= 4 and rows <= 3 * power // 4 else power
+def batch_bucket(rows: int, *, devices: int = 1) -> int:
+    """The number of rows of an executable for these prompts: the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on.
+
+    Over several devices it is this number for each of them. A single row stays one, which they all have.
+    """
+    own = rows if rows == 1 else -(-rows // devices)
+    power = 1 << (own - 1).bit_length()
+    size = 3 * power // 4 if power >= 4 and own <= 3 * power // 4 else power
+    return size if rows == 1 else devices * size
 
 
-def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, int]:
+def read_prompts(prompts: Any, lengths: Any, vocab_size: int, axes: Mapping[str, int]) -> tuple[Prompts, int]:
     """Check and pad prompts.
 
-    **Returns:** the padded prompts, and the number of rows that are prompts.
+    **Arguments:**
+
+    - `axes`: the sizes of the axes of the mesh over which the prompts are spread.
+
+    **Returns:** the padded prompts, on the host, and the number of rows that are prompts.
 
     **Raises:** `ValueError` naming the argument, for no prompts, an empty prompt, ids outside the vocabulary, or
     lengths that do not fit.
@@ -66,12 +74,13 @@ def read_prompts(prompts: Any, lengths: Any, vocab_size: int) -> tuple[Prompts, 
         if row.size == 0:
             raise ValueError(f"prompt {i} is empty: give every prompt at least one token, such as the BOS id.")
         read_ids(f"prompt {i}", row, "time", vocab_size=vocab_size)
-    size = batch_bucket(len(rows))
-    padded = np.zeros((size, bucket(max(row.size for row in rows))), np.int32)
+    size = batch_bucket(len(rows), devices=axes.get("data", 1))
+    time = bucket(max(row.size for row in rows), devices=axes.get("sequence", 1))
+    padded = np.zeros((size, time), np.int32)
     counts = np.zeros(size, np.int32)
     for i, row in enumerate(rows):
         padded[i, : row.size], counts[i] = row, row.size
-    return Prompts(*jax.device_put((padded, counts))), len(rows)
+    return Prompts(padded, counts), len(rows)
 
 
 def is_one(prompts: Any) -> bool:

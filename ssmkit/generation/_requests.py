@@ -21,9 +21,9 @@ _MOST_TOKENS = 2**30
 class Request(eqx.Module):
     """The requests of all rows, as data, so that rows with different requests share an executable."""
 
-    limits: Int[Array, " batch"]
+    limits: Int[Array | np.ndarray, " batch"]
     """The largest number of new tokens of each row."""
-    stops: Int[Array, "batch stops"]
+    stops: Int[Array | np.ndarray, "batch stops"]
     """The ids to stop at, padded with -1, which no token equals."""
     sampler: AbstractSampler
     """A sampler of one kind for all rows. Its arrays, which are the settings, have a leading `batch` axis."""
@@ -88,7 +88,7 @@ def read_sampler(sampler: Any, rows: int) -> list[AbstractSampler]:
 
 
 def as_request(limits: Sequence[int], stops: Sequence[Sequence[int]], samplers: Sequence[AbstractSampler], size: int):
-    """The arrays of a request, for all rows of the executable; added rows request no tokens."""
+    """The arrays of a request, on the host, for all rows of the executable; added rows request no tokens."""
     width = bucket(max(map(len, stops)) + 1, 8)
     ids = np.full((size, width), -1, np.int32)
     for row, own in zip(ids, stops, strict=False):
@@ -99,7 +99,6 @@ def as_request(limits: Sequence[int], stops: Sequence[Sequence[int]], samplers: 
     if jax.tree.leaves(settings):
         every = [eqx.filter(one, eqx.is_array) for one in [*samplers, *[samplers[-1]] * (size - len(samplers))]]
         settings = _stacked(every)
-    counts, ids = jax.device_put((counts, ids))
     return Request(limits=counts, stops=ids, sampler=eqx.combine(settings, kind))
 
 
@@ -109,7 +108,7 @@ def _stacked(trees: list[Any]) -> Any:
     def stack(*leaves):
         if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
             return jnp.stack(leaves)
-        return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
+        return np.stack([np.asarray(leaf) for leaf in leaves])
 
     return jax.tree.map(stack, *trees)
 

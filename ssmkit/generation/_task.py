@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._types import shown, whole
+from ..parallel._place import AbstractPlace, place_of
 from . import rows as axis
 from ._cache import check_cache, check_generation
 from ._engine import Inputs, begin, proceed
@@ -41,6 +42,8 @@ class Task(NamedTuple):
     """The checked arguments of a user. A task runs once, because its start is donated."""
 
     model: Any
+    place: AbstractPlace
+    """Where the model and all rows lie."""
     start: Rows | tuple[Prompts, Any, Any]
     """The rows to continue from; or prompts, a key per row, and a cache."""
     limits: list[int]
@@ -63,16 +66,17 @@ class Task(NamedTuple):
 
         **Raises:** `FloatingPointError` when the model's logits are not finite.
         """
-        request = as_request(limits, self.stops, self.samplers, self.size)
+        request = self.place.put(as_request(limits, self.stops, self.samplers, self.size))
         inputs = Inputs(self.model, request, log_probs=self.log_probs)
-        if isinstance(start, Rows):
-            cache = self.model.reserve(start.cache, capacity)
-            result, finite = proceed(inputs, capacity, dataclasses.replace(start, cache=cache))
-        else:
-            prompts, keys, cache = start
-            if cache is not None:
-                cache = self.model.reserve(cache, prompts.tokens.shape[1] + capacity)
-            result, finite = begin(dataclasses.replace(inputs, prompts=prompts, keys=keys), capacity, cache)
+        with self.place.active():
+            if isinstance(start, Rows):
+                cache = self.model.reserve(start.cache, capacity)
+                result, finite = proceed(inputs, capacity, dataclasses.replace(start, cache=cache))
+            else:
+                prompts, keys, cache = start
+                if cache is not None:
+                    cache = self.model.reserve(cache, prompts.tokens.shape[1] + capacity)
+                result, finite = begin(dataclasses.replace(inputs, prompts=prompts, keys=keys), capacity, cache)
         for array in jax.tree.leaves((finite, result.lengths, result.finished, _every_record(result))):
             array.copy_to_host_async()  # all of them on one way, before the host waits for the first
         bad = np.flatnonzero(~np.asarray(finite)[: len(limits)])
@@ -89,16 +93,19 @@ def from_prompts(model: Any, prompts: Any, lengths: Any, cache: Any, asked: Aske
 
     **Raises:** `ValueError` naming the argument.
     """
+    place, model = place_of(model)
     tokenizer = read_tokenizer(asked.tokenizer)
-    batch, rows = read_prompts(encoded(prompts, tokenizer, special=cache is None), lengths, model.vocab_size)
+    texts = encoded(prompts, tokenizer, special=cache is None)
+    batch, rows = read_prompts(texts, lengths, model.vocab_size, place.sizes)
+    after = [ids[:length] for ids, length in zip(batch.tokens, batch.lengths[:rows], strict=False)]
     samplers = read_sampler(asked.sampler, rows)
     check_key(samplers, asked.key is not None)
     keys = row_keys(asked.key, rows, batch.size)
     if cache is not None:
         check_cache(model, cache, rows)
-        cache = _with_rows(cache, rows, batch.size)
-    after = [ids[:length] for ids, length in zip(*map(np.asarray, (batch.tokens, batch.lengths)), strict=True)]
-    return _task(model, (batch, keys, cache), batch.size, samplers, after[:rows], asked)
+        cache = _with_rows(place, cache, rows, batch.size)
+    batch, keys = place.put((batch, keys))
+    return _task(model, place, (batch, keys, cache), batch.size, samplers, after, asked)
 
 
 def from_generation(model: Any, generation: Any, asked: Asked) -> Task:
@@ -112,14 +119,15 @@ def from_generation(model: Any, generation: Any, asked: Asked) -> Task:
         raise ValueError("`sampler` has a repetition penalty, but `generation` was made by one without.")
     has_key = asked.key is not None or generation.rows.key_kind is not None
     check_key(samplers, has_key, "`generation` was made without one; ")
-    start = _padded(generation.rows)
+    place, model = place_of(model)
+    start = _padded(place, generation.rows)
     size = start.finished.shape[0]
     if asked.key is not None:
         data, kind = plain_keys(row_keys(asked.key, rows, size), size)
-        start = dataclasses.replace(start, keys=data, key_kind=kind)
+        start = dataclasses.replace(start, keys=place.put(data), key_kind=kind)
     tokens, lengths, last = map(np.asarray, (generation.tokens, generation.lengths, generation.rows.last))
     after = [tokens[i, : lengths[i]] if lengths[i] else last[i : i + 1] for i in range(rows)]
-    return _task(model, start, size, samplers, after, asked)
+    return _task(model, place, start, size, samplers, after, asked)
 
 
 def at_once(task: Task) -> Generation:
@@ -175,7 +183,7 @@ def _turn(task: Task, limits: list[int], capacity: int, is_last: Sequence[bool],
     If a stop text ends rows before their limits, the turn is run again from its start, with limits that end the rows
     there. Rows are therefore always the state after exactly their tokens.
     """
-    kept = _copied(start) if task.has_stop_texts else None
+    kept = _with_rows(task.place, start, task.size, task.size) if task.has_stop_texts else None
     turn = task.run(limits, capacity, start)
     ids = _new_ids(turn, len(limits))
     if task.transcripts is None:
@@ -187,7 +195,7 @@ def _turn(task: Task, limits: list[int], capacity: int, is_last: Sequence[bool],
             turn = task.run(counts, capacity, kept)
         finished = np.array(turn.finished)
         finished[: len(limits)] |= [transcript.ended for transcript in task.transcripts]
-        turn = dataclasses.replace(turn, rows=dataclasses.replace(turn.rows, finished=jnp.asarray(finished)))
+        turn = dataclasses.replace(turn, rows=dataclasses.replace(turn.rows, finished=task.place.put(finished)))
     return turn, pieces
 
 
@@ -218,16 +226,16 @@ def _concluded(task: Task, records: list[Records], rows: Rows, lengths: Sequence
         is_past = np.arange(most) >= np.array(lengths)[:, None]
         whole = whole._replace(tokens=np.where(is_past, np.asarray(rows.last)[:count, None], whole.tokens))
     if task.size != count:
-        rows = _resized(rows, count)
-    arrays, counts = jax.device_put((whole, np.asarray(lengths, np.int32)))
-    return Generation(**arrays._asdict(), lengths=counts, rows=rows)
+        rows = _with_rows(task.place, rows, task.size, count)
+    own = task.place.put(whole._asdict() | {"lengths": np.asarray(lengths, np.int32)})
+    return task.place.give(Generation(**own, rows=rows))
 
 
 def _none(task: Task) -> Records:
     return jax.tree.map(np.asarray, empty(task.size, 0, task.log_probs))
 
 
-def _task(model, start, size: int, samplers, after: list[np.ndarray], asked: Asked) -> Task:
+def _task(model, place, start, size: int, samplers, after: list[np.ndarray], asked: Asked) -> Task:
     rows = len(after)
     tokenizer = read_tokenizer(asked.tokenizer)
     stop_texts = read_stop_texts(asked.stop_text, tokenizer, rows)
@@ -237,6 +245,7 @@ def _task(model, start, size: int, samplers, after: list[np.ndarray], asked: Ask
         transcripts = [Transcript(tokenizer, ids.tolist(), texts) for ids, texts in pairs]
     return Task(
         model=model,
+        place=place,
         start=start,
         limits=read_limits(asked.max_new_tokens, rows),
         stops=read_stops(asked.stop_token, model.vocab_size, model.stop_tokens, rows),
@@ -264,17 +273,20 @@ def _every_record(result: Generation) -> Records:
     return Records(*(getattr(result, name) for name in Records._fields))
 
 
-def _padded(rows: Rows) -> Rows:
+def _padded(place: AbstractPlace, rows: Rows) -> Rows:
     """A copy with the number of rows of an executable; added rows are finished."""
     count = rows.finished.shape[0]
-    size = batch_bucket(count)
+    size = batch_bucket(count, devices=place.sizes.get("data", 1))
     finished = np.pad(np.asarray(rows.finished), (0, size - count), constant_values=True)
-    return dataclasses.replace(_with_rows(rows, count, size), finished=jnp.asarray(finished))
+    return dataclasses.replace(_with_rows(place, rows, count, size), finished=place.put(finished))
 
 
-def _with_rows(tree: Tree, rows: int, size: int) -> Tree:
-    """A copy with `size` rows: the first rows, or all rows and the last one repeated."""
-    return _copied(tree) if rows == size else _resized(tree, size)
+def _with_rows(place: AbstractPlace, tree: Tree, rows: int, size: int) -> Tree:
+    """A copy with `size` rows, at the place: the first rows, or all rows and the last one repeated."""
+    tree = place.take(tree)
+    with place.active():
+        copy = _copied(tree) if rows == size else _resized(tree, size)
+    return place.take(copy)
 
 
 @eqx.filter_jit

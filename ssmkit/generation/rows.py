@@ -11,7 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
+
+from .._sharding import explicit_sharding
 
 
 Tree = TypeVar("Tree")
@@ -39,7 +42,7 @@ def take(rows: Tree, i: int | Int[Array, "*some"]) -> Tree:
     **Raises:** `ValueError` when there is no such row.
     """
     _check_index(rows, i)
-    return _map(lambda x: x[i], rows)
+    return _map(lambda x: _taken(x, i), rows)
 
 
 def put(rows: Tree, i: int | Int[Array, "*some"], row: Tree) -> Tree:
@@ -53,9 +56,9 @@ def put(rows: Tree, i: int | Int[Array, "*some"], row: Tree) -> Tree:
     **Raises:** `ValueError` when there is no such row, or `row` has another structure, shape or dtype.
     """
     _check_index(rows, i)
-    expected = jax.eval_shape(lambda rows: _map(lambda x: x[i], rows), eqx.filter(rows, _is_array))
+    expected = jax.eval_shape(lambda rows: _map(lambda x: _taken(x, i), rows), eqx.filter(rows, _is_array))
     _check_same("row", eqx.filter(row, _is_array), expected)
-    return _map(lambda x, y: jnp.asarray(x).at[i].set(y), rows, row)
+    return _map(lambda x, y: _put(jnp.asarray(x), y, i), rows, row)
 
 
 def fork(row: Tree, n: int) -> Tree:
@@ -97,7 +100,7 @@ def each(function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
 
 def resized(rows: Tree, size: int) -> Tree:
     """The first `size` rows. If there are fewer, the last row is repeated."""
-    return _map(lambda x: x[jnp.minimum(jnp.arange(size), x.shape[0] - 1)], rows)
+    return _map(lambda x: _taken(x, jnp.minimum(jnp.arange(size), x.shape[0] - 1)), rows)
 
 
 # A single row is not mapped, and inside loops it has no batch axis: XLA turns a matrix-vector product into one over
@@ -125,6 +128,28 @@ def run(function: Callable[..., Any], size: int) -> Callable[..., Any]:
         return logits[None], cache
 
     return single
+
+
+# On a mesh with explicit axes, JAX asks for the sharding of what is indexed.
+
+
+def _taken(x: Any, i: Any) -> Any:
+    """Row `i`, or several; every device along `data` has them."""
+    own = explicit_sharding(x)
+    if own is None:
+        return x[i]
+    spec = PartitionSpec(*[None] * jnp.ndim(i), *own.spec[1:])
+    return _laid_out(lambda x, i: x[i], NamedSharding(own.mesh, spec))(x, i)
+
+
+def _put(x: Array, y: Any, i: Any) -> Array:
+    own = explicit_sharding(x)
+    put = lambda x, y, i: x.at[i].set(y)
+    return put(x, y, i) if own is None else _laid_out(put, own)(x, y, i)
+
+
+def _laid_out(function: Callable[..., Any], sharding: NamedSharding) -> Callable[..., Any]:
+    return jax.sharding.auto_axes(function, out_sharding=sharding)  # pyright: ignore[reportReturnType]
 
 
 def _is_array(x: Any) -> bool:
