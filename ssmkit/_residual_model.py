@@ -14,6 +14,7 @@ from ._final import refuse_overrides
 from ._ids import read_sequence
 from ._language_model import AbstractLanguageModel
 from ._sharding import sharded_by_xla
+from ._slices import at_token, by_slices
 from ._types import (
     Length,
     Logits,
@@ -79,9 +80,9 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         """As `AbstractLanguageModel.prefill`; `length=n` is short for `Extent(length=n)`."""
         tokens = read_sequence(tokens, "time")
         extent, time = _one_extent(extent, length, tokens.shape[0]), tokens.shape[0]
-        x, cache = prefill_all(self.blocks, self._embed(tokens), cache, extent)
+        x, cache = prefill_all(self.blocks, self._embedded(tokens), cache, extent)
         last = time - 1 if extent.length is None else jnp.maximum(extent.length, 1) - 1
-        return self._logits(self.norm(jax.lax.dynamic_index_in_dim(x, last, keepdims=False))), cache
+        return self._logits(self.norm(at_token(x, last))), cache
 
     @sharded_by_xla
     @checks_itself
@@ -137,8 +138,11 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         tokens = read_sequence(tokens, "time")
         extent = _one_extent(extent, length, tokens.shape[0])
         model = with_keys(self, key)
-        x, cache = prefill_all(model.blocks, model._embed(tokens), cache, extent)
+        x, cache = prefill_all(model.blocks, model._embedded(tokens), cache, extent)
         return self.norm(x), cache
+
+    def _embedded(self, tokens: Tokens) -> Float[Array, "time width"]:
+        return by_slices(self._embed(by_slices(tokens)))
 
     def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
         x = self.embedding(tokens)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact, PyTree
 
+from .._slices import Exchange, alone
 from .._types import Length, StateLike, checks_itself
 from ._chunk import Tokens, forgetting
 from ._coefficients import Coefficients
@@ -58,6 +59,7 @@ def chunk_scan_of(
     length: Length | None = None,
     starts: Bool[Array, " time"] | None = None,
     most: int | None = None,
+    exchange: Exchange = alone,
 ) -> tuple[Inexact[Array, "time heads *reads value"], Inexact[Array, "heads key value"]]:
     """Run `chunk_scan` on coefficients that are computed from `inputs` chunk by chunk, and never exist all at once.
 
@@ -68,6 +70,7 @@ def chunk_scan_of(
     - `length`: tokens at or past it leave the state unchanged; `None` means that all tokens are valid.
     - `starts`: true for valid tokens before which the state is reset to zero; `None` means no such token.
     - `most`: a further bound on the chunk size; `None` leaves only the chunk size of `kernels.tuning()`.
+    - `exchange`: how the state before these tokens is learnt, if they are a slice of a sequence.
 
     **Returns:** and **Raises:** as `chunk_scan`.
     """
@@ -102,8 +105,11 @@ def chunk_scan_of(
         pad = lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1))
         inputs, starts = jax.tree.map(pad, (inputs, starts))
     chunks = jax.tree.map(lambda array: cut(array, size), (inputs, valid, starts))
-    outputs, final = tuning().order()(family, prepare, chunks, family.enter(state.astype(dtype), groups))
-    return _by_token(outputs, form), family.leave(final, state.shape).astype(state.dtype)
+    order, entered = tuning().order(), family.enter(state.astype(dtype), groups)
+    segment = lambda: order.segment(family, prepare, chunks, entered)
+    before, finish = exchange(entered, segment, lambda state, segment: segment.after(state))
+    outputs, final = order.run(family, prepare, chunks, before)
+    return _by_token(outputs, form), family.leave(finish(final), state.shape).astype(state.dtype)
 
 
 def _select(valid: Array, token: PyTree, stand_in: PyTree) -> PyTree:

@@ -110,12 +110,17 @@ def directions(log_decay: Inexact[Array, "*axes"]) -> tuple[Float[Array, "*axes"
 
 def rotation(steps: Float[Array, "*axes"], dtype: jnp.dtype) -> tuple[Inexact[Array, "*axes"], Inexact[Array, "*axes"]]:
     """The complex unit of a direction, rounded, and its rounding error."""
-    index = jnp.remainder(steps, jnp.full_like(steps, _DIRECTIONS)).astype(jnp.int32)
+    index = within_turn(steps).astype(jnp.int32)
     angles = np.arange(_DIRECTIONS) * (2 * np.pi / _DIRECTIONS)
     exact = np.cos(angles) + 1j * np.sin(angles)
     rounded = exact.astype(dtype)
     look_up = lambda table: jnp.take(jnp.asarray(table, dtype), index, mode="clip")
     return look_up(rounded), look_up(exact - rounded)
+
+
+def within_turn(steps: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """The steps without whole turns: from 0 to less than the number of directions."""
+    return jnp.remainder(steps, jnp.full_like(steps, _DIRECTIONS))
 
 
 def _in_parts(x: float) -> tuple[float, float, float]:

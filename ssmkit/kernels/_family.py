@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from ._chunk import Chunk, Tokens, bonus_outputs
 from ._decay import Decay
-from ._rotation import unwound, whole
+from ._rotation import Whole, all_of, rotation, unwound, whole
 
 
 class Family(NamedTuple):
@@ -41,15 +41,43 @@ class Family(NamedTuple):
     def summary(self, tokens: Tokens) -> tuple[Decay, Array]:
         """The decay of a state over a chunk, and the increment of the chunk."""
         chunk = tokens.chunk()
-        decay, turn = whole(chunk)
+        over = whole(chunk)
         increment = self.increment(unwound(chunk)[0])
-        if turn is not None:
-            increment = self.beside(turn, chunk) * increment
-        return jax.tree.map(lambda part: self.beside(part, chunk), decay.apart()), increment
+        if over.steps is not None:
+            increment = self.beside(rotation(over.steps, increment.dtype)[0], chunk) * increment
+        return jax.tree.map(lambda part: self.beside(part, chunk), over.decay().apart()), increment
+
+    def whole(self, tokens: Tokens) -> Whole:
+        """The log-decay of a state over a chunk, beside a state."""
+        chunk = tokens.chunk()
+        return jax.tree.map(lambda part: self.beside(part, chunk), whole(chunk))
+
+    def after(self, tokens: Tokens, state: Array) -> Array:
+        """The state after a chunk, given the state before it."""
+        if self.in_order is not None:
+            return self.in_order(tokens, state)[1]
+        decay, increment = self.summary(tokens)
+        return decay(state, increment)
 
     def advance(self, tokens: Tokens, state: Array) -> tuple[Array, Array]:
         """The outputs of a chunk and the state after it, given the state before it."""
         if self.in_order is not None:
             return self.in_order(tokens, state)
-        decay, increment = self.summary(tokens)
-        return self.outputs(tokens, state), decay(state, increment)
+        return self.outputs(tokens, state), self.after(tokens, state)
+
+
+class Segment(NamedTuple):
+    """Any number of chunks, as one map of the state."""
+
+    over: Whole
+    increment: Array
+    """The state after the chunks, if the state before them is zero."""
+
+    @classmethod
+    def of(cls, chunks: Whole, increment: Array) -> "Segment":
+        """The segment of chunks whose log-decays have a leading axis."""
+        return cls(all_of(chunks), increment)
+
+    def after(self, state: Array) -> Array:
+        """The state after the chunks, given the state before them."""
+        return self.over.decay()(state, self.increment)

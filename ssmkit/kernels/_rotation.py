@@ -12,13 +12,14 @@ through the remaining log-decay, as exactly as before.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import einops
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._chunk import Chunk, per_head
-from ._decay import Decay, decay, directions, rotation
+from ._decay import Decay, decay, directions, rotation, within_turn
 
 
 def unwound(chunk: Chunk) -> tuple[Chunk, Callable[[Array], Array]]:
@@ -44,18 +45,47 @@ def unwound(chunk: Chunk) -> tuple[Chunk, Callable[[Array], Array]]:
     return chunk._replace(value=at_writes * chunk.value), turned
 
 
-def whole(chunk: Chunk) -> tuple[Decay, Array | None]:
-    """The decay of the whole chunk, and the direction that is missing in its unwound increment."""
+class Whole(NamedTuple):
+    """The log-decay of a state over many tokens. The steps of a complex one, whole numbers in floats, are apart."""
+
+    log_decay: Array
+    steps: Array | None
+
+    def decay(self) -> Decay:
+        """The decay."""
+        return decay(self.log_decay, self.steps)
+
+
+def whole(chunk: Chunk) -> Whole:
+    """The log-decay over a chunk."""
     if not jnp.iscomplexobj(chunk.log_decay):
-        return decay(_sum(chunk.log_decay)), None
+        return Whole(_sum(chunk.log_decay), None)
     steps, log_decay = directions(chunk.log_decay)
-    steps = jnp.sum(steps, axis=0)
-    return decay(_sum(log_decay), steps), rotation(steps, log_decay.dtype)[0]
+    return Whole(_sum(log_decay), jnp.sum(steps, axis=0))
+
+
+def all_of(parts: Whole) -> Whole:
+    """The log-decay over all parts, along the leading axis.
+
+    Angles of a hundred thousand tokens are many turns. Sums of few are split into directions and small angles again, so
+    that no digit is lost.
+    """
+    log_decay, steps = parts
+    while log_decay.shape[0] > 1:
+        log_decay = _by_halves(log_decay)
+        if steps is not None:
+            more, log_decay = directions(log_decay)
+            steps = within_turn(_by_halves(steps) + more)
+    return Whole(log_decay[0], None if steps is None else steps[0])
 
 
 def _sum(array: Array) -> Array:
     """The sum by halves, so that few roundings follow one another."""
     while array.shape[0] > 1:
-        half = array.shape[0] // 2
-        array = jnp.concatenate([array[:half] + array[half : 2 * half], array[2 * half :]])
+        array = _by_halves(array)
     return jnp.sum(array, axis=0)
+
+
+def _by_halves(array: Array) -> Array:
+    half = array.shape[0] // 2
+    return jnp.concatenate([array[:half] + array[half : 2 * half], array[2 * half :]])

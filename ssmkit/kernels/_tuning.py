@@ -88,6 +88,6 @@ def tuned(
     """
     if chunk_size is not None and (whole(chunk_size) or 0) < 1:
         raise ValueError(f"`chunk_size` must be an integer, at least 1, got {shown(chunk_size)}.")
-    if schedule is not None and not callable(schedule):
+    if schedule is not None and not isinstance(schedule, Schedule):
         raise ValueError(f"`schedule` must be `kernels.serial` or `kernels.parallel`, got {shown(schedule)}.")
     return _chosen((chunk_size, schedule))

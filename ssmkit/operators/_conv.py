@@ -11,13 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from .._construction import check_dtype, check_one_key, check_sizes, check_switches
-from .._extent import Extent, extent_of
+from .._extent import CheckedExtent, Extent, extent_of
 from .._sharding import sharded_by_xla
+from .._slices import Exchange, in_slices
 from .._types import PRNGKeyArray, Valid, check_valid, checks_itself
 from ..layers._apart import Apart, whole
 from ..layers._linear import Part, along_last, check_parts
 from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
+from ._windows import windows
 
 
 class CausalConv1d(
@@ -84,18 +86,7 @@ class CausalConv1d(
     ) -> tuple[Float[Array, "time channel"], Float[Array, "window channel"]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
         (inputs,), state = many_tokens(self, self._token, {"inputs": inputs}), self._checked(state)
-        time, extent = inputs.shape[0], extent_of(extent, inputs.shape[0])
-        extended = jnp.concatenate([state, inputs.astype(state.dtype)])
-        past = [extended[j : j + time] for j in range(state.shape[0])]
-        window = jax.lax.dynamic_slice_in_dim(extended, extent.stop(time), state.shape[0])
-        if extent.starts is not None:
-            numbers = jnp.concatenate([jnp.zeros(state.shape[0], jnp.int32), extent.sequences(time)])
-            same = lambda of, own: (of == own)[:, None]
-            past = [jnp.where(same(numbers[j : j + time], numbers[-time:]), x, 0.0) for j, x in enumerate(past)]
-            in_window = jax.lax.dynamic_slice_in_dim(numbers, extent.stop(time), state.shape[0])
-            window = jnp.where(same(in_window, numbers[-1]), window, 0.0)
-        taps = zip(self._taps(state.dtype), [*past, extended[state.shape[0] :]], strict=True)
-        return self._sum([tap[None] * x for tap, x in taps]), window
+        return in_slices(_scan, self, inputs, state, extent_of(extent, inputs.shape[0]))
 
     @sharded_by_xla
     @checks_itself
@@ -125,6 +116,19 @@ class CausalConv1d(
     def _sum(self, taps: list[Array]) -> Float[Array, "*time channel"]:
         outputs = functools.reduce(jnp.add, taps)
         return outputs if self.bias is None else outputs + along_last(self.bias, outputs)
+
+
+def _scan(
+    conv: CausalConv1d,
+    inputs: Float[Array, "time channel"],
+    state: Float[Array, "window channel"],
+    extent: CheckedExtent,
+    exchange: Exchange,
+) -> tuple[Float[Array, "time channel"], Float[Array, "window channel"]]:
+    """`chunk_scan` over a slice of the tokens."""
+    time, taps = inputs.shape[0], conv._taps(state.dtype)
+    past, window = windows(inputs.astype(state.dtype), state, extent, exchange)
+    return conv._sum([tap[None] * past.before(len(taps) - 1 - j, time) for j, tap in enumerate(taps)]), window
 
 
 def convolve(

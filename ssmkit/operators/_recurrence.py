@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Inexact, PyTree
 
 from .. import kernels
-from .._extent import Extent, extent_of
+from .._extent import CheckedExtent, Extent, extent_of
 from .._final import refuse_overrides
 from .._sharding import sharded_by_xla
+from .._slices import Exchange, in_slices
 from .._types import State, StateLike, Valid, check_valid, checks_itself, shown, whole
 from ..kernels._coefficients import Coefficients
 from ._checks import ADD_TIME, DROP_TIME, check_state, dtype_name, is_wide
@@ -120,10 +121,7 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
         """
         state = check_state(self, state, self.state_shape, axes="(heads, key, value)", kind=jnp.inexact)
         time = _leading_axis(type(self).__name__, inputs)
-        length, starts = extent_of(extent, time)
-        return kernels.chunk_scan_of(
-            self._checked_all, inputs, state, length=length, starts=starts, most=self.chunk_size
-        )
+        return in_slices(_scan, self, inputs, state, extent_of(extent, time))
 
     @sharded_by_xla
     @checks_itself
@@ -224,6 +222,17 @@ class DiagonalChunkedRecurrence(AbstractSequenceOperator[Input, Inexact[Array, "
                     f"`state_shape` {self.state_shape} says, got {got[axis]} in shape {got}."
                 )
         return coefficients
+
+
+def _scan(
+    recurrence: DiagonalChunkedRecurrence[Any], inputs: PyTree, state: Array, extent: CheckedExtent, exchange: Exchange
+) -> tuple[Array, Array]:
+    """`chunk_scan` over a slice of the tokens."""
+    length, starts = extent
+    coefficients, most = recurrence._checked_all, recurrence.chunk_size
+    return kernels.chunk_scan_of(
+        coefficients, inputs, state, length=length, starts=starts, most=most, exchange=exchange
+    )
 
 
 _ONE = f"`inputs` are those of one token, of shapes {{}}: {ADD_TIME}."

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._construction import check_shape, check_sizes
-from .._extent import Extent, extent_of
+from .._extent import CheckedExtent, Extent, extent_of
 from .._sharding import sharded_by_xla
+from .._slices import Exchange, in_slices
 from .._types import Length, Valid, check_valid, checks_itself
 from ._checks import check_state, many_tokens, one_token
 from ._long_sums import LongSum
@@ -59,24 +60,8 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
         """As `AbstractSequenceOperator.chunk_scan`."""
         forget, write = many_tokens(self, (self.heads,), _gates(self, inputs))
         state = check_state(self, state, (2, self.heads), axes="(2, heads)")
-        time, extent = forget.shape[0], extent_of(extent, forget.shape[0])
-        forget, write = forget.astype(state.dtype), write.astype(state.dtype)
-        kept, new = forget, write
-        if (valid := extent.valid(time)) is not None:
-            forget = jnp.where(valid[:, None], forget, jnp.zeros_like(forget))
-            kept, new = forget, jnp.where(valid[:, None], write, jnp.full_like(write, -jnp.inf))
-        if (starts := extent.starts) is not None:  # what came before counts as 0, whatever it was
-            new = jnp.where(starts[:, None], jnp.maximum(forget, new), new)
-            kept = jnp.where(starts[:, None], jnp.full_like(forget, -jnp.inf), forget)
-        forgotten, maximum = jax.lax.associative_scan(
-            lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])), (kept, new)
-        )
-        maximum = _maximum(LongSum(*state[:, None]).plus(LongSum.of(forgotten)), LongSum.of(maximum))
-        before = (jnp.concatenate([at_first[None], then])[:-1] for at_first, then in zip(state, maximum, strict=True))
-        if starts is not None:
-            before = (jnp.where(starts[:, None], jnp.zeros_like(part), part) for part in before)
-        gates, _ = _relative(LongSum(*before).plus(LongSum.of(forget)), write)
-        return gates, _after(extent.stop(time), state, maximum)
+        gates = forget.astype(state.dtype), write.astype(state.dtype)
+        return in_slices(_stabilised, None, gates, state, extent_of(extent, forget.shape[0]))
 
     @sharded_by_xla
     @checks_itself
@@ -90,6 +75,34 @@ class Stabiliser(AbstractSequenceOperator[Gates, StabilisedGates, Float[Array, "
         gates, maximum = _relative(LongSum(*state).plus(LongSum.of(forget)), write)
         maximum = jnp.stack(maximum)
         return gates, maximum if valid is None else jnp.where(check_valid(valid), maximum, state)
+
+
+def _stabilised(
+    _: None, inputs: tuple[Array, Array], state: Array, extent: CheckedExtent, exchange: Exchange
+) -> tuple[StabilisedGates, Array]:
+    """`chunk_scan` of a stabiliser, over a slice of the tokens."""
+    (forget, write), time = inputs, inputs[0].shape[0]
+    kept, new = forget, write
+    if (valid := extent.valid(time)) is not None:
+        forget = jnp.where(valid[:, None], forget, jnp.zeros_like(forget))
+        kept, new = forget, jnp.where(valid[:, None], write, jnp.full_like(write, -jnp.inf))
+    if (starts := extent.starts) is not None:  # what came before counts as 0, whatever it was
+        new = jnp.where(starts[:, None], jnp.maximum(forget, new), new)
+        kept = jnp.where(starts[:, None], jnp.full_like(forget, -jnp.inf), forget)
+    over = jax.lax.associative_scan(lambda a, b: (a[0] + b[0], jnp.maximum(a[1] + b[0], b[1])), (kept, new))
+
+    def after(state: Array, over: tuple[Array, Array]) -> LongSum:
+        forgotten, maximum = over
+        return _maximum(LongSum(*state).plus(LongSum.of(forgotten)), LongSum.of(maximum))
+
+    last = lambda: jax.tree.map(lambda x: x[-1], over)
+    state, finish = exchange(state, last, lambda state, over: jnp.stack(after(state, over)))
+    maximum = after(state[:, None], over)
+    before = (jnp.concatenate([at_first[None], then])[:-1] for at_first, then in zip(state, maximum, strict=True))
+    if starts is not None:
+        before = (jnp.where(starts[:, None], jnp.zeros_like(part), part) for part in before)
+    gates, _ = _relative(LongSum(*before).plus(LongSum.of(forget)), write)
+    return gates, finish(_after(extent.stop(time), state, maximum))
 
 
 def _relative(kept: LongSum, write: Array) -> tuple[StabilisedGates, LongSum]:
@@ -152,23 +165,7 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
         """As `AbstractSequenceOperator.chunk_scan`."""
         (inputs,) = many_tokens(self, self.shape, {"inputs": inputs})
         state = check_state(self, state, (2, *self.shape))
-        time, extent = inputs.shape[0], extent_of(extent, inputs.shape[0])
-        column = lambda flags: jnp.reshape(flags, (-1,) + (1,) * len(self.shape))
-        turns = inputs.astype(state.dtype)
-        if (valid := extent.valid(time)) is not None:
-            turns = jnp.where(column(valid), turns, jnp.zeros_like(turns))
-        before = state[:, None]
-        if extent.starts is None:
-            phases = jax.lax.associative_scan(lambda a, b: _wrapped(a + b), _wrapped(turns))
-        else:
-            number = column(extent.sequences(time))
-            _, phases = jax.lax.associative_scan(
-                lambda a, b: (b[0], _wrapped(jnp.where(a[0] == b[0], a[1], jnp.zeros_like(a[1])) + b[1])),
-                (number, _wrapped(turns)),
-            )
-            before = jnp.where(number == 0, before, jnp.zeros_like(before))
-        phases = _turned(LongSum(*before), LongSum.of(phases))
-        return phases.total, _after(extent.stop(time), state, phases)
+        return in_slices(_phases, None, inputs.astype(state.dtype), state, extent_of(extent, inputs.shape[0]))
 
     @sharded_by_xla
     @checks_itself
@@ -181,6 +178,34 @@ class RunningPhase(AbstractSequenceOperator[Float[Array, "..."], Float[Array, ".
         phase = _turned(LongSum(*state), LongSum.of(_wrapped(inputs.astype(state.dtype))))
         both = jnp.stack(phase)
         return phase.total, both if valid is None else jnp.where(check_valid(valid), both, state)
+
+
+def _phases(_: None, turns: Array, state: Array, extent: CheckedExtent, exchange: Exchange) -> tuple[Array, Array]:
+    """`chunk_scan` of a running phase, over a slice of the tokens."""
+    time = turns.shape[0]
+    column = lambda flags: jnp.reshape(flags, (-1,) + (1,) * (turns.ndim - 1))
+    if (valid := extent.valid(time)) is not None:
+        turns = jnp.where(column(valid), turns, jnp.zeros_like(turns))
+    if extent.starts is None:
+        number = None
+        phases = jax.lax.associative_scan(lambda a, b: _wrapped(a + b), _wrapped(turns))
+    else:
+        number = column(extent.sequences(time))
+        _, phases = jax.lax.associative_scan(
+            lambda a, b: (b[0], _wrapped(jnp.where(a[0] == b[0], a[1], jnp.zeros_like(a[1])) + b[1])),
+            (number, _wrapped(turns)),
+        )
+
+    def after(state: Array, over: tuple[Array | None, Array]) -> LongSum:
+        number, phases = over
+        if number is not None:
+            state = jnp.where(number == 0, state, jnp.zeros_like(state))
+        return _turned(LongSum(*state), LongSum.of(phases))
+
+    last = lambda: jax.tree.map(lambda x: x[-1], (number, phases))
+    state, finish = exchange(state, last, lambda state, over: jnp.stack(after(state, over)))
+    phases = after(state[:, None], (number, phases))
+    return phases.total, finish(_after(extent.stop(time), state, phases))
 
 
 def _turned(phase: LongSum, turns: LongSum) -> LongSum:

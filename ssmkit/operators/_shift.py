@@ -1,16 +1,17 @@
 """An operator that returns the previous token's features, with the last token as state."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._construction import check_shape
-from .._extent import Extent, extent_of
+from .._extent import CheckedExtent, Extent, extent_of
 from .._sharding import sharded_by_xla
+from .._slices import Exchange, in_slices
 from .._types import Valid, check_valid, checks_itself
 from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
+from ._windows import windows
 
 
 @checks_itself
@@ -40,12 +41,7 @@ class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], F
     ) -> tuple[Float[Array, "time ..."], Float[Array, "..."]]:
         """As `AbstractSequenceOperator.chunk_scan`."""
         (inputs,), state = many_tokens(self, self.shape, {"inputs": inputs}), check_state(self, state, self.shape)
-        time, extent = inputs.shape[0], extent_of(extent, inputs.shape[0])
-        extended = jnp.concatenate([state[None], inputs.astype(state.dtype)])
-        past = extended[:-1]
-        if extent.starts is not None:
-            past = jnp.where(jnp.reshape(extent.starts, (-1,) + (1,) * state.ndim), jnp.zeros_like(past), past)
-        return past, jax.lax.dynamic_index_in_dim(extended, extent.stop(time), keepdims=False)
+        return in_slices(_scan, None, inputs, state, extent_of(extent, inputs.shape[0]))
 
     @sharded_by_xla
     @checks_itself
@@ -56,3 +52,11 @@ class Shift(AbstractSequenceOperator[Float[Array, "..."], Float[Array, "..."], F
         (inputs,), state = one_token(self, self.shape, {"inputs": inputs}), check_state(self, state, self.shape)
         new = inputs.astype(state.dtype)
         return state, new if valid is None else jnp.where(check_valid(valid), new, state)
+
+
+def _scan(
+    _: None, inputs: Float[Array, "time ..."], state: Float[Array, "..."], extent: CheckedExtent, exchange: Exchange
+) -> tuple[Float[Array, "time ..."], Float[Array, "..."]]:
+    """`chunk_scan` over a slice of the tokens."""
+    past, window = windows(inputs.astype(state.dtype), state[None], extent, exchange)
+    return past.before(1, inputs.shape[0]), window[0]
