@@ -23,8 +23,8 @@ from ._bundles import Cycles, cycles_of_operations
 from ._collectives import collectives
 from ._compilers import devices, versions, written_by
 from ._costs import bound, weights_of
-from ._placement import as_kept, bytes_on_one, local, mesh_for, placed
-from ._programs import PROGRAMS, Program, Sizes, form_of, is_form
+from ._placement import as_kept, bytes_on_one, form_on, local, mesh_for, placed
+from ._programs import PROGRAMS, Program, Sizes, is_form
 from ._report import Compilation, Memory, Operation, PartReport
 from ._targets import Target, read_target
 from ._thunks import Launches, launches
@@ -87,7 +87,7 @@ def compile_for(
     if fully_sharded and grid is None:
         raise ValueError("`fully_sharded` needs a `mesh`, over whose axis `data` weights are spread.")
     sizes = Sizes(batch, length, max_new_tokens, grid, fully_sharded)
-    form = form_of(model)
+    form = form_on(model, grid)
     ready = placed(PROGRAMS[program](form, sizes), sizes, available[0])
     return _compiled(form, aim, program, ready, sizes)
 

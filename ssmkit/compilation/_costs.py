@@ -31,7 +31,7 @@ def weights_of(model: AbstractLanguageModel) -> Weights:
     found = arrays_by_kind(model)
     has_head = any(kind is ArrayKind.HEAD for kind, _ in found)
     head = ArrayKind.HEAD if has_head else ArrayKind.EMBEDDING
-    projections = ArrayKind.PROJECTION_IN, ArrayKind.PROJECTION_OUT
+    projections = ArrayKind.PROJECTION_IN, ArrayKind.PROJECTION_OUT, ArrayKind.SHARED
     entries = lambda *kinds: sum(array.size for kind, array in found if kind in kinds and array.ndim > 1)
     return Weights(
         parameters=sum(array.size for _, array in found),

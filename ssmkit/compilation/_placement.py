@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from ..layers._apart import apart
 from ..parallel._mesh import make_mesh, read_axes, said
 from ..parallel._placement import shardings
-from ._programs import Program, Sizes, is_form
+from ._programs import Program, Sizes, form_of, is_form
 
 
 def mesh_for(axes: Mapping[str, int] | None, devices: list[Any], target: str) -> Mesh | None:
@@ -33,6 +35,12 @@ def mesh_for(axes: Mapping[str, int] | None, devices: list[Any], target: str) ->
             "topology."
         )
     return make_mesh(**sizes, devices=devices[:needed])
+
+
+def form_on(model: Any, mesh: Mesh | None) -> Any:
+    """The model without values, with its fused layers held apart as `ssmkit.shard` holds them on a mesh."""
+    form = form_of(model)
+    return form if mesh is None else eqx.filter_eval_shape(lambda model: apart(model, mesh.shape["model"]), form)
 
 
 def placed(program: Program, sizes: Sizes, device: Any) -> Program:
