@@ -30,6 +30,14 @@ def test_rows_alone_need_no_communication(on_cpus):
     assert spread.memory.arguments == alone.memory.arguments and spread.token == alone.token
 
 
+def test_the_rows_of_a_generation_agree_on_its_end_only(on_cpus):
+    """The loop over tokens asks once per token whether any row of any device is not finished."""
+    found = on_cpus("generate", batch=4, length=4, max_new_tokens=2, mesh={"data": 2})
+    assert [part.name for part in found.parts if part.collectives] == ["loop 2"]
+    assert found.collectives.keys() == {"all-reduce"} and found.collectives["all-reduce"].number == 1
+    assert found.state_aliased == found.state_bytes
+
+
 def test_weights_over_a_mesh_are_divided(on_cpus):
     """Each device then reads its part, and every layer exchanges two sums: that of its norm and that of its output."""
     whole, divided = on_cpus("step", batch=4), on_cpus("step", batch=4, mesh={"model": 2})

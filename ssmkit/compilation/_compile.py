@@ -195,7 +195,7 @@ def _parts(module: _hlo.Module, cycles: Mapping[str, Cycles], started: list[Laun
                 trips=part.trips,
                 operations=len(part.instructions),
                 copies=tuple(_hlo.copies(part.instructions)),
-                collectives=collectives(module, part.instructions),
+                collectives=collectives(module, [*part.instructions, *part.condition]),
                 cycles=total.total if cycles else None,
                 unknown_loops=total.unknown_loops,
                 costliest=tuple(_costliest([(i, of(i).total) for i in part.instructions if cycles])),

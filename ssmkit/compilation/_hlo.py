@@ -169,23 +169,27 @@ class Part(NamedTuple):
     trips: int | None
     """The number of trips; `None` if it is decided as the program runs."""
     instructions: Sequence[Instruction]
+    condition: Sequence[Instruction] = ()
+    """What decides about another trip."""
 
 
 def parts(module: Module) -> Iterator[Part]:
     """The program and its loops, in the order in which they run, a loop before those inside it."""
-    yield from _parts(module, module.entry, "program", 1)
+    yield from _parts(module, module.entry, "program", 1, ())
 
 
-def _parts(module: Module, computation: str, name: str, trips: int | None) -> Iterator[Part]:
+def _parts(
+    module: Module, computation: str, name: str, trips: int | None, condition: Sequence[Instruction]
+) -> Iterator[Part]:
     own = [instruction for instruction in _flat(module, computation) if instruction.kind not in FREE]
     loops = [instruction for instruction in own if instruction.kind == "while"]
-    yield Part(name, trips, [instruction for instruction in own if instruction.kind != "while"])
+    yield Part(name, trips, [instruction for instruction in own if instruction.kind != "while"], condition)
     prefix = "loop " if name == "program" else f"{name}."
     for i, loop in enumerate(loops, 1):
-        body, condition = (module.called(loop.line, role) for role in ("body", "condition"))
+        body, test = (module.called(loop.line, role) for role in ("body", "condition"))
         told = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
-        trips = int(told[1]) if told else _trips(module.computations[condition])
-        yield from _parts(module, body, f"{prefix}{i}", trips)
+        trips = int(told[1]) if told else _trips(module.computations[test])
+        yield from _parts(module, body, f"{prefix}{i}", trips, list(_flat(module, test)))
 
 
 def _flat(module: Module, computation: str) -> Iterator[Instruction]:
