@@ -122,8 +122,9 @@ def _settle(path: Path, mode: int) -> None:
 def writing(path: Path) -> Iterator[None]:
     """Turn a system error on writing, such as a full disk, into one `OSError` that names `path`.
 
-    The libraries that write raise their own exceptions for such an error: equinox and NumPy do so in Python,
-    safetensors and tokenizers in Rust, with `(os error 28)` in the text. Every other exception passes unchanged.
+    The libraries that write raise their own exceptions for such an error: NumPy does so in Python, safetensors and
+    tokenizers in Rust, with `(os error 28)` in the text, and tensorstore in C++, with `os_error_code='28'`. Every other
+    exception passes unchanged.
     """
     try:
         yield
@@ -140,8 +141,9 @@ def _refusal(error: BaseException | None) -> tuple[int | None, str]:
         if isinstance(error, OSError):
             # NumPy's exception has no number: "100000 requested and 2484 written".
             return error.errno or errno.EIO, error.strerror or f"cannot be written in full ({error})"
-        from_rust = re.search(r"\(os error (\d+)\)", str(error))
-        if from_rust:
-            return int(from_rust[1]), os.strerror(int(from_rust[1]))
+        foreign = re.search(r"\(os error (\d+)\)|os_error_code='(\d+)'", str(error))
+        if foreign:
+            number = int(foreign[1] or foreign[2])
+            return number, os.strerror(number)
         error = error.__cause__
     return None, ""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike
 
@@ -46,6 +47,15 @@ def explicit_sharding(x: Any) -> NamedSharding | None:
     """The sharding of an array on a mesh with an explicit axis; `None` for any other array."""
     sharding = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def fetched(array: Any) -> np.ndarray:
+    """The values of a whole array, also of one that lies on several hosts, all of which must call this."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def sharded_by_xla(function: Function) -> Function:

@@ -71,6 +71,10 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y, strict=True)
 
 
+def contents(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(model, tmp_path_factory):
     return fit(model, CONFIG, TEXT, TEXT[:50], tmp_path_factory.mktemp("whole"), ignore)

@@ -11,6 +11,7 @@ from command_line import GEOMETRY, TEXT, assert_one_line
 from damage import full_disk
 
 from ssmkit.cli import _train
+from ssmkit.cli._hosts import Place, together
 from ssmkit.models import Mamba2Config
 
 
@@ -73,7 +74,7 @@ def test_options_of_training_precede_the_file(tmp_path):
 
 
 def test_termination_is_an_interrupt():
-    with pytest.raises(KeyboardInterrupt), _train._termination_interrupts():
+    with pytest.raises(KeyboardInterrupt), together(Place(None, None, None, 30)):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -95,7 +96,7 @@ def test_diverged_training(run, train_words, monkeypatch):
     assert run(*train_words) == (1, "", "error: training diverged\n")
 
 
-@pytest.mark.parametrize("package", ["optax", "matplotlib"])
+@pytest.mark.parametrize("package", ["optax", "matplotlib", "orbax.checkpoint"])
 def test_training_without_its_extra(run, train_words, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert run(*train_words) == (2, "", f"error: training needs {package}: pip install 'ssmkit[train]'\n")
@@ -141,8 +142,7 @@ def test_bad_training_configuration(run, train_words, tmp_path, content, problem
 
 
 def test_damaged_training_state(run, train_words, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "state.eqx").write_bytes(b"damaged")
+    (tmp_path / "out" / "states" / "3").mkdir(parents=True)
     assert_one_line(*run(*train_words), "does not fit this configuration or is damaged")
 
 

@@ -11,7 +11,7 @@ from command_line import TEXT, own_cache, run  # noqa: F401
 from helpers import trees_equal_bitwise
 
 import ssmkit
-from ssmkit.training import _loop
+from ssmkit.training._state import States
 
 
 CONFIGURATION = """[model]
@@ -68,17 +68,17 @@ def test_trained_killed_resumed_loaded_generated_and_exported(run, command, tmp_
     code, _, err = run(*command("whole"))
     assert code == 0, err
 
-    save = _loop.save_state
+    save = States.save
 
-    def save_and_die(directory, state):
-        save(directory, state)
+    def save_and_die(states, state):
+        save(states, state)
         if int(state.step) == 4:
             raise Killed
 
-    monkeypatch.setattr(_loop, "save_state", save_and_die)
+    monkeypatch.setattr(States, "save", save_and_die)
     with pytest.raises(Killed):
         run(*command("killed"))
-    monkeypatch.setattr(_loop, "save_state", save)
+    monkeypatch.setattr(States, "save", save)
     code, _, err = run(*command("killed"))
     # What the killed run had told is captured too: no step was done twice.
     assert code == 0 and [line.split()[0] for line in err.splitlines()] == [f"{step}/6" for step in range(1, 7)]

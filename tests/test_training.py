@@ -12,8 +12,10 @@ from small_training import CONFIG, TEXT, Bigram, assert_same, dying, ignore, mak
 
 import ssmkit
 from ssmkit.text._tokenizer import Tokenizer
-from ssmkit.training import LossCurve, Progress, TrainConfig, TrainState, fit, make_optimizer, train_files
-from ssmkit.training._state import load_state
+from ssmkit.training import LossCurve, Progress, TrainConfig, fit, train_files
+from ssmkit.training._layout import start
+from ssmkit.training._optimizer import make_optimizer
+from ssmkit.training._state import read_state, steps_in
 
 
 # The loop
@@ -38,12 +40,12 @@ def test_a_killed_run_continues_bit_for_bit(model, tmp_path, dies_at, uninterrup
 
     with dying(dies_at) as report:
         fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, report)
-    assert (tmp_path / "state.eqx").exists() == (dies_at > 2)
+    assert steps_in(tmp_path) == [step for step in (3, 6) if step < dies_at]
     steps = []
     resumed = fit(model, CONFIG, TEXT, TEXT[:50], tmp_path, lambda progress: steps.append(progress.step))
     assert steps == [step for step in (2, 4, 6, 8) if step > {2: 0, 4: 3, 8: 6}[dies_at]]
     assert_same(resumed, uninterrupted)
-    assert not list(tmp_path.glob("*.partial"))
+    assert steps_in(tmp_path) == [6, 8] and not list(tmp_path.glob("**/*tmp*"))
 
     def never(progress):
         raise AssertionError
@@ -57,9 +59,9 @@ def test_divergence_is_reported_and_not_kept(model, tmp_path):  # noqa: F811
     for _ in range(2):  # and once more, from what was kept
         with pytest.raises(FloatingPointError, match="diverged: no longer finite at step 3. Lower `learning_rate`"):
             fit(model, config, TEXT, TEXT[:50], tmp_path, ignore)
-        params = eqx.filter(model, eqx.is_inexact_array)
-        zero = jax.numpy.zeros((), jax.numpy.int32)
-        kept = load_state(tmp_path, TrainState(params, make_optimizer(config).init(params), zero))
+        assert steps_in(tmp_path) == [1, 2]
+        like = start(eqx.filter(model, eqx.is_inexact_array), make_optimizer(config))
+        kept = read_state(tmp_path / "states" / "2", like)
         assert int(kept.step) == 2
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.model))
 
@@ -142,7 +144,7 @@ def test_train_files(tmp_path):
         [float(row["train_nats_per_token"]) for row in rows], [r.train_loss for r in reports], atol=1e-5
     )
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
-    written = ["loss.csv", "loss.png", "run.json", "state.eqx", "state.previous.eqx", "tokenizer.json", "train.toml"]
+    written = ["loss.csv", "loss.png", "run.json", "states", "tokenizer.json", "train.toml"]
     assert sorted(os.listdir(out)) == [".lock", "config.json", *written[:2], "model.safetensors", *written[2:]]
     assert TrainConfig.from_toml(out / "train.toml") == config
 

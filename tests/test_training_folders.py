@@ -4,7 +4,7 @@ import dataclasses
 import os
 
 import pytest
-from small_training import CONFIG, Bigram, Killed, dying, ignore, make_mamba2
+from small_training import CONFIG, Bigram, Killed, contents, dying, ignore, make_mamba2
 
 import ssmkit
 from ssmkit.text._tokenizer import Tokenizer
@@ -23,10 +23,10 @@ def test_a_killed_run_leaves_a_model_and_takes_no_other_text(texts, tmp_path):
         train_files(make_mamba2, CONFIG, **texts, report=report)
     assert isinstance(ssmkit.from_pretrained(texts["out"]), ssmkit.models.Mamba2)
     (tmp_path / "train.txt").write_text("something else entirely\n" * 20)
-    before = {path.name: path.read_bytes() for path in texts["out"].iterdir()}
+    before = contents(texts["out"])
     with pytest.raises(ValueError, match=r"the training text: .* \(its configuration: .*train\.toml\)"):
         train_files(make_mamba2, CONFIG, **texts, report=ignore)
-    assert {path.name: path.read_bytes() for path in texts["out"].iterdir()} == before
+    assert contents(texts["out"]) == before
 
 
 def test_a_tokenizer_is_never_another_text_s(texts, tmp_path, monkeypatch):

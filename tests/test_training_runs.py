@@ -12,10 +12,23 @@ import jax
 import numpy as np
 import pytest
 from damage import full_disk
-from small_training import CONFIG, TEXT, Bigram, Killed, assert_same, dying, ignore, make_mamba2, model, uninterrupted  # noqa: F401
+from small_training import (  # noqa: F401
+    CONFIG,
+    TEXT,
+    Bigram,
+    Killed,
+    assert_same,
+    contents,
+    dying,
+    ignore,
+    make_mamba2,
+    model,
+    uninterrupted,
+)
 
 import ssmkit
 from ssmkit.training import fit
+from ssmkit.training._state import _check_sums as check_sums, steps_in
 
 
 VALID = TEXT[:50]
@@ -26,7 +39,7 @@ def interrupted(model, tmp_path):  # noqa: F811
     """A folder with the states of steps 3 and 6 of 8."""
     with dying(8) as report:
         fit(model, CONFIG, TEXT, VALID, tmp_path, report)
-    assert {"state.eqx", "state.previous.eqx", "run.json"} <= set(os.listdir(tmp_path))
+    assert steps_in(tmp_path) == [3, 6] and (tmp_path / "run.json").exists()
     return tmp_path
 
 
@@ -53,38 +66,64 @@ DAMAGE = {
 }
 
 
+def files_of(state):
+    """The files of a state, the largest first: it holds weights."""
+    return sorted((path for path in state.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_state_is_passed_over(model, interrupted, uninterrupted, damage):  # noqa: F811
-    path = interrupted / "state.eqx"
+    path = files_of(interrupted / "states" / "6")[0]
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     steps = []
-    with pytest.warns(UserWarning, match="state.eqx does not fit .* damaged .* goes on from .*previous.eqx, of step 3"):
+    with pytest.warns(UserWarning, match="states/6 does not fit .* damaged .* goes on from .*states/3, of step 3"):
         resumed = fit(model, CONFIG, TEXT, VALID, interrupted, lambda progress: steps.append(progress.step))
     assert steps == [4, 6, 8]
     assert_same(resumed, uninterrupted)
 
 
-def test_killed_between_two_renames(model, interrupted, uninterrupted):  # noqa: F811
-    (interrupted / "state.eqx").unlink()
-    with pytest.warns(UserWarning, match="state.eqx is missing. The run goes on from .* of step 3"):
-        assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
+def test_every_changed_byte_of_a_state_is_noticed(interrupted):
+    """Orbax reads changed weights without a word. What stands beside the item says nothing that is used."""
+    state = interrupted / "states" / "6"
+    for path in files_of(state):
+        if path.parent != state or path.name == "checksums.json":
+            content = path.read_bytes()
+            path.write_bytes(flipped(content) if content else b"x")
+            with pytest.raises(ValueError, match="states/6 does not fit this configuration or is damaged"):
+                check_sums(state)
+            path.write_bytes(content)
+    check_sums(state)
+
+
+def test_killed_while_a_state_is_written(model, interrupted, uninterrupted):  # noqa: F811
+    """The state is then not yet in its place."""
+    os.rename(interrupted / "states" / "6", interrupted / "states" / "6.orbax-checkpoint-tmp")
+    assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
+    assert sorted(os.listdir(interrupted / "states")) == ["6", "8"]
 
 
 def test_two_damaged_states_are_one_error(model, interrupted):  # noqa: F811
-    for name in ("state.eqx", "state.previous.eqx"):
-        path = interrupted / name
+    for step in ("3", "6"):
+        path = files_of(interrupted / "states" / step)[0]
         path.write_bytes(flipped(path.read_bytes()))
-    with pytest.raises(ValueError, match="state.eqx .* checksum.*; .*previous.eqx .* Train into an empty") as caught:
+    with pytest.raises(ValueError, match="states/6 .* checksum.*; .*states/3 .* Train into an empty") as caught:
         fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
     assert "\n" not in str(caught.value)
 
 
-def test_a_state_that_is_a_pipe(model, interrupted):  # noqa: F811
-    (interrupted / "state.previous.eqx").unlink()
-    (interrupted / "state.eqx").unlink()
-    os.mkfifo(interrupted / "state.eqx")
-    with pytest.raises(ValueError, match="Not a regular file"):
+def test_a_state_that_holds_a_pipe(model, interrupted, uninterrupted):  # noqa: F811
+    os.mkfifo(interrupted / "states" / "6" / "default" / "pipe")
+    (interrupted / "states" / "3" / "checksums.json").unlink()
+    os.mkfifo(interrupted / "states" / "3" / "checksums.json")
+    with pytest.raises(ValueError, match="states/6 .*Not a regular file.*states/3 .*Not a regular file"):
         fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
+
+
+def test_states_that_are_a_file(model, tmp_path):  # noqa: F811
+    (tmp_path / "states").write_text("precious")
+    with pytest.raises(ValueError, match=r"no run\.json beside it says what run it is of"):
+        fit(model, CONFIG, TEXT, VALID, tmp_path, ignore)
+    assert (tmp_path / "states").read_text() == "precious"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"x": ' + b"9" * 5000 + b"}"])
@@ -104,7 +143,7 @@ def test_a_state_without_a_record(model, interrupted):  # noqa: F811
 
 
 def test_only_the_same_run_continues(model, interrupted, uninterrupted):  # noqa: F811
-    before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
+    before = contents(interrupted)
     other_text = TEXT.copy()
     other_text[7] = 3
     for problem, arguments in {
@@ -126,7 +165,7 @@ def test_only_the_same_run_continues(model, interrupted, uninterrupted):  # noqa
         config = dataclasses.replace(CONFIG, model=dict(CONFIG.model) | table, **changes)
         with pytest.raises(ValueError, match=f"holds a run that was made with something else: {problem}"):
             fit(config=config, directory=interrupted, report=ignore, **arguments)
-    assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
+    assert contents(interrupted) == before
     # How often it reports does not matter, nor does rounding in the initialisation.
     rounded = jax.tree.map(lambda leaf: leaf * np.float32(1 + 1e-6), model)
     config = dataclasses.replace(CONFIG, log_every=1, evaluate_every=2, checkpoint_every=8)
@@ -177,19 +216,19 @@ def test_an_interrupt_while_a_state_is_written(model, interrupted, uninterrupted
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssmkit.training._state.eqx.tree_serialise_leaves", interrupt)
+        patch.setattr("ssmkit.training._state._named", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
-    assert not list(interrupted.glob("*.partial"))
+    assert steps_in(interrupted) == [3, 6] and not list(interrupted.glob("**/*tmp*"))
     assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
 
 
 def test_a_full_disk_loses_nothing(model, interrupted, uninterrupted):  # noqa: F811
-    before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
-    with full_disk(1000), pytest.raises(OSError) as caught:
+    before = contents(interrupted)
+    with full_disk(200), pytest.raises(OSError) as caught:
         fit(model, CONFIG, TEXT, VALID, interrupted, ignore)
-    assert caught.value.filename == str(interrupted / "state.eqx") and caught.value.strerror
-    assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
+    assert caught.value.filename == str(interrupted / "states") and caught.value.strerror
+    assert contents(interrupted) == before
     assert_same(fit(model, CONFIG, TEXT, VALID, interrupted, ignore), uninterrupted)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .._default_model import default_model_path
 from ._console import aligned, print_json
-from ._options import DType, JSONOption, ModelOption, QuantizeOption, RevisionOption
+from ._options import DType, JSONOption, MeshOption, ModelOption, QuantizeOption, RevisionOption, read_mesh
 
 
 if TYPE_CHECKING:
@@ -50,14 +50,7 @@ def compile_(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
     dtype: Annotated[DType, typer.Option(help="The dtype of the weights.")] = DType.bfloat16,
     quantize: QuantizeOption = None,
-    mesh: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXIS=SIZE,..",
-            help="Devices along data (rows), model (weights) and sequence (tokens): data=4,model=2.",
-            show_default="one device",
-        ),
-    ] = None,
+    mesh: MeshOption = None,
     fully_sharded: Annotated[
         bool, typer.Option("--fully-sharded", help="Spread weights and optimiser over data too.")
     ] = False,
@@ -88,7 +81,7 @@ def compile_(
             batch=batch,
             length=length,
             max_new_tokens=max_new_tokens,
-            mesh=None if mesh is None else _axes(mesh),
+            mesh=None if mesh is None else read_mesh(mesh),
             fully_sharded=fully_sharded,
         )
     except ModuleNotFoundError as error:
@@ -109,16 +102,6 @@ def _published(geometry: str) -> Any:
     if geometry not in GEOMETRIES:
         raise ValueError(f"--geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
     return GEOMETRIES[geometry].config
-
-
-def _axes(mesh: str) -> dict[str, int]:
-    axes = {}
-    for part in mesh.split(","):
-        name, _, size = part.partition("=")
-        if not size.isdecimal() or name.strip() in axes:
-            raise ValueError(f"--mesh must be like data=4,model=2, got {mesh!r}")
-        axes[name.strip()] = int(size)
-    return axes
 
 
 def _bytes(count: int) -> str:

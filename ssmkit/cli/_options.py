@@ -1,9 +1,13 @@
 """Options that several commands share."""
 
 import enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 class DType(enum.StrEnum):
@@ -55,4 +59,39 @@ DTypeOption = Annotated[
 QuantizeOption = Annotated[
     Kind | None, typer.Option(help="Quantise the matrices of projections and embeddings.", show_default="no")
 ]
+MeshOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AXIS=SIZE,..",
+        help="Devices along data (rows), model (weights) and sequence (tokens): data=4,model=2.",
+        show_default="one device",
+    ),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def read_mesh(mesh: str) -> dict[str, int]:
+    """The sizes of axes in the words of `MeshOption`.
+
+    **Raises:** `ValueError` when they are none.
+    """
+    axes: dict[str, int] = {}
+    for part in mesh.split(","):
+        name, _, size = part.partition("=")
+        if not size.isdecimal() or name.strip() in axes:
+            raise ValueError(f"--mesh must be like data=4,model=2, got {mesh!r}")
+        axes[name.strip()] = int(size)
+    return axes
+
+
+def make_mesh(mesh: str | None) -> "Mesh | None":
+    """The mesh of `MeshOption`, on the devices that there are.
+
+    **Raises:** `ValueError` for unknown axes, and when there are too few devices.
+    """
+    from ..parallel import _mesh
+
+    if mesh is None:
+        return None
+    sizes = _mesh.read_axes(read_mesh(mesh))
+    return _mesh.make_mesh(data=sizes["data"], model=sizes["model"], sequence=sizes["sequence"])

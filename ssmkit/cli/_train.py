@@ -1,17 +1,16 @@
 """`ssmkit train`."""
 
-import contextlib
 import dataclasses
-import signal
-import threading
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._console import progress_bar
+from ._hosts import Place, together
 from ._models import enable_compilation_cache
+from ._options import MeshOption, make_mesh
 from ._score import score_text
 from ._streams import tell
 from ._train_model import complete_model, make_model
@@ -58,6 +57,24 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="as configured")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences per step.", show_default="as configured")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="as configured")] = None,
+    mesh: MeshOption = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="Train with other processes: the address of process 0; auto asks Slurm, Open MPI or the TPU's host.",
+            show_default="JAX_COORDINATOR_ADDRESS, or no others",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="The number of processes.", show_default="as the cluster says")
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option(min=0, help="The number of this process.", show_default="as the cluster says")
+    ] = None,
+    heartbeat: Annotated[
+        int, typer.Option(min=1, help="The seconds after which a silent process counts as dead.")
+    ] = 30,
     print_config: Annotated[
         bool,
         typer.Option(
@@ -69,33 +86,43 @@ def train(
 
     The same command, given again, continues an interrupted run. The model so far is already in DIR. DIR/train.toml
     holds the complete configuration. Other texts or settings need another DIR.
+
+    On many hosts, every process gets the same command with its own --process, and the same DIR.
     """
     _require_extra()
+    with together(Place(coordinator, processes, process, heartbeat)):
+        changes = {"steps": steps, "batch_size": batch_size, "context": context}
+        _train({"train": texts, "valid": valid, "out": out}, _configuration(config, **changes), mesh)
+
+
+def _train(files: "dict[str, Path]", run: "TrainConfig", mesh: str | None) -> None:
+    """Train, and print the score of the result."""
     enable_compilation_cache()
     from ..text._tokenizer import Tokenizer, read_text
     from ..training import train_files
-    from ..training._state import NEWEST
+    from ..training._hosts import is_first
+    from ..training._state import steps_in
 
-    run = _configuration(config, steps=steps, batch_size=batch_size, context=context)
-    reported = False
+    out, devices, reported = files["out"], make_mesh(mesh), False
     try:
-        with progress_bar(run.steps, log=True) as update, _termination_interrupts():
+        with progress_bar(run.steps, log=True) as update:
 
             def report(progress: "Progress") -> None:
                 nonlocal reported
                 reported = True
                 update(progress.step, _note(progress, run))
 
-            files = {"train": texts, "valid": valid, "out": out}
-            model = train_files(make_model, run, **files, report=report, complete_model=complete_model)
+            make = functools.partial(make_model, mesh=devices)
+            model = train_files(make, run, **files, report=report, complete_model=complete_model, mesh=devices)
     except KeyboardInterrupt:
-        rest = "" if (out / NEWEST).exists() else ": there is none yet, so it starts again"
+        rest = "" if steps_in(out) else ": there is none yet, so it starts again"
         tell(f"interrupted: the same command continues from the last state kept in {out}{rest}")
         raise
-    if not reported:
-        tell(f"{out} holds this run, finished after {run.steps} steps: nothing is left to do")
-    result = score_text(model, Tokenizer.from_file(out), read_text(valid), special=False)
-    print(f"{out}: {result.bits_per_byte:.4f} bits per byte on {valid}")
+    result = score_text(model, Tokenizer.from_file(out), read_text(files["valid"]), special=False)
+    if is_first():
+        if not reported:
+            tell(f"{out} holds this run, finished after {run.steps} steps: nothing is left to do")
+        print(f"{out}: {result.bits_per_byte:.4f} bits per byte on {files['valid']}")
 
 
 def _require_extra() -> None:
@@ -106,8 +133,8 @@ def _require_extra() -> None:
     try:
         from ..training._extra import require
 
-        require("optax")
-        require("matplotlib")
+        for package in ("optax", "matplotlib", "orbax.checkpoint"):
+            require(package)
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from None
 
@@ -121,19 +148,6 @@ def _configuration(path: Path | None, **changes: int | None) -> "TrainConfig":
     else:
         run = TrainConfig.from_toml(path, complete_model)
     return dataclasses.replace(run, **{name: value for name, value in changes.items() if value is not None})
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """A context in which SIGTERM acts like Ctrl-C, so that the state is saved."""
-    if threading.current_thread() is not threading.main_thread():  # others cannot be told
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _note(progress: "Progress", run: "TrainConfig") -> str:

@@ -11,6 +11,8 @@ from .._shown import first_line
 
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from ..checkpoint import Architecture
     from ..training import TrainConfig
 
@@ -30,7 +32,7 @@ def complete_model(table: Mapping[str, Any]) -> Mapping[str, Any]:
     return named | {name: value for name, value in completed.items() if name != "vocab_size" and value is not None}
 
 
-def make_model(run: "TrainConfig", vocab_size: int) -> Any:
+def make_model(run: "TrainConfig", vocab_size: int, mesh: "Mesh | None" = None) -> Any:
     """Build the model from which a run starts.
 
     **Raises:** `ValueError` when its training takes more memory than the machine has.
@@ -40,7 +42,7 @@ def make_model(run: "TrainConfig", vocab_size: int) -> Any:
 
     architecture = _architecture(run.model)
     config = _configured(architecture, run.model, vocab_size=vocab_size)
-    _check_memory(run, architecture, config)
+    _check_memory(run, architecture, config, {} if mesh is None else dict(mesh.shape))
     return architecture.make(config, key=jax.random.key(run.seed), dtype=jnp.float32)
 
 
@@ -67,8 +69,12 @@ def _configured(architecture: "Architecture", table: Mapping[str, Any], vocab_si
     return record(keys, functools.partial(architecture.config, vocab_size=vocab_size))(given)
 
 
-def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any) -> None:
+def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any, devices: Mapping[str, int]) -> None:
     """Check the memory for weights, gradients, AdamW's two moments, and the logits of a batch, which training needs.
+
+    **Arguments:**
+
+    - `devices`: the number of devices along each axis of the mesh.
 
     **Raises:** `ValueError` when the machine has less memory, or when the model cannot be built.
     """
@@ -82,7 +88,10 @@ def _check_memory(run: "TrainConfig", architecture: "Architecture", config: Any)
     except ValueError as error:
         reason = first_line(error.__cause__ or error)
         raise ValueError(f"[model]: the model cannot be built: {reason}") from error
-    needed = 16 * parameters + 4 * run.batch_size * run.context * config.vocab_size
+    rows, parts = devices.get("data", 1), devices.get("model", 1)
+    spread = parts * rows if run.fully_sharded else parts
+    logits = 4 * run.batch_size * run.context * config.vocab_size
+    needed = 16 * parameters // spread + logits // (rows * parts * devices.get("sequence", 1))
     there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or _memory_of_the_host()
     if there is not None and needed > there:
         raise ValueError(

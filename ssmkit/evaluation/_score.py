@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._ids import read_ids
 from .._language_model import AbstractLanguageModel
-from .._sharding import over_sequence, sharded_by_xla
+from .._sharding import fetched, over_sequence, sharded_by_xla
 from .._types import Tokens, checks_itself
 from ..parallel._place import place_of
 
@@ -79,7 +79,7 @@ def score(
             given = np.pad(inputs[start : start + piece], padding).astype(np.int32)
             wanted = np.pad(targets[start : start + piece], padding).astype(np.int32)
             losses, cache = _piece(model, given, wanted, model.reserve(cache, piece))
-            nats += float(np.sum(np.asarray(losses, np.float64)[:valid]))
+            nats += float(np.sum(fetched(losses).astype(np.float64)[:valid]))
             if progress is not None:
                 progress(start + valid)
     if np.isnan(nats):

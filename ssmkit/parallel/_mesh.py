@@ -85,6 +85,13 @@ def check_mesh(mesh: Any) -> Mesh:
     return mesh
 
 
+def automatic(mesh: Mesh) -> Mesh:
+    """The devices of a checked mesh as one with all axes of `AXES`, which XLA's partitioner lays programs out over."""
+    missing = tuple(name for name in AXES if name not in mesh.axis_names)
+    devices = mesh.devices.reshape(*mesh.devices.shape, *[1] * len(missing))
+    return Mesh(devices, (*mesh.axis_names, *missing), axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh on which the arrays of a tree lie, such as those of a model; `None` if they lie on single devices."""
     for leaf in jax.tree.leaves(tree):

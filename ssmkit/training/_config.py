@@ -9,7 +9,7 @@ from typing import Any
 from .._arguments import check_callable, check_is, path_of
 from .._config import checks_itself
 from .._keys import OWN, Key, record
-from .._kinds import Kind, Problems, anything, checked, integer, mapping, real
+from .._kinds import Kind, Problems, anything, boolean, checked, integer, mapping, real
 from ._toml import read_toml, to_toml
 
 
@@ -33,6 +33,8 @@ _KINDS: dict[str, Kind] = {
     "evaluate_every": _COUNT,
     "checkpoint_every": _COUNT,
     "log_every": _COUNT,
+    "keep_states": integer(2, 2**31 - 1),
+    "fully_sharded": boolean,
 }
 _KEYS = {name: Key(kind, name, OWN) for name, kind in _KINDS.items()}
 
@@ -56,6 +58,10 @@ class TrainConfig:
     - `dropout`: the share of features that are dropped on the embedding and on every residual branch.
     - `seed`: the seed of initialisation, data order and dropout.
     - `evaluate_every`, `checkpoint_every`, `log_every`: intervals in steps.
+    - `keep_states`: how many of the newest states stay on the disk, at least 2.
+    - `fully_sharded`: whether each device along the mesh's axis `data` keeps only its part of the matrices, of their
+        gradients and of the optimiser's state (`ssmkit.fully_shard`). It saves memory, and costs exchanges and a second
+        computation of every block's features. Without a mesh it has no effect.
 
     **Raises:** `ValueError` listing every bad value.
     """
@@ -77,6 +83,14 @@ class TrainConfig:
     evaluate_every: int = 250
     checkpoint_every: int = 100
     log_every: int = 10
+    keep_states: int = 2
+    fully_sharded: bool = False
+
+    @property
+    def decisive(self) -> Mapping[str, Any]:
+        """The settings that decide the result of a run: all but the model's, intervals, and where arrays lie."""
+        without = {"evaluate_every", "checkpoint_every", "log_every", "keep_states", "fully_sharded"}
+        return {name: getattr(self, name) for name in _KEYS if name not in without}
 
     def __post_init__(self):
         given = {name: getattr(self, name) for name in _KEYS}

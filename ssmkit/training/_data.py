@@ -25,6 +25,7 @@ class Windows:
         self._batch_size = batch_size
         self._context = context
         self._seed = seed
+        self._epoch = -1, np.zeros(0, np.int64)  # the last one, which the next batch is mostly of
         # One window is left out for the phase.
         self.batches_per_epoch = ((len(self._tokens) - 1) // context - 1) // batch_size
         if self.batches_per_epoch < 1:
@@ -34,14 +35,25 @@ class Windows:
                 f"{context}: at least {needed} are needed. Lower `batch_size` or `context`."
             )
 
-    def batch(self, step: int) -> Int[np.ndarray, "batch context_plus_one"]:
-        """The tokens of one step."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of a batch."""
+        return self._batch_size, self._context + 1
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Int[np.ndarray, "batch context_plus_one"]:
+        """The tokens of one step, or of some of its rows."""
         epoch, index = divmod(step, self.batches_per_epoch)
-        random = np.random.default_rng([self._seed, epoch])
-        phase = random.integers(self._context)
-        order = random.permutation(self.batches_per_epoch * self._batch_size)
-        starts = phase + self._context * order[index * self._batch_size : (index + 1) * self._batch_size]
+        starts = self._starts(epoch)[index * self._batch_size : (index + 1) * self._batch_size][rows]
         return np.stack([self._tokens[start : start + self._context + 1] for start in starts])
+
+    def _starts(self, epoch: int) -> Int[np.ndarray, " windows"]:
+        """The first tokens of an epoch's windows, in their order."""
+        if self._epoch[0] != epoch:
+            random = np.random.default_rng([self._seed, epoch])
+            phase = random.integers(self._context)
+            order = random.permutation(self.batches_per_epoch * self._batch_size)
+            self._epoch = epoch, phase + self._context * order
+        return self._epoch[1]
 
 
 @checks_itself

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ._hosts import once
+
 
 LOCK = ".lock"
 
@@ -13,13 +15,20 @@ LOCK = ".lock"
 def occupied(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Lock a folder against other runs while the block runs, and create the folder if necessary.
 
-    The system releases the lock when the process ends, however it ends. The same thread can take the lock again.
+    The system releases the lock when the process ends, however it ends. The same thread can take the lock again. Of
+    many processes, the first takes it for all.
 
     **Raises:** `ValueError` when another run uses the folder, or when the path is a file.
     """
+    with contextlib.ExitStack() as stack:
+        once(lambda: stack.enter_context(_locked(Path(directory))) and None)
+        yield Path(directory)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
-    directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file: name a directory.")
     directory.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_callable, check_model, path_of
@@ -20,11 +20,13 @@ from ..evaluation._score import score
 from ..layers._dropout import with_dropout
 from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
+from ._hosts import AllStopped, asked_to_stop, is_first, many, whole
+from ._layout import batch_on, in_force, mesh_for, place_of, start, start_on
 from ._lock import occupied
 from ._optimizer import make_optimizer
-from ._precision import as_stored, check_trainable, widened
-from ._record import check_record, describe_run
-from ._state import TrainState, load_state, save_state
+from ._precision import as_stored, check_trainable
+from ._record import check_run_of, describe_run
+from ._state import States, TrainState
 from ._update import update_of
 
 
@@ -46,6 +48,7 @@ def fit(
     directory: str | os.PathLike[str],
     report: Callable[[Progress], None],
     keep: Callable[[AbstractLanguageModel], None] = lambda model: None,
+    mesh: Mesh | None = None,
 ) -> AbstractLanguageModel:
     """Train `model`; continue from `directory` if this run was interrupted there.
 
@@ -57,15 +60,23 @@ def fit(
     - `model`: the model at step 0; it is not consumed.
     - `config`: the run.
     - `train`, `valid`: token ids.
-    - `directory`: the folder of the state (`state.eqx`, the previous state, and `run.json`, which records the settings
-        of the run). It is created if necessary, and no other run can use it meanwhile.
+    - `directory`: the folder of the run: `states`, with the newest states, and `run.json`, which records the settings.
+        It is created if necessary, and no other run can use it meanwhile. On many hosts, it must be the same for all.
     - `report`: called every `log_every` steps, and after the last step.
-    - `keep`: called with the current model each time the state has been saved.
+    - `keep`: called with the current model each time a state is saved.
+    - `mesh`: the mesh of devices that train together, by `parallel.make_mesh` or `jax.make_mesh`; `None` for that on
+        which the model lies, or else for one device. Batches are spread over `data`, and arrays as
+        `ssmkit.shard` or, if `config.fully_sharded`, `ssmkit.fully_shard` does. A run may go on with another mesh.
 
-    **Returns:** the trained model.
+    On many hosts (`jax.distributed.initialize`), every process calls this function with the same arguments. Without a
+    mesh, all their devices lie along `data`. Only the first process calls `report` and `keep`, the latter with NumPy
+    arrays.
+
+    **Returns:** the trained model, on the mesh if there is one.
 
     **Raises:** `ValueError` when a text is too short or holds ids that the model does not have, when the model is
-    quantised, or when the directory holds another run, is in use, or has only damaged states; `FloatingPointError` when
+    quantised, when the mesh does not fit, or when the directory holds another run, is in use, or has only damaged
+    states; `FloatingPointError` when
     the loss or a parameter is no longer finite; `MemoryError` when a step needs more memory than there is; `OSError`
     when the disk is full.
     """
@@ -76,9 +87,11 @@ def fit(
     windows = check_texts(config, train, valid, model.vocab_size)
     check_trainable(model)
     with_dropout(model, config.dropout)
+    mesh = mesh_for(mesh, model, config)
     with occupied(directory) as folder:
-        check_record(folder, describe_run(model, config, train, valid))
-        return _train(model, config, windows, valid, folder, report, keep)
+        check_run_of(folder, describe_run(model, config, train, valid))
+        with States(folder, config.keep_states) as states:
+            return _train(model, config, windows, valid, states, mesh, report, keep)
 
 
 def _train(
@@ -86,29 +99,38 @@ def _train(
     config: TrainConfig,
     windows: Windows,
     valid: Int[np.ndarray, " valid_time"],
-    directory: Path,
+    states: States,
+    mesh: Mesh | None,
     report: Callable[[Progress], None],
     keep: Callable[[AbstractLanguageModel], None],
 ) -> AbstractLanguageModel:
     optimizer = make_optimizer(config)
-    stored, static = eqx.partition(model, eqx.is_inexact_array)
-    params = widened(stored)  # copies: the first update consumes them
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    state = load_state(directory, state) or state
-    update = _make_update(config, optimizer, static)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    stored = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
+    state = _resumed(states, params, optimizer, mesh, config)
+    update = _make_update(config, optimizer, static, mesh)
 
     def so_far() -> AbstractLanguageModel:
         return eqx.combine(as_stored(state.model, stored), static)
 
-    def checkpoint() -> None:
-        save_state(directory, state)
-        keep(so_far())
+    def tell(progress: Progress) -> None:
+        if is_first():
+            report(progress)
 
-    start = kept = int(state.step)
+    def hand_over() -> None:
+        current = whole(so_far())
+        if is_first():
+            keep(current)
+
+    def checkpoint() -> None:
+        states.save(state)
+        hand_over()
+
+    first = kept = int(state.step)
     losses, started, done = [], time.perf_counter(), 0
     try:
-        for step in range(start, config.steps):
-            value, state = update(jnp.asarray(windows.batch(step)), state)
+        for step in range(first, config.steps):
+            value, state = update(batch_on(windows, step, mesh), state)
             losses.append(value)
             done += 1
             last = step + 1 == config.steps
@@ -121,29 +143,52 @@ def _train(
                 train_loss = float(np.mean([float(value) for value in losses]))
                 speed = done * config.batch_size * config.context / (time.perf_counter() - started)
                 valid_loss = score(so_far(), valid).nats_per_token if evaluate else None
-                report(Progress(step + 1, train_loss, valid_loss, speed))
+                tell(Progress(step + 1, train_loss, valid_loss, speed))
                 losses, started, done = [], time.perf_counter(), 0
             if due:
                 checkpoint()
                 kept = step + 1
-    except KeyboardInterrupt:
+            if asked_to_stop(step + 1):
+                raise AllStopped
+    except KeyboardInterrupt as interrupt:
         leaves = jax.tree.leaves(state)
-        # An update that was cut off has consumed the state.
-        if not any(leaf.is_deleted() for leaf in leaves) and int(state.step) > kept and _is_finite(leaves):
+        # An update that was cut off has consumed the state. One of many processes cannot save alone.
+        can_save = isinstance(interrupt, AllStopped) or not many()
+        if can_save and not any(leaf.is_deleted() for leaf in leaves) and int(state.step) > kept and _is_finite(leaves):
             checkpoint()
         raise
-    if start == config.steps:
-        keep(so_far())
+    if first == config.steps:
+        hand_over()
     return so_far()
 
 
-def _make_update(config: TrainConfig, optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
-    """`update_of`, compiled. It consumes a batch and a state."""
-    step = eqx.filter_jit(update_of(config, optimizer, static), donate="all-except-first")
+def _resumed(
+    states: States,
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    config: TrainConfig,
+) -> TrainState:
+    """The newest state on the disk, placed on the devices of this run; without one, the state at step 0."""
+    shapes = jax.eval_shape(lambda params: start(params, optimizer), params)
+    where = place_of(shapes, mesh, fully_sharded=config.fully_sharded)
+    like = jax.tree.map(lambda one, at: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=at), shapes, where)
+    state = states.load(like)
+    if state is not None:
+        return state
+    return start(params, optimizer) if mesh is None else start_on(params, optimizer, where)
+
+
+def _make_update(
+    config: TrainConfig, optimizer: optax.GradientTransformation, static: PyTree, mesh: Mesh | None
+) -> Callable[..., Any]:
+    """`update_of`, compiled. It consumes a state."""
+    step = eqx.filter_jit(update_of(config, optimizer, static, mesh), donate="all-except-first")
 
     def update(batch: Int[Array, "batch time"], state: TrainState):
         try:
-            return step(batch, state)
+            with in_force(mesh):
+                return step(batch, state)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -19,7 +19,8 @@ from .._language_model import AbstractLanguageModel
 from .._reading import read_regular
 from .._shown import one_line, shown
 from ._config import TrainConfig
-from ._state import NEWEST, PREVIOUS
+from ._hosts import check_alike, once, whole
+from ._state import STATES
 
 
 RECORD, CONFIGURATION = "run.json", "train.toml"
@@ -33,27 +34,28 @@ def describe_run(
     train: Int[np.ndarray, " train_time"],
     valid: Int[np.ndarray, " valid_time"],
 ) -> dict[str, Any]:
-    """Everything that determines the result of a run, as JSON values. The intervals of reports do not count.
+    """Everything that determines the result of a run, as JSON values. Intervals and meshes do not count.
 
     **Arguments:** as for `fit`.
     """
-    training = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name != "model" and not field.name.endswith("_every")
-    }
     own = getattr(model, "config", None)
     table = dataclasses.asdict(own) if dataclasses.is_dataclass(own) and not isinstance(own, type) else {}
     run = {
         "ssmkit": __version__,
         "the training text": _digest_of_text(train),
         "the validation text": _digest_of_text(valid),
-        "training": training,
+        "training": dict(config.decisive),
         "model": table | dict(config.model),
         "the model's arrays": _digest_of_structure(model),
         "the model's values": _sketch(model),
     }
     return json.loads(json.dumps(run, default=repr))
+
+
+def check_run_of(directory: Path, run: Mapping[str, Any]) -> None:
+    """As `check_record`, in the first of many processes, when all have been given the same run."""
+    check_alike(json.dumps(run))
+    once(lambda: check_record(directory, run))
 
 
 def check_record(directory: Path, run: Mapping[str, Any]) -> None:
@@ -73,12 +75,11 @@ def check_record(directory: Path, run: Mapping[str, Any]) -> None:
                 f"was made with{f' (its configuration: {toml})' * toml.exists()}, or train into another directory."
             )
         return
-    for kept in (NEWEST, PREVIOUS):
-        if (directory / kept).exists():
-            raise ValueError(
-                f"{directory / kept} does not fit this configuration or is damaged (no {RECORD} beside it says what "
-                "run it is of). Train into an empty directory."
-            )
+    if (directory / STATES).exists():
+        raise ValueError(
+            f"{directory / STATES} does not fit this configuration or is damaged (no {RECORD} beside it says what "
+            "run it is of). Train into an empty directory."
+        )
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(run, indent=2) + "\n", "utf-8")
 
@@ -137,7 +138,7 @@ def _sketch(model: AbstractLanguageModel) -> list[float]:
     """The size and sum of a sample of the weights. Another initialisation changes them, but rounding hardly does."""
     samples = []
     for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)):
-        values = np.asarray(leaf).reshape(-1)[:: max(1, leaf.size // 1024)]
+        values = np.asarray(whole(leaf)).reshape(-1)[:: max(1, leaf.size // 1024)]
         samples.append(values.astype(np.complex128).view(np.float64))
     weights = np.concatenate([np.zeros(0), *samples])
     return [float(np.linalg.norm(weights)), float(np.dot(weights, np.cos(np.arange(weights.size))))]

@@ -1,6 +1,7 @@
 """Training from two text files to a model directory that every tool can read."""
 
 import contextlib
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
@@ -19,6 +21,7 @@ from ..text._tokenizer import Tokenizer, read_text
 from ._config import TrainConfig, check_run
 from ._data import check_texts
 from ._extra import require
+from ._hosts import check_alike, once
 from ._lock import occupied
 from ._loop import Progress, fit
 from ._precision import check_trainable
@@ -36,6 +39,7 @@ def train_files(
     out: str | os.PathLike[str],
     report: Callable[[Progress], None],
     complete_model: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda table: table,
+    mesh: Mesh | None = None,
 ) -> AbstractLanguageModel:
     """Train on a UTF-8 text file and save model, tokenizer, configuration and loss curve in `out`.
 
@@ -50,6 +54,7 @@ def train_files(
     - `out`: the directory, created if necessary. A `tokenizer.json` in it is used; otherwise a tokenizer is trained.
     - `report`: called with each `Progress`.
     - `complete_model`: as for `TrainConfig.from_toml`, which reads a `train.toml` that is already in `out`.
+    - `mesh`: as for `fit`.
 
     **Returns:** the trained model, also saved in `out`, in its architecture's first format.
 
@@ -62,12 +67,12 @@ def train_files(
     check_callable("complete_model", complete_model)
     train, valid, out = (path_of(*given) for given in (("train", train), ("valid", valid), ("out", out)))
     with contextlib.ExitStack() as stack:
-        if out.exists():  # else nothing is made before everything that can be wrong was looked at
+        if once(out.exists):  # else nothing is made before everything that can be wrong was looked at
             stack.enter_context(occupied(out))
-            _check_free(out, config, complete_model)
+            once(lambda: _check_free(out, config, complete_model))
         texts = {name: _read(path) for name, path in (("train", train), ("valid", valid))}
         tokenizer_path = out / "tokenizer.json"
-        if tokenizer_path.exists():
+        if once(tokenizer_path.exists):
             tokenizer = Tokenizer.from_file(tokenizer_path)
         else:
             tokenizer = Tokenizer.train(texts["train"].splitlines(keepends=True), config.vocab_size)
@@ -77,20 +82,22 @@ def train_files(
         check_texts(config, **tokens, vocab_size=model.vocab_size)
         check_trainable(model)
         _check_writable(model)
-        configuration = config.to_toml()
 
         stack.enter_context(occupied(out))
-        curve = LossCurve(out)
-        check_record(out, describe_run(model, config, **tokens))  # before a tokenizer, which another text would use
-        for path, write in (
-            (tokenizer_path, tokenizer.save),
-            (out / CONFIGURATION, lambda path: path.write_text(configuration, "utf-8")),
-        ):
-            if not path.exists():
-                with replacing(path) as temporary:
-                    write(temporary)
+        run, curves = describe_run(model, config, **tokens), []
+
+        def prepare() -> None:
+            curves.append(LossCurve(out))
+            check_record(out, run)  # before a tokenizer, which another text would use
+            _write_absent(tokenizer_path, tokenizer.save)
+            _write_absent(out / CONFIGURATION, lambda path: path.write_text(configuration, "utf-8"))
+
+        configuration = config.to_toml()
+        check_alike(json.dumps(run))
+        once(prepare)
 
         def record(progress: Progress) -> None:
+            (curve,) = curves
             curve.append(progress)
             if progress.valid_loss is not None:
                 curve.plot()
@@ -103,7 +110,15 @@ def train_files(
             directory=out,
             report=record,
             keep=lambda model: save_pretrained(model, out),
+            mesh=mesh,
         )
+
+
+def _write_absent(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file, unless it is there."""
+    if not path.exists():
+        with replacing(path) as temporary:
+            write(temporary)
 
 
 def _check_free(
