@@ -50,9 +50,21 @@ def alone(
     return state, lambda own: own
 
 
+def is_spread() -> bool:
+    """Whether tokens are spread over several devices."""
+    return axis_size(AXIS) > 1
+
+
+def on_all(x: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
+    """The same array; XLA lays it out on all devices of an axis `sequence`, as a whole."""
+    if not is_spread():
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
+
+
 def by_slices(x: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
     """The same array; XLA lays it out by slices of time where an axis `sequence` is in force and divides it."""
-    if axis_size(AXIS) == 1 or x.shape[0] % axis_size(AXIS) != 0:
+    if not is_spread() or x.shape[0] % axis_size(AXIS) != 0:
         return x
     others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS, *others))
@@ -60,7 +72,7 @@ def by_slices(x: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
 
 def at_token(x: Shaped[Array, "time ..."], index: Int[Array, ""] | int) -> Shaped[Array, "..."]:
     """One token's entries. An array that is spread by slices of time is not gathered for it."""
-    if axis_size(AXIS) == 1:
+    if not is_spread():
         return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
     here = jnp.reshape(jnp.arange(x.shape[0], dtype=jnp.int32) == index, (-1,) + (1,) * (x.ndim - 1))
     return jnp.sum(jnp.where(here, x, jnp.zeros_like(x)), axis=0)
@@ -85,7 +97,7 @@ def in_slices(
 
     **Returns:** as `scan`.
     """
-    if axis_size(AXIS) == 1 or jax.tree.leaves(inputs)[0].shape[0] == 0:
+    if not is_spread() or jax.tree.leaves(inputs)[0].shape[0] == 0:
         return scan(operator, inputs, state, extent, alone)
     return _in_slices(scan, operator, inputs, state, extent)
 

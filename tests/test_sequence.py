@@ -1,23 +1,25 @@
 """Sequences over several devices: the mesh axis `sequence` changes no result beyond rounding."""
 
 import functools
+import re
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import BF16_BOUND, Case, build, jit, methods, over, relative_error
-from registry import MIXERS, OPERATORS
+from helpers import BF16_BOUND, VOCAB, Case, build, jit, methods, over, relative_error
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from registry import LANGUAGE_MODELS, MIXERS, OPERATORS
 
 import ssmkit
+from ssmkit import _slices
+from ssmkit.operators import _ring
 from ssmkit.parallel import make_mesh
 
 
 TIME = 19  # over 8 devices: six slices of three tokens, one token, and none
 BOUND = 2e-6  # on the relative error: sums of float32 numbers in another order
-
-RECURRENCES = [case for case in OPERATORS if "attention" not in case.id]
 
 
 def counted(tree, length):
@@ -82,7 +84,7 @@ def case_bound(case: Case) -> float:
     return BF16_BOUND if "dtype" in case.id or "bf16" in case.id else max(case.bound, BOUND)
 
 
-@over(RECURRENCES)
+@over(OPERATORS)
 def test_slices_change_nothing(case):
     check(case)
 
@@ -107,3 +109,88 @@ def test_every_length_and_start(case):
         if token == 0:
             found.pop("gradients of some")  # of a sum of two numbers, either may carry the gradient
         assert max(found.values()) <= BOUND, (token, found)
+
+
+@over(OPERATORS, "toy-recurrence", "shift")
+def test_fewer_tokens_than_devices(case):
+    module, inputs = build(case), case.sample(np.random.default_rng(0), 3)
+    scan = jit(lambda inputs: module.chunk_scan(inputs, module.init_state()))
+    with jax.set_mesh(make_mesh(sequence=8)):
+        got = scan(inputs)
+    assert max(map(relative_error, jax.tree.leaves(got), jax.tree.leaves(scan(inputs)))) <= BOUND
+
+
+def test_attention_in_pieces_of_keys(monkeypatch):
+    monkeypatch.setattr(_ring, "_SCORES", 1)
+    monkeypatch.setattr(_ring, "_FEWEST", 2)  # of the three keys of a slice, and of the room
+    check(next(case for case in OPERATORS if case.id == "attention"))
+
+
+def test_an_exchange_without_effect_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(_slices, "_exchange", lambda index, devices, state, summarise, after: (state, lambda own: own))
+    shift, x = ssmkit.Shift((2,)), jnp.ones((16, 2), jnp.float32)
+    scan = lambda: shift.chunk_scan(x, shift.init_state())[0]
+    with jax.set_mesh(make_mesh(sequence=8)):
+        assert relative_error(scan(), np.concatenate([np.zeros((1, 2)), np.ones((15, 2))])) > 0.1
+
+
+# Whole models.
+
+COLLECTIVE = re.compile(
+    r"= (\(.*?\)|\S+) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+def prefill(model, tokens, starts):
+    """Of rows of packed sequences."""
+    run = lambda t, s: model.prefill(t, model.reserve(model.init_cache(), t.size), ssmkit.Extent(t.size - 1, s))
+    return jax.vmap(run)(tokens, starts)
+
+
+def loss(model, tokens, starts):
+    caches = lambda t: model.reserve(model.init_cache(), t.size)
+    logits = jax.vmap(lambda t, s: model.forward(t, caches(t), ssmkit.Extent(starts=s))[0])(tokens, starts)
+    return jnp.mean(jax.vmap(ssmkit.cross_entropy)(logits, tokens))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.once)])
+@over(LANGUAGE_MODELS, "hybrid")
+def test_rows_over_data_and_tokens_over_sequence(case, kind):
+    rng, model = np.random.default_rng(0), build(case)
+    arguments = rng.integers(0, VOCAB, (2, 16)).astype(np.int32), rng.random((2, 16)) < 0.1
+    mesh = jax.make_mesh((2, 1, 4), ("data", "model", "sequence"), axis_types=(kind,) * 3)
+    by_row = NamedSharding(mesh, PartitionSpec("data", "sequence"))
+    for run in (prefill, eqx.filter_value_and_grad(loss)):
+        expected = eqx.filter_jit(run)(model, *map(jnp.asarray, arguments))
+        with jax.set_mesh(mesh):
+            got = eqx.filter_jit(run)(ssmkit.shard(model, mesh), *jax.device_put(arguments, by_row))
+        errors = map(relative_error, *(map(np.asarray, jax.tree.leaves(tree)) for tree in (got, expected)))
+        assert max(errors) <= BOUND
+
+
+def collectives(run, model, time: int, mesh) -> list[tuple[str, str]]:
+    """The operation and the result of every exchange, of one row of tokens."""
+    tokens = jax.device_put(np.zeros(time, np.int32), NamedSharding(mesh, PartitionSpec("sequence")))
+    with jax.set_mesh(mesh):
+        lowered = eqx.filter_jit(run).lower(ssmkit.shard(model, mesh), tokens)  # pyright: ignore
+    text = lowered.compile().compiled.as_text()
+    return [(operation, result) for result, operation in COLLECTIVE.findall(text)]
+
+
+@over(LANGUAGE_MODELS, "mamba2")
+def test_one_exchange_for_each_operator_whatever_the_length(case):
+    model, mesh = build(case), make_mesh(sequence=8)
+
+    def prefill(model, tokens):
+        return model.prefill(tokens, model.init_cache())
+
+    def loss(model, tokens):
+        return jnp.sum(jnp.sin(model(tokens)))
+
+    short, long = (collectives(prefill, model, time, mesh) for time in (32, 64))
+    assert short == long  # in their sizes too
+    # Two operators in each of two layers, and the sum of which one term is the last token's features.
+    assert [operation for operation, _ in long] == ["all-reduce"] * 5
+    # Backwards, each exchanges once more; then all gradients of weights are added.
+    backwards = collectives(eqx.filter_grad(loss), model, 32, mesh)
+    assert [operation for operation, _ in backwards] == ["all-reduce"] * 9

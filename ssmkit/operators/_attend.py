@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Shaped
 
 from .._products import product
 
@@ -38,6 +38,18 @@ def attend(
     - `seen`: which keys each query sees. A query that sees no key gets the mean of all values.
     - `scale`, `softcapping`: as for `ssmkit.Attention`.
     """
+    scores = scores_of(query, keys, seen, scale, softcapping)
+    return weighted(jax.nn.softmax(scores, axis=-1), values, query.dtype)
+
+
+def scores_of(
+    query: Float[Array, "query heads dim"],
+    keys: Float[Array, "groups key dim"],
+    seen: Bool[Array, "query key"],
+    scale: float,
+    softcapping: float | None,
+) -> Float[Array, "groups members query key"]:
+    """The products of queries and keys, capped. They are so low for keys that are not seen that their weight is 0."""
     (count, _, dim), groups = query.shape, keys.shape[0]
     # One matrix of queries per group, so that keys and values are read as they lie.
     grouped = jnp.reshape(query, (count, groups, -1, dim))
@@ -46,10 +58,16 @@ def attend(
     if softcapping is not None:
         scores = softcapping * jnp.tanh(scores / softcapping)
     scores = jnp.reshape(scores, (groups, -1, count, scores.shape[-1]))
-    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, _MASKED), axis=-1)
-    weights = jnp.reshape(weights, (groups, -1, weights.shape[-1]))
-    y = product("grs,gsd->grd", weights, values.astype(query.dtype))
-    return jnp.reshape(jnp.transpose(jnp.reshape(y, (groups, -1, count, dim)), (2, 0, 1, 3)), query.shape)
+    return jnp.where(seen[None, None], scores, _MASKED)
+
+
+def weighted(
+    weights: Float[Array, "groups members query key"], values: Float[Array, "groups key dim"], dtype: DTypeLike
+) -> Float[Array, "query heads dim"]:
+    """The sums of weighted values."""
+    (groups, _, count, _), dim = weights.shape, values.shape[-1]
+    y = product("grs,gsd->grd", jnp.reshape(weights, (groups, -1, weights.shape[-1])), values.astype(dtype))
+    return jnp.reshape(jnp.transpose(jnp.reshape(y, (groups, -1, count, dim)), (2, 0, 1, 3)), (count, -1, dim))
 
 
 def attend_in_bands(
@@ -67,7 +85,7 @@ def attend_in_bands(
     window, time = old.keys.shape[0], query.shape[0]
     size = min(window, time)
     blocks = -(-time // size)
-    new = Tokens(*[_padded(x, blocks * size, fill) for x, fill in zip(new, (0, 0, 0, -1), strict=True)])
+    new = Tokens(*[padded(x, blocks * size, fill) for x, fill in zip(new, (0, 0, 0, -1), strict=True)])
     columns = Tokens(*[_overlapping(jnp.concatenate([a, b]), blocks, window) for a, b in zip(old, new, strict=True)])
     block = lambda x: jnp.reshape(x, (blocks, size, *x.shape[1:]))
 
@@ -77,11 +95,12 @@ def attend_in_bands(
         keys, values = jnp.swapaxes(seen_by.keys, 0, 1), jnp.swapaxes(seen_by.values, 0, 1)
         return attend(query, keys, values, seen)
 
-    rows = block(_padded(query, blocks * size, 0)), block(new.position), block(new.sequence)
+    rows = block(padded(query, blocks * size, 0)), block(new.position), block(new.sequence)
     return jnp.reshape(jax.vmap(one)(*rows, columns), (-1, *query.shape[1:]))[:time]
 
 
-def _padded(x: Array, size: int, fill: int) -> Array:
+def padded(x: Shaped[Array, "time ..."], size: int, fill: int) -> Shaped[Array, "size ..."]:
+    """The array with so many entries, of which the last ones are `fill`."""
     return jnp.pad(x, [(0, size - x.shape[0])] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
 
 

@@ -11,10 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from .._construction import check_integers, check_sizes, positive
 from .._extent import CheckedExtent, Extent, extent_of
 from .._sharding import sharded_by_xla
+from .._slices import Exchange, in_slices, is_spread, on_all
 from .._types import Valid, at_least_float32, check_valid, checks_itself, shown, whole
 from ._attend import Tokens, attend, attend_in_bands
 from ._checks import many_tokens, one_token
 from ._operator import AbstractSequenceOperator
+from ._ring import attend_around, attend_in_window
 from ._rotary import rotate
 
 
@@ -145,13 +147,18 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         query, key, value = self._checked("chunk_scan", inputs, many=True)
         time, state = query.shape[0], self._checked_state(state, query.shape[0])
         extent = extent_of(extent, time)
+        if extent.starts is not None:  # a byte per token: every device needs those of all slices
+            extent = CheckedExtent(extent.length, on_all(extent.starts))
         index, sequence = jnp.arange(time, dtype=jnp.int32), extent.sequences(time)
         began = 0 if extent.starts is None else jax.lax.cummax(jnp.where(extent.starts, index, 0))
         position = index - began + jnp.where(sequence == 0, state.length, 0)
         query, key = (self._rotated(x, position) for x in (query, key))
         after = self._written(state, key, value, position, sequence, extent)
-        if self.sliding_window is not None:
-            y = self._in_window(state, AttentionInputs(query, key, value), position, sequence)
+        new = Tokens(key, value, position, sequence)
+        if is_spread() and time > 0:
+            y, _ = in_slices(_scan, self, (query, new), self._old(state), CheckedExtent(extent.length))
+        elif self.sliding_window is not None:
+            y = attend_in_bands(query, self._old(state), new, self._attend)
         elif extent.starts is None:
             place = jnp.arange(after.keys.shape[1], dtype=jnp.int32)
             seen = (place < after.length)[None] & (place[None] <= position[:, None])
@@ -188,20 +195,17 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     def _attend(self, query: Array, keys: Array, values: Array, seen: Array) -> Array:
         return attend(query, keys, values, seen, self.scale, self.logit_softcapping)
 
-    def _in_window(
-        self,
-        state: AttentionState,
-        inputs: AttentionInputs,
-        position: Int[Array, " time"],
-        sequence: Int[Array, " time"],
-    ) -> Float[Array, "time heads dim"]:
-        """Attend over many tokens after those of the ring buffer, which are put in order first."""
-        window = state.keys.shape[1]
-        earlier = state.length - window + jnp.arange(window, dtype=jnp.int32)
-        keys, values = (jnp.swapaxes(x[:, earlier % window], 0, 1) for x in (state.keys, state.values))
-        old = Tokens(keys, values, earlier, jnp.where(earlier >= 0, 0, -1))
-        new = Tokens(inputs.key, inputs.value, position, sequence)
-        return attend_in_bands(inputs.query, old, new, self._attend)
+    def _old(self, state: AttentionState) -> Tokens:
+        """The tokens of a state: those of a window in order, others at the start of the room."""
+        room = state.keys.shape[1]
+        index = jnp.arange(room, dtype=jnp.int32)
+        by_token = lambda x: jnp.swapaxes(x, 0, 1)
+        if self.sliding_window is None:
+            there = jnp.where(index < state.length, 0, -1)
+            return Tokens(by_token(state.keys), by_token(state.values), index, there)
+        earlier = state.length - room + index
+        keys, values = (by_token(x[:, earlier % room]) for x in (state.keys, state.values))
+        return Tokens(keys, values, earlier, jnp.where(earlier >= 0, 0, -1))
 
     def _written(
         self,
@@ -280,3 +284,15 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
                 f"`reserve(cache, {tokens})` first."
             )
         return state
+
+
+def _scan(
+    attention: Attention, inputs: tuple[Array, Tokens], old: Tokens, extent: CheckedExtent, exchange: Exchange
+) -> tuple[Array, tuple[()]]:
+    """The outputs over a slice of the tokens, whose positions are known. The state is written elsewhere."""
+    query, own = inputs
+    if (valid := extent.valid(query.shape[0])) is not None:
+        own = own._replace(sequence=jnp.where(valid, own.sequence, -1))
+    if attention.sliding_window is not None:
+        return attend_in_window(query, old, own, attention._attend), ()
+    return attend_around(query, old, own, attention.scale, attention.logit_softcapping), ()
