@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from ._cli_accelerator import accelerator, suite, trace
-from ._cli_recurrences import chunks, precision, recurrences, targets
+from ._cli_recurrences import chunks, precision, recurrences, scale, targets
 from ._options import (
     CeilingsOption,
     CheckpointsOption,
@@ -207,7 +207,7 @@ def report(
         typer.echo(text)
 
 
-for _command in (recurrences, chunks, precision, targets, accelerator, suite, trace):
+for _command in (recurrences, chunks, precision, targets, scale, accelerator, suite, trace):
     app.command()(_command)
 
 

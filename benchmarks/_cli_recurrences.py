@@ -1,5 +1,6 @@
 """The commands that measure recurrences and compiled programs. Nothing heavy is imported before one runs."""
 
+import json
 import os
 from typing import Annotated
 
@@ -70,6 +71,29 @@ def targets(
     content = module.measure(names(only) or [])
     keep(content, output)
     typer.echo(module.table(content["results"]))
+
+
+def scale(
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS,..", help="Of the commands that are shown.", show_default="all of them"),
+    ] = None,
+    output: JsonOption = None,
+) -> None:
+    """What large models and long prompts need on many devices, by their compilers; a file keeps its other cases."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("LIBTPU_INIT_ARGS", "--xla_jf_dump_llo_text=false")  # schedules take as long as all else
+    from . import scale as module
+
+    content = {"results": []}
+    if output is not None and output.is_file():
+        content = json.loads(output.read_text("utf-8"))
+    for measured in module.measure(names(only), content):
+        keep(measured, output)
+        content = measured
+    typer.echo(module.needs() + "\n")
+    for programs in module.TABLES:
+        typer.echo(module.table(content["results"], *programs) + "\n")
 
 
 def _known(only: str | None, width: int) -> list[str] | None:

@@ -128,6 +128,7 @@ GEOMETRIES: dict[str, Geometry] = {
     "780m": Geometry(50288, 1536, 48),
     "1.3b": Geometry(50288, 2048, 48),
     "2.7b": Geometry(50288, 2560, 64),
+    "7b": Geometry(32768, 4096, 64, n_groups=8, tied=False),  # Mamba-Codestral-7B-v0.1
     "10m": Geometry(4096, 384, 8),  # for training
     "tiny": Geometry(256, 64, 2, state_size=16, head_dim=16),  # for tests
 }

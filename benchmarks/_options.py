@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 GeometryOption = Annotated[
-    str, typer.Option("--geometry", "-g", help="130m, 370m, 780m, 1.3b, 2.7b, 10m or tiny; random weights.")
+    str, typer.Option("--geometry", "-g", help="130m, 370m, 780m, 1.3b, 2.7b, 7b, 10m or tiny; random weights.")
 ]
 SubjectsOption = Annotated[
     str | None,

@@ -17,6 +17,7 @@ from ssmkit.benchmarks import (
     decode,
     precision,
     recurrences,
+    scale,
     uncached,
 )
 from ssmkit.benchmarks._geometry import GEOMETRIES, Geometry
@@ -68,7 +69,13 @@ def test_flops_of_the_recurrence_grow_with_the_chunk():
 
 @pytest.mark.parametrize(
     "name, parameters, rows",
-    [("130m", 0.129e9, 3352), ("370m", 0.37e9, 4384), ("780m", 0.78e9, 6448), ("1.3b", 1.34e9, 8512)]
+    [
+        ("7b", 7.285e9, 18560),
+        ("130m", 0.129e9, 3352),
+        ("370m", 0.37e9, 4384),
+        ("780m", 0.78e9, 6448),
+        ("1.3b", 1.34e9, 8512),
+    ]
     + [("2.7b", 2_702_599_680, 10576)],
 )
 def test_geometries_are_the_published_ones(name, parameters, rows):
@@ -157,3 +164,35 @@ def test_the_page_of_benchmarks_shows_the_committed_results():
     shown = page.split(_report.BEGIN)[1].split(_report.END)[0]
     for content in _report.read(ROOT / "benchmarks" / "results").values():
         assert _report.table(content["command"], content["rows"]) in shown
+
+
+def test_the_page_of_scale_shows_the_committed_results():
+    """Every case has been compiled, and fits if the page does not say otherwise."""
+    content = json.loads((ROOT / "benchmarks" / "results" / "scale.json").read_text())
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert [row["command"] for row in content["results"]] == [case.command for case in scale.CASES]
+    assert scale.needs() in page
+    for programs in scale.TABLES:
+        assert scale.table(content["results"], *programs) in page
+
+
+@pytest.mark.parametrize("case", [scale.CASES[0], scale.CASES[-1]], ids=lambda case: case.program)
+def test_a_command_of_the_page_compiles_its_case(run, monkeypatch, case):
+    got = {}
+
+    def compile_for(model, target, program, **options):
+        got.update(options, target=target, program=program)
+        raise MemoryError("enough")
+
+    monkeypatch.setattr("ssmkit.compilation.abstract_model", lambda *arguments, **options: (arguments, options))
+    monkeypatch.setattr("ssmkit.compilation.compile_for", compile_for)
+    run(*case.command.split()[1:])
+    assert got.pop("max_new_tokens") == scale.NEW_TOKENS
+    assert got == {
+        "target": case.target,
+        "program": case.program,
+        "batch": case.batch,
+        "length": case.length,
+        "mesh": case.mesh or None,
+        "fully_sharded": case.fully_sharded,
+    }

@@ -3,6 +3,7 @@
 These tests run where the compilers are: `pip install '.[test,aot-tpu,aot-cuda]'` and `pytest -n auto -m compilers`.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 
 import ssmkit
 from ssmkit.compilation import abstract_model
-from ssmkit.models import MambaConfig
+from ssmkit.models import Mamba2Config, MambaConfig
 
 
 pytestmark = pytest.mark.compilers
@@ -24,6 +25,7 @@ os.environ.setdefault("LIBTPU_INIT_ARGS", "--xla_jf_dump_llo_text=false")  # wri
 
 GLA = ssmkit.LanguageModelConfig(vocab_size=512, hidden_size=256, layers=[{"mixer": "gla", "num_heads": 2}] * 2)
 MAMBA = MambaConfig(vocab_size=512, hidden_size=256, num_hidden_layers=2)
+SMALL = Mamba2Config(vocab_size=512, hidden_size=256, num_hidden_layers=2, tie_word_embeddings=True)
 MODELS = {"embedded (K1)": ssmkit.default_model_path(), "GLA (K2)": GLA, "Mamba (K3)": MAMBA}
 LAYERS = {"embedded (K1)": 5, "GLA (K2)": 2, "Mamba (K3)": 2}
 TARGETS = ["v5e", "v6e", "h100"]
@@ -111,6 +113,31 @@ def test_kernels_do_not_become_more(name, target, program):
         assert sum(part.kernels for part in found.parts) <= kernels
     if target == "v6e":
         assert sum(part.operations for part in found.parts) <= operations
+
+
+@pytest.mark.parametrize("target", ["v6e:2x2", "h100:4"])
+def test_a_prompt_over_the_sequence_is_exchanged_by_sums_of_states(target):
+    """One sum for each recurrence and one for each window; what is exchanged does not grow with the prompt."""
+    config = dataclasses.replace(SMALL, num_hidden_layers=3)
+    model = abstract_model(config, jnp.bfloat16, scan_layers=True)
+    short, long = (ssmkit.compile_for(model, target, "prefill", length=n, mesh={"sequence": 4}) for n in (2048, 4096))
+    assert short.collectives == long.collectives and short.state_aliased == short.state_bytes
+    assert short.collectives.keys() <= {"all-reduce", "all-gather", "collective-permute"}
+    state, window, last = 8 * 128 * 64 * 4, 3 * (512 + 256) * 4, 256 * 4
+    layer = 4 * (state + 8 * 4 + window + 16)  # every device's map, with a decay for each head, and some counts
+    assert sum(each.nbytes for each in short.collectives.values()) <= 3 * layer + last
+
+
+@pytest.mark.parametrize("target", ["h100:4"])
+def test_a_training_step_is_fully_sharded(target):
+    model = abstract_model(SMALL, scan_layers=True)
+    options = {"batch": 4, "length": 128, "mesh": {"data": 4}}
+    copied, sharded = (
+        ssmkit.compile_for(model, target, "train", **options, fully_sharded=one) for one in (False, True)
+    )
+    assert sharded.state_aliased == sharded.state_bytes < 0.3 * copied.state_bytes
+    assert {"all-gather", "reduce-scatter"} <= sharded.collectives.keys()
+    assert not {"all-gather", "reduce-scatter"} & copied.collectives.keys()
 
 
 def test_the_command_counts_the_cycles_of_a_step():

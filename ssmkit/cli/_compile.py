@@ -39,7 +39,7 @@ def compile_(
     revision: RevisionOption = None,
     geometry: Annotated[
         str | None,
-        typer.Option("--geometry", "-g", help="A Mamba-2 of published sizes, in place of a model: 130m .. 2.7b."),
+        typer.Option("--geometry", "-g", help="A Mamba-2 of published sizes, in place of a model: 130m .. 7b."),
     ] = None,
     scan_layers: Annotated[
         bool, typer.Option("--scan-layers", help="Stack equal layers, so that one loop runs them.")
@@ -134,7 +134,7 @@ def _summary(found: "Compilation") -> dict[str, str]:
         + ("" if memory.fits else ", which does not fit")
         + f": arguments {_bytes(memory.arguments)}, new results {_bytes(memory.results - memory.aliased)}, temporaries "
         f"{_bytes(memory.temporaries)}, code {_bytes(memory.code)}",
-        "communication": _communication(found.collectives),
+        "communication": communication(found.collectives),
         "updated in place": f"{_bytes(found.state_aliased)} of {_bytes(found.state_bytes)} of "
         + ("weights and optimiser" if found.program == "train" else "caches"),
         "transfers to the host": ", ".join(found.host_transfers) or "none",
@@ -146,7 +146,8 @@ def _summary(found: "Compilation") -> dict[str, str]:
     return lines
 
 
-def _communication(collectives: Mapping[str, "Collective"]) -> str:
+def communication(collectives: Mapping[str, "Collective"]) -> str:
+    """What devices exchange: every kind, how often, and the bytes on one device."""
     return ", ".join(f"{kind} {each.number} ({_bytes(each.nbytes)})" for kind, each in collectives.items()) or "none"
 
 
@@ -182,7 +183,7 @@ def _cells(found: "Compilation", part: "PartReport", is_gpu: bool) -> list[str]:
         "?" if part.trips is None else str(part.trips),
         str(part.operations),
         f"{len(part.copies)} ({_bytes(copied)})" if part.copies else "0",
-        _communication(part.collectives),
+        communication(part.collectives),
     ]
     if is_gpu:
         return [*cells, str(part.kernels), str(part.launches)]
