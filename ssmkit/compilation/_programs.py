@@ -148,23 +148,18 @@ def train(model: AbstractLanguageModel, sizes: Sizes) -> Program:
     **Raises:** `ModuleNotFoundError` naming the extra of the trainer; `ValueError` for a model with 8-bit matrices.
     """
     from ..training import TrainConfig
+    from ..training._layout import start
     from ..training._optimizer import make_optimizer
-    from ..training._precision import check_trainable, widened
-    from ..training._state import TrainState
+    from ..training._precision import check_trainable
     from ..training._update import update_of
 
     check_trainable(model)
-    config = TrainConfig(model={}, batch_size=sizes.batch, context=sizes.length)
+    config = TrainConfig(batch_size=sizes.batch, context=sizes.length, fully_sharded=sizes.fully_sharded)
     optimizer = make_optimizer(config)
     is_weight = lambda leaf: is_form(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
     params, static = eqx.partition(model, is_weight)
-
-    def start(params):
-        params = widened(params)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    state = eqx.filter_eval_shape(start, params)
-    update = update_of(config, optimizer, static)
+    state = eqx.filter_eval_shape(lambda params: start(params, optimizer), params)
+    update = update_of(config, optimizer, static, sizes.mesh)
     batch = _array(jnp.int32, sizes.batch, sizes.length + 1)
     run = lambda _, batch, state: update(batch, state)
     return Program(run, None, batch, state, _second, False, sizes.length + 1)
