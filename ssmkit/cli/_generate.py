@@ -12,11 +12,13 @@ from ._models import device_name, enable_compilation_cache, encode, load_model, 
 from ._options import (
     DTypeOption,
     JSONOption,
+    MeshOption,
     ModelOption,
     NoSpecialTokensOption,
     QuantizeOption,
     RevisionOption,
     TokenizerOption,
+    make_mesh,
 )
 from ._prompts import read_prompts, unescaped
 from ._streams import tell
@@ -68,6 +70,7 @@ def generate(
     no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
+    mesh: MeshOption = None,
     no_echo: Annotated[bool, typer.Option("--no-echo", help="Write only the new text, without the prompt.")] = False,
     json: JSONOption = False,
 ) -> None:
@@ -79,9 +82,10 @@ def generate(
     """
     texts = read_prompts(prompt, prompt_file, batch)
     enable_compilation_cache()
+    devices = make_mesh(mesh)
     sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
     stop_texts = _stop_texts(stop or [])
-    loaded = load_model(model, revision, dtype, quantize)
+    loaded = load_model(model, revision, dtype, quantize, devices)
     words = load_tokenizer(model, revision, tokenizer)
     prompts = [encode(words, text, special=not no_special_tokens) for text in texts]
     seed = random.randrange(2**32) if seed is None else seed
@@ -107,7 +111,7 @@ def generate(
             echoed = ["" if no_echo else text for text in texts for _ in range(n)]
             _write_several([text + result["text"] for text, result in zip(echoed, results, strict=True)])
     count = f"{sum(map(len, prompts))} tokens" + (f" in {len(prompts)} texts" if batch is not None else "")
-    statistics = {"prompt": count} | new | {"device": device_name()}
+    statistics = {"prompt": count} | new | {"device": device_name(devices)}
     tell(aligned(statistics | {name: str(value) for name, value in used_seed.items()}))
 
 

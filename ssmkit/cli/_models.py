@@ -11,6 +11,8 @@ from ._console import without_panics
 
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from ..text._tokenizer import Tokenizer
 
 
@@ -43,7 +45,9 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_model(source: str | None, revision: str | None, dtype: str | None, quantize: str | None) -> Any:
+def load_model(
+    source: str | None, revision: str | None, dtype: str | None, quantize: str | None, mesh: "Mesh | None" = None
+) -> Any:
     """Load the model of `--model` to run it: a checkpoint, an exported model, or the embedded model.
 
     **Arguments:**
@@ -51,12 +55,14 @@ def load_model(source: str | None, revision: str | None, dtype: str | None, quan
     - `source`: the value of `--model`.
     - `revision`, `dtype`, `quantize`: the options of these names; `None` if they were not given. Without `dtype`,
         weights are float32.
+    - `mesh`: the mesh on which the model is placed.
 
     **Raises:** `ValueError` for an exported model with any of these options: its programs fit its own weights only.
     """
     enable_compilation_cache()
     from ..checkpoint import from_pretrained
     from ..export import is_exported, load_exported
+    from ..parallel import shard
 
     if source is not None and is_exported(source):
         options = {"--revision": revision, "--dtype": dtype, "--quantize": quantize}
@@ -65,9 +71,10 @@ def load_model(source: str | None, revision: str | None, dtype: str | None, quan
             raise ValueError(
                 f"`{source}` is an exported model, whose weights stay as they are: leave out {' and '.join(given)}"
             )
-        return load_exported(source)
-    source = _or_embedded(source)
-    return from_pretrained(source, "float32" if dtype is None else dtype, quantize=quantize, revision=revision)
+        loaded = load_exported(source)
+        return loaded if mesh is None else shard(loaded, mesh)
+    source, wanted = _or_embedded(source), "float32" if dtype is None else dtype
+    return from_pretrained(source, wanted, quantize=quantize, revision=revision, mesh=mesh)
 
 
 def load_checkpoint(source: str | None, revision: str | None, dtype: str | None) -> Any:
@@ -88,13 +95,16 @@ def _or_embedded(source: str | None) -> str:
     return os.fspath(default_model_path()) if source is None else source
 
 
-def device_name() -> str:
-    """The device that JAX computes on, for statistics."""
+def device_name(mesh: "Mesh | None" = None) -> str:
+    """The device that JAX computes on, for statistics, and the axes of a mesh of them."""
     import jax
+
+    from ..parallel._mesh import said
 
     device = jax.devices()[0]
     kind = device.device_kind
-    return kind if kind.lower() == device.platform else f"{kind} ({device.platform})"
+    name = kind if kind.lower() == device.platform else f"{kind} ({device.platform})"
+    return name if mesh is None else f"{name}, {said(mesh.shape)}"
 
 
 def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | None) -> "Tokenizer":

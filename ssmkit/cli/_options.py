@@ -1,6 +1,9 @@
 """Options that several commands share."""
 
+import contextlib
 import enum
+import math
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+
+_CPU_DEVICES = "jax_num_cpu_devices"
 
 
 class DType(enum.StrEnum):
@@ -85,7 +91,9 @@ def read_mesh(mesh: str) -> dict[str, int]:
 
 
 def make_mesh(mesh: str | None) -> "Mesh | None":
-    """The mesh of `MeshOption`, on the devices that there are.
+    """The mesh of `MeshOption`, on the devices that there are. A CPU gives as many as the mesh takes.
+
+    Call it before anything is computed.
 
     **Raises:** `ValueError` for unknown axes, and when there are too few devices.
     """
@@ -94,4 +102,17 @@ def make_mesh(mesh: str | None) -> "Mesh | None":
     if mesh is None:
         return None
     sizes = _mesh.read_axes(read_mesh(mesh))
+    _let_cpu_count_as(math.prod(sizes.values()))
     return _mesh.make_mesh(data=sizes["data"], model=sizes["model"], sequence=sizes["sequence"])
+
+
+def _let_cpu_count_as(devices: int) -> None:
+    """Let the CPU be several devices, unless JAX has started, there are many processes, or the user says a number."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        return
+    is_said = getattr(jax.config, _CPU_DEVICES) >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not is_said:
+        with contextlib.suppress(RuntimeError):  # JAX has started: the mesh takes the devices that there are
+            jax.config.update(_CPU_DEVICES, devices)

@@ -12,11 +12,13 @@ from ._models import device_name, encode, load_model, load_tokenizer
 from ._options import (
     DTypeOption,
     JSONOption,
+    MeshOption,
     ModelOption,
     NoSpecialTokensOption,
     QuantizeOption,
     RevisionOption,
     TokenizerOption,
+    make_mesh,
 )
 from ._streams import read_input
 
@@ -44,6 +46,7 @@ def score(
     no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
+    mesh: MeshOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Measure how well a model predicts a text.
@@ -56,10 +59,11 @@ def score(
     text = read_input() if file == "-" else read_text(Path(file))
     if not text:
         raise ValueError(f"{'standard input' if file == '-' else file} is empty")
-    loaded, words = load_model(model, revision, dtype, quantize), load_tokenizer(model, revision, tokenizer)
+    devices = make_mesh(mesh)
+    loaded, words = load_model(model, revision, dtype, quantize, devices), load_tokenizer(model, revision, tokenizer)
     result = score_text(loaded, words, text, special=not no_special_tokens)
     if as_json:
-        print_json(result._asdict() | {"device": device_name()})
+        print_json(result._asdict() | {"device": device_name(devices)})
         return
     pairs = {
         "nats/token": f"{result.nats_per_token:.4f}",
@@ -68,7 +72,7 @@ def score(
         "tokens": f"{result.tokens}",
         "bytes": f"{result.bytes}",
         "tokens/s": f"{result.tokens_per_second:.0f}",
-        "device": device_name(),
+        "device": device_name(devices),
     }
     print(aligned(pairs))
 
