@@ -14,7 +14,7 @@ from ..evaluation._score import cross_entropy
 from ..layers._dropout import with_dropout
 from ..parallel._placement import shardings
 from ._config import TrainConfig
-from ._gathered import WHOLE, gathered
+from ._gathered import WHOLE, gathered, held_apart
 from ._state import TrainState
 
 
@@ -41,8 +41,7 @@ def update_of(
         params: PyTree, batch: Int[Array, "batch time"], keys: Key[Array, " batch"], axes: PyTree[int] | None = None
     ):
         model = with_dropout(eqx.combine(params, static), config.dropout)
-        if axes is not None:
-            model = gathered(model, axes)
+        model = held_apart(model, mesh) if mesh is None or axes is None else gathered(model, axes, mesh)
 
         def sequence(tokens, key):
             cache = model.reserve(model.init_cache(), tokens.size - 1)
@@ -51,7 +50,7 @@ def update_of(
 
         return jnp.mean(jax.vmap(sequence)(batch, keys))
 
-    if mesh is None or mesh.shape["data"] == 1:
+    if mesh is None or mesh.shape["data"] == 1 or min(mesh.shape.values()) > 1:  # XLA ends itself at three axes
         gradient_of = jax.value_and_grad(loss)
     else:
         gradient_of = _over_rows(loss, mesh, config.fully_sharded)
