@@ -5,16 +5,13 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from .._extent import Extent
 from .._residual_model import AbstractResidualLanguageModel
 from .._types import Valid
-from ..layers._apart import apart
 from ..mixers._mixer import AbstractBlock, AbstractMixer
 from ..mixers._scanned import ScannedBlocks
-from ..parallel._specs import partition_specs
 
 
 Tree = TypeVar("Tree")
@@ -22,34 +19,24 @@ WHOLE = -1
 """In place of an axis: the array is not spread over `data`."""
 
 
-def held_apart(model: Tree, mesh: Mesh | None) -> Tree:
-    """The model as `ssmkit.shard` holds it: fused layers apart, and every part of them spread over `model`."""
-    if mesh is None or mesh.shape["model"] == 1:
-        return model
-    model = apart(model, mesh.shape["model"])
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
-    return eqx.combine(jax.lax.with_sharding_constraint(arrays, partition_specs(arrays, mesh)), rest)
-
-
-def gathered(model: Any, axes: PyTree[int], mesh: Mesh) -> Any:
-    """The model whose arrays are spread over `data`, as a model that gathers them and holds fused layers apart.
+def gathered(model: Any, axes: PyTree[int]) -> Any:
+    """The model whose arrays are spread over `data`, as a model that gathers them.
 
     Blocks are gathered one by one, when they run. All other arrays are gathered at once.
 
     **Arguments:**
 
     - `model`: the model; its arrays are one device's parts, inside a `jax.shard_map` over `data`.
-    - `mesh`: the mesh.
     - `axes`: for every weight, the axis that is spread over `data`, or `WHOLE`. Other leaves are `None`.
     """
     if all(axis == WHOLE for axis in jax.tree.leaves(axes)):
-        return held_apart(model, mesh)
+        return model
     fields = dataclasses.fields(model) if isinstance(model, AbstractResidualLanguageModel) else ()
     if "blocks" not in {field.name for field in fields}:  # of another kind, or with blocks that it computes
-        return held_apart(_whole(model, tuple(jax.tree.leaves(axes))), mesh)
-    one_by_one = tuple(_gathered_block(*pair, mesh) for pair in zip(model.blocks, axes.blocks, strict=True))
+        return _whole(model, tuple(jax.tree.leaves(axes)))
+    one_by_one = tuple(map(_gathered_block, model.blocks, axes.blocks))
     outside = lambda tree: eqx.tree_at(lambda tree: tree.blocks, tree, ())
-    rest = held_apart(_whole(outside(model), tuple(jax.tree.leaves(outside(axes)))), mesh)
+    rest = _whole(outside(model), tuple(jax.tree.leaves(outside(axes))))
     return eqx.tree_at(lambda tree: tree.blocks, rest, one_by_one)
 
 
@@ -61,11 +48,10 @@ class GatheredBlock(AbstractBlock[Any]):
 
     block: AbstractMixer[Any]
     axes: tuple[int, ...] = eqx.field(static=True)
-    mesh: Mesh = eqx.field(static=True)
 
     def init_cache(self) -> Any:
         """The block's cache."""
-        return self._gathered(self.block).init_cache()
+        return _whole(self.block, self.axes).init_cache()
 
     def reserve(self, cache: Any, tokens: int) -> Any:
         """As `AbstractMixer.reserve`."""
@@ -75,18 +61,15 @@ class GatheredBlock(AbstractBlock[Any]):
         self, x: Float[Array, "time width"], cache: Any, extent: Extent = Extent()
     ) -> tuple[Float[Array, "time width"], Any]:
         """As `AbstractMixer.prefill`."""
-        run = lambda block, x, cache, extent: self._gathered(block).prefill(x, cache, extent)
+        run = lambda block, x, cache, extent: _whole(block, self.axes).prefill(x, cache, extent)
         return eqx.filter_checkpoint(run)(self.block, x, cache, extent)
 
     def step(self, x: Float[Array, " width"], cache: Any, *, valid: Valid | None = None) -> Any:
         """As `AbstractMixer.step`."""
-        return self._gathered(self.block).step(x, cache, valid=valid)
-
-    def _gathered(self, block: AbstractMixer[Any]) -> AbstractMixer[Any]:
-        return held_apart(_whole(block, self.axes), self.mesh)
+        return _whole(self.block, self.axes).step(x, cache, valid=valid)
 
 
-def _gathered_block(block: AbstractMixer[Any], axes: Any, mesh: Mesh, layers: int = 0) -> AbstractMixer[Any]:
+def _gathered_block(block: AbstractMixer[Any], axes: Any, layers: int = 0) -> AbstractMixer[Any]:
     """A block that gathers itself.
 
     **Arguments:**
@@ -95,10 +78,10 @@ def _gathered_block(block: AbstractMixer[Any], axes: Any, mesh: Mesh, layers: in
     - `layers`: the number of leading axes of its arrays that the loops over layers take away.
     """
     if isinstance(block, ScannedBlocks):
-        inner = (_gathered_block(*pair, mesh, layers + 1) for pair in zip(block.blocks, axes.blocks, strict=True))
+        inner = (_gathered_block(one, own, layers + 1) for one, own in zip(block.blocks, axes.blocks, strict=True))
         return ScannedBlocks(tuple(inner), block.layers)
     inside = tuple(axis if axis == WHOLE else axis - layers for axis in jax.tree.leaves(axes))
-    return held_apart(block, mesh) if set(inside) <= {WHOLE} else GatheredBlock(block, inside, mesh)
+    return block if set(inside) <= {WHOLE} else GatheredBlock(block, inside)
 
 
 def _whole(tree: Tree, axes: tuple[int, ...]) -> Tree:

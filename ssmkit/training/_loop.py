@@ -17,7 +17,6 @@ from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
 from ..evaluation._score import score
-from ..layers._apart import together
 from ..layers._dropout import with_dropout
 from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
@@ -88,7 +87,7 @@ def fit(
     windows = check_texts(config, train, valid, model.vocab_size)
     check_trainable(model)
     with_dropout(model, config.dropout)
-    mesh, model = mesh_for(mesh, model, config), together(model)  # states are the same on every mesh
+    mesh = mesh_for(mesh, model, config)
     with occupied(directory) as folder:
         check_run_of(folder, describe_run(model, config, train, valid))
         with States(folder, config.keep_states) as states:

@@ -14,7 +14,7 @@ from ..evaluation._score import cross_entropy
 from ..layers._dropout import with_dropout
 from ..parallel._placement import shardings
 from ._config import TrainConfig
-from ._gathered import WHOLE, gathered, held_apart
+from ._gathered import WHOLE, gathered
 from ._state import TrainState
 
 
@@ -41,7 +41,8 @@ def update_of(
         params: PyTree, batch: Int[Array, "batch time"], keys: Key[Array, " batch"], axes: PyTree[int] | None = None
     ):
         model = with_dropout(eqx.combine(params, static), config.dropout)
-        model = held_apart(model, mesh) if mesh is None or axes is None else gathered(model, axes, mesh)
+        if axes is not None:
+            model = gathered(model, axes)
 
         def sequence(tokens, key):
             cache = model.reserve(model.init_cache(), tokens.size - 1)
