@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from small_training import CONFIG, Bigram, assert_same, dying, ignore
 
 import ssmkit
-from ssmkit.models import GLAMixer
+from ssmkit.models import GLAMixer, Mamba2Mixer
 from ssmkit.parallel import AXES, make_mesh, mesh_of
 from ssmkit.training import fit
 from ssmkit.training._data import Windows
@@ -136,6 +136,23 @@ def test_a_run_goes_on_over_another_mesh(tmp_path):
         mesh=four,
     )
     assert resumed == {step: pytest.approx(losses[step], rel=2e-6) for step in (3, 4)}
+
+
+def test_fused_layers_are_saved_whole(tmp_path):
+    """A run over `model`, where they are held apart, goes on without it; and the other way round."""
+    config = dataclasses.replace(RUN, steps=4, checkpoint_every=2, evaluate_every=4, log_every=1)
+    mixers = [Mamba2Mixer(16, state_size=4, head_dim=8, key=jax.random.key(0))]
+    model = ssmkit.LanguageModel(64, 16, mixers, tie_word_embeddings=True, key=jax.random.key(1))
+    meshes = {"alone": None, "over": make_mesh(data=2, model=2)}
+    losses = {name: {} for name in meshes}
+    for name, mesh in meshes.items():
+        with dying(3) as report:
+            fit(model, config, IDS, IDS[:50], tmp_path / name, report, mesh=mesh)
+        other = meshes["over" if mesh is None else "alone"]
+        given = model if other is None else ssmkit.shard(model, other)
+        record = lambda one, name=name: losses[name].update({one.step: one.train_loss})
+        fit(given, config, IDS, IDS[:50], tmp_path / name, record, mesh=other)
+    assert losses["over"] == {step: pytest.approx(losses["alone"][step], rel=2e-6) for step in (3, 4)}
 
 
 def test_meshes_that_do_not_fit(tmp_path):

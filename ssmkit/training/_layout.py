@@ -3,13 +3,17 @@
 import contextlib
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int, PyTree
 
+from .._language_model import AbstractLanguageModel
+from ..layers._apart import Apart, Shared, apart, together
 from ..parallel._mesh import automatic, check_mesh, make_mesh, mesh_of
+from ..parallel._place import place_of as place_of_model
 from ..parallel._placement import placed, shardings
 from ._config import TrainConfig
 from ._data import Windows
@@ -59,6 +63,34 @@ def start_on(params: PyTree, optimizer: optax.GradientTransformation, where: Tra
     """As `start`, placed. No device ever holds a whole state of which it is to keep a part."""
     make = jax.jit(lambda params: start(params, optimizer), out_shardings=where)
     return make(placed(params, where.model))
+
+
+# A run is described and saved as one device has it, whatever the mesh: with fused layers whole.
+
+
+def fused(model: AbstractLanguageModel) -> AbstractLanguageModel:
+    """The model as it is on one device, if it was held apart for another mesh."""
+    is_part = lambda node: isinstance(node, Apart | Shared)
+    if not any(map(is_part, jax.tree.leaves(model, is_leaf=is_part))):
+        return model
+    return eqx.filter_jit(together)(place_of_model(model)[1])
+
+
+def as_saved(state: TrainState, mesh: Mesh | None, *, fully_sharded: bool) -> TrainState:
+    """The state with fused layers whole, on the same devices."""
+    if mesh is None or mesh.shape["model"] == 1:
+        return state
+    where = place_of(jax.eval_shape(together, state), mesh, fully_sharded=fully_sharded)
+    return jax.jit(together, out_shardings=where)(state)
+
+
+def as_trained(state: TrainState, mesh: Mesh | None, *, fully_sharded: bool) -> TrainState:
+    """Undo `as_saved`."""
+    if mesh is None or mesh.shape["model"] == 1:
+        return state
+    separate = lambda state: apart(state, mesh.shape["model"])
+    where = place_of(jax.eval_shape(separate, state), mesh, fully_sharded=fully_sharded)
+    return jax.jit(separate, out_shardings=where)(state)
 
 
 def batch_on(windows: Windows, step: int, mesh: Mesh | None) -> Int[Array, "batch context_plus_one"]:

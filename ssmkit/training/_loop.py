@@ -17,11 +17,12 @@ from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
 from ..evaluation._score import score
+from ..layers._apart import apart
 from ..layers._dropout import with_dropout
 from ._config import TrainConfig, check_run
 from ._data import Windows, check_texts
 from ._hosts import AllStopped, asked_to_stop, is_first, many, whole
-from ._layout import batch_on, in_force, mesh_for, place_of, start, start_on
+from ._layout import as_saved, as_trained, batch_on, fused, in_force, mesh_for, place_of, start, start_on
 from ._lock import occupied
 from ._optimizer import make_optimizer
 from ._precision import as_stored, check_trainable
@@ -76,9 +77,8 @@ def fit(
 
     **Raises:** `ValueError` when a text is too short or holds ids that the model does not have, when the model is
     quantised, when the mesh does not fit, or when the directory holds another run, is in use, or has only damaged
-    states; `FloatingPointError` when
-    the loss or a parameter is no longer finite; `MemoryError` when a step needs more memory than there is; `OSError`
-    when the disk is full.
+    states; `FloatingPointError` when the loss or a parameter is no longer finite; `MemoryError` when a step needs more
+    memory than there is; `OSError` when the disk is full.
     """
     check_model(model)
     check_run(config, report)
@@ -87,7 +87,7 @@ def fit(
     windows = check_texts(config, train, valid, model.vocab_size)
     check_trainable(model)
     with_dropout(model, config.dropout)
-    mesh = mesh_for(mesh, model, config)
+    mesh, model = mesh_for(mesh, model, config), fused(model)
     with occupied(directory) as folder:
         check_run_of(folder, describe_run(model, config, train, valid))
         with States(folder, config.keep_states) as states:
@@ -104,10 +104,11 @@ def _train(
     report: Callable[[Progress], None],
     keep: Callable[[AbstractLanguageModel], None],
 ) -> AbstractLanguageModel:
-    optimizer = make_optimizer(config)
+    optimizer, whole_params = make_optimizer(config), eqx.filter(model, eqx.is_inexact_array)
+    model = apart(model, 1 if mesh is None else mesh.shape["model"])
     params, static = eqx.partition(model, eqx.is_inexact_array)
     stored = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
-    state = _resumed(states, params, optimizer, mesh, config)
+    state = _resumed(states, whole_params, params, optimizer, mesh, config)
     update = _make_update(config, optimizer, static, mesh)
 
     def so_far() -> AbstractLanguageModel:
@@ -123,7 +124,7 @@ def _train(
             keep(current)
 
     def checkpoint() -> None:
-        states.save(state)
+        states.save(as_saved(state, mesh, fully_sharded=config.fully_sharded))
         hand_over()
 
     first = kept = int(state.step)
@@ -164,19 +165,30 @@ def _train(
 
 def _resumed(
     states: States,
+    whole_params: PyTree,
     params: PyTree,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
     config: TrainConfig,
 ) -> TrainState:
-    """The newest state on the disk, placed on the devices of this run; without one, the state at step 0."""
-    shapes = jax.eval_shape(lambda params: start(params, optimizer), params)
+    """The newest state on the disk, placed on the devices of this run; without one, the state at step 0.
+
+    **Arguments:**
+
+    - `whole_params`, `params`: the weights at step 0, with fused layers whole, and as the mesh needs them.
+    """
+    begin = lambda params: start(params, optimizer)
+    shapes = jax.eval_shape(begin, whole_params)
     where = place_of(shapes, mesh, fully_sharded=config.fully_sharded)
     like = jax.tree.map(lambda one, at: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=at), shapes, where)
     state = states.load(like)
     if state is not None:
-        return state
-    return start(params, optimizer) if mesh is None else start_on(params, optimizer, where)
+        return as_trained(state, mesh, fully_sharded=config.fully_sharded)
+    if mesh is None:
+        return begin(params)
+    return start_on(
+        params, optimizer, place_of(jax.eval_shape(begin, params), mesh, fully_sharded=config.fully_sharded)
+    )
 
 
 def _make_update(
