@@ -89,6 +89,7 @@ def test_slices_change_nothing(case):
     check(case)
 
 
+@pytest.mark.once
 @over(MIXERS, "mamba2-mixer-groups2-biases", "rwkv6-mixer")
 def test_slices_of_mixers(case):
     check(case)
@@ -100,6 +101,7 @@ def test_slices_of_all_mixers(case):
     check(case)
 
 
+@pytest.mark.once
 @over(OPERATORS, "toy-recurrence", "conv-kernel4", "stabiliser")
 def test_every_length_and_start(case):
     both = Both(case)
@@ -120,6 +122,7 @@ def test_fewer_tokens_than_devices(case):
     assert max(map(relative_error, jax.tree.leaves(got), jax.tree.leaves(scan(inputs)))) <= BOUND
 
 
+@pytest.mark.once
 def test_attention_in_pieces_of_keys(monkeypatch):
     monkeypatch.setattr(_ring, "_SCORES", 1)
     monkeypatch.setattr(_ring, "_FEWEST", 2)  # of the three keys of a slice, and of the room
