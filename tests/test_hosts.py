@@ -2,6 +2,7 @@
 
 import csv
 import os
+import pathlib
 import random
 import re
 import signal
@@ -140,3 +141,28 @@ def test_a_death_at_any_moment(files, alone, seed):
     processes, then = chance.choice([2, 4]), chance.choice([1, 2, 4])
     place = {"step": chance.randrange(1, 12), "victim": chance.randrange(processes)}
     killed_and_resumed(files, files / f"killed-{seed}", alone, **place, processes=processes, then=then)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_after_the_same_step(files):
+    """Also if it comes before the first step of a run that goes on, which would otherwise miss it."""
+    out, more = files / "stopped", ("--steps", 4000, "--batch-size", 8)
+    with Run(files, out, 2, *more) as run:
+        while 2 not in steps_of(out):
+            time.sleep(0.005)
+        run.processes[1].send_signal(signal.SIGTERM)
+        results = run.wait()
+    assert [code for code, _, _ in results] == [130, 130] and all("interrupted" in err for *_, err in results), results
+    with Run(files, out, 2, *more) as run:
+        while not handles_termination(run.processes[1]):
+            time.sleep(0.001)
+        run.processes[1].send_signal(signal.SIGTERM)
+        results, stopped = run.wait(), max(steps_of(out))
+    assert [code for code, _, _ in results] == [130, 130], results
+    assert [path.name for path in sorted((out / "states").iterdir())][-1] == str(stopped) and stopped < 4000
+
+
+def handles_termination(process):
+    """Whether a process handles SIGTERM (Linux tells)."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)

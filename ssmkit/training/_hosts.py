@@ -76,11 +76,17 @@ def whole(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: fetched(leaf) if isinstance(leaf, jax.Array) else leaf, tree) if many() else tree
 
 
-def asked_to_stop(step: int) -> bool:
-    """Whether a process was told to end (SIGTERM), and all have now completed the same step after that."""
+def asked_to_stop(done: int) -> bool:
+    """Whether a process was told to end (SIGTERM), and all have now completed the same step after that.
+
+    **Arguments:**
+
+    - `done`: the number of steps since these processes started, in which JAX counts. A signal that comes before the
+        first step stops them after it.
+    """
     from jax.experimental import multihost_utils
 
-    return many() and multihost_utils.reached_preemption_sync_point(step)
+    return many() and multihost_utils.reached_preemption_sync_point(done)
 
 
 def _told(text: str) -> str:

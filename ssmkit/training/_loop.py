@@ -149,7 +149,7 @@ def _train(
             if due:
                 checkpoint()
                 kept = step + 1
-            if asked_to_stop(step + 1):
+            if asked_to_stop(step + 1 - first):
                 raise AllStopped
     except KeyboardInterrupt as interrupt:
         leaves = jax.tree.leaves(state)
