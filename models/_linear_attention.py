@@ -70,4 +70,4 @@ def convolved(
     """
     if conv is None:
         return features, window
-    return ssmkit.convolve(conv, features, window, advance, activation)
+    return ssmkit.convolve_parts(conv, features, window, advance, activation)

@@ -240,7 +240,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         groups, axes = self.groups, x.shape[:-1]
 
         *beside, z, u, B, C, dt = self.in_proj.split(x)
-        (u, B, C), window = ssmkit.convolve(self.conv, (u, B, C), cache.window, advance, ssmkit.silu)
+        (u, B, C), window = ssmkit.convolve_parts(self.conv, (u, B, C), cache.window, advance, ssmkit.silu)
         u = jnp.reshape(u, (*axes, heads, value))
         inputs = Mamba2Inputs(
             x=u, B=jnp.reshape(B, (*axes, groups, key)), C=jnp.reshape(C, (*axes, groups, key)), dt=dt

@@ -81,7 +81,7 @@ from .operators._attention import (
     AttentionInputs as AttentionInputs,
     AttentionState as AttentionState,
 )
-from .operators._conv import CausalConv1d as CausalConv1d, convolve as convolve
+from .operators._conv import CausalConv1d as CausalConv1d, convolve_parts as convolve_parts
 from .operators._operator import AbstractSequenceOperator as AbstractSequenceOperator
 from .operators._recurrence import DiagonalChunkedRecurrence as DiagonalChunkedRecurrence
 from .operators._running import (

@@ -22,6 +22,7 @@ import ssmkit
 from ssmkit import testing
 from ssmkit.testing import _laws as laws
 from ssmkit.testing._subject import Subject, methods, to_numpy
+from ssmkit.training._gathered import GatheredBlock
 
 
 TIME = 11  # chunks are of 4 tokens: two full ones and a ragged one
@@ -274,6 +275,7 @@ def test_the_registry_holds_every_operator_mixer_and_model():
     roots = (ssmkit.AbstractSequenceOperator, ssmkit.AbstractMixer, ssmkit.AbstractLanguageModel)
     concrete = {cls for cls in helpers.module_classes() if issubclass(cls, roots) and not helpers.is_abstract(cls)}
     registered = {type(subject(case).module) for case in EVERYTHING}
-    # Any of these, exported: test_export.py; and blocks of these, stacked: the model "scanned".
-    assert concrete == registered | {ssmkit.ExportedModel, ssmkit.ScannedBlocks}
+    # Any of these, exported: test_export.py; blocks of these, stacked: the model "scanned"; and blocks that gather
+    # themselves: test_training_meshes.py.
+    assert concrete == registered | {ssmkit.ExportedModel, ssmkit.ScannedBlocks, GatheredBlock}
     assert len({case.id for case in EVERYTHING}) == len(EVERYTHING)

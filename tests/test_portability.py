@@ -79,7 +79,7 @@ def proceed(inputs, rows):
 def generations(model, sampler, batch: int, platform: str) -> Iterator[str]:
     """The engine's two executables; with log-probabilities where tokens are sampled."""
     log_probs = 2 if sampler.needs_key else None
-    prompts, _ = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size)
+    prompts, _ = _prompts.read_prompts([[1, 2, 3]] * batch, None, model.vocab_size, {})
     request = _requests.as_request([5] * batch, [[3]] * batch, [sampler] * batch, batch)
     keys = jax.random.split(jax.random.key(0), batch)
     rows = ssmkit.Rows(

@@ -131,7 +131,7 @@ def _scan(
     return conv._sum([tap[None] * past.before(len(taps) - 1 - j, time) for j, tap in enumerate(taps)]), window
 
 
-def convolve(
+def convolve_parts(
     conv: CausalConv1d | Apart,
     features: Sequence[Float[Array, "*time _"]],
     window: Any,
