@@ -13,8 +13,8 @@ from ._extent import CheckedExtent, Extent, extent_of
 from ._final import refuse_overrides
 from ._ids import read_sequence
 from ._language_model import AbstractLanguageModel
-from ._sharding import sharded_by_xla
-from ._slices import at_token, by_slices
+from ._sharding import over_sequence, sharded_by_xla
+from ._slices import at_token
 from ._types import (
     Length,
     Logits,
@@ -142,7 +142,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
         return self.norm(x), cache
 
     def _embedded(self, tokens: Tokens) -> Float[Array, "time width"]:
-        return by_slices(self._embed(by_slices(tokens)))
+        return over_sequence(self._embed(over_sequence(tokens, axis=0)), axis=0)
 
     def _embed(self, tokens: Int[Array, "*time"]) -> Float[Array, "*time width"]:
         x = self.embedding(tokens)

@@ -25,15 +25,15 @@ def axis_size(axis: str) -> int:
     return 1 if types.get(axis, AxisType.Manual) is AxisType.Manual else mesh.shape[axis]
 
 
-def over_sequence(tokens: ArrayLike, axis: int) -> Array:
-    """Spread an axis of tokens over the axis `sequence` of the mesh in force, if it has one."""
-    array = jnp.asarray(tokens)
-    return array if axis_size("sequence") == 1 else _constrained(array, axis, "sequence")
+def over_sequence(x: ArrayLike, axis: int) -> Array:
+    """Spread an axis of tokens over the axis `sequence` of the mesh in force, if there is one and it divides them."""
+    array, devices = jnp.asarray(x), axis_size("sequence")
+    return array if devices == 1 or array.shape[axis] % devices else _constrained(array, axis, "sequence")
 
 
-def undivided(x: Array, axis: int) -> Array:
-    """Give every device of the axis `model` of the mesh in force, if it has one, the whole of an axis."""
-    return x if axis_size("model") == 1 else _constrained(x, axis, None)
+def undivided(x: Array, axis: int, name: str) -> Array:
+    """Give every device along an axis of the mesh in force, if there is one of this name, the whole of an axis."""
+    return x if axis_size(name) == 1 else _constrained(x, axis, None)
 
 
 def _constrained(x: Array, axis: int, name: str | None) -> Array:

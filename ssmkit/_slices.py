@@ -55,21 +55,6 @@ def is_spread() -> bool:
     return axis_size(AXIS) > 1
 
 
-def on_all(x: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
-    """The same array; XLA lays it out on all devices of an axis `sequence`, as a whole."""
-    if not is_spread():
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
-
-
-def by_slices(x: Shaped[Array, "time ..."]) -> Shaped[Array, "time ..."]:
-    """The same array; XLA lays it out by slices of time where an axis `sequence` is in force and divides it."""
-    if not is_spread() or x.shape[0] % axis_size(AXIS) != 0:
-        return x
-    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS, *others))
-
-
 def at_token(x: Shaped[Array, "time ..."], index: Int[Array, ""] | int) -> Shaped[Array, "..."]:
     """One token's entries. An array that is spread by slices of time is not gathered for it."""
     if not is_spread():

@@ -145,7 +145,7 @@ COLLECTIVE = re.compile(
 
 
 def prefill(model, tokens, starts):
-    """Of rows of packed sequences."""
+    """The last logits and the caches of rows of packed sequences."""
     run = lambda t, s: model.prefill(t, model.reserve(model.init_cache(), t.size), ssmkit.Extent(t.size - 1, s))
     return jax.vmap(run)(tokens, starts)
 

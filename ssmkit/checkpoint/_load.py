@@ -154,7 +154,7 @@ class _Slot:
         for i, source in enumerate(self.sources):
             layer = self._one(source, self.shape[1:], tensors, one)
             if stack is None:
-                stack = jax.tree.map(lambda leaf: _stack(len(self.sources), leaf, where), layer)
+                stack = jax.tree.map(lambda leaf: _stack(len(self.sources), leaf), layer)
             stack = _with_layer(stack, layer, i)
         return stack
 
@@ -162,22 +162,21 @@ class _Slot:
         self, source: Source, shape: tuple[int, ...], tensors: Mapping[str, StoredTensor], where: NamedSharding | None
     ) -> Any:
         """Load one array of this shape. A matrix of 8 bits is narrowed on the host, because whole rows are scaled."""
-        form = jax.ShapeDtypeStruct(shape, self.dtype)
-        if where is None or self.store is not NARROW["int8"]:
-            form = form if where is None or self.store is not NARROW["bfloat16"] else form.update(dtype=jnp.bfloat16)
-            return load(source, tensors, form, store=self.store, sharding=where)
-        matrix = load(source, tensors, form, store=self.store)
-        spec = (*where.spec, *[None] * (len(shape) - len(where.spec)))
-        scale = NamedSharding(where.mesh, PartitionSpec(*spec[:-1]))
-        return Int8Matrix(jax.device_put(matrix.values, where), jax.device_put(matrix.scale, scale))
+        if where is not None and self.store is NARROW["int8"]:
+            matrix = self._one(source, shape, tensors, None)
+            spec = (*where.spec, *[None] * (len(shape) - len(where.spec)))
+            scale = NamedSharding(where.mesh, PartitionSpec(*spec[:-1]))
+            return Int8Matrix(jax.device_put(matrix.values, where), jax.device_put(matrix.scale, scale))
+        is_narrowed = where is not None and self.store is NARROW["bfloat16"]
+        form = jax.ShapeDtypeStruct(shape, jnp.bfloat16 if is_narrowed else self.dtype)
+        return load(source, tensors, form, store=self.store, sharding=where)
 
 
-def _stack(layers: int, leaf: Any, where: NamedSharding | None) -> Array:
-    """Zeros for a stack of arrays like this one, spread over devices as it is."""
-    zeros = jnp.zeros((layers, *leaf.shape), leaf.dtype)
-    if where is None:
-        return zeros
-    return jax.device_put(zeros, NamedSharding(where.mesh, PartitionSpec(None, *leaf.sharding.spec)))
+def _stack(layers: int, leaf: Array) -> Array:
+    """Zeros for a stack of arrays like this one, which lie where it lies: each device makes its own part."""
+    own = leaf.sharding
+    where = NamedSharding(own.mesh, PartitionSpec(None, *own.spec)) if isinstance(own, NamedSharding) else None
+    return jnp.zeros((layers, *leaf.shape), leaf.dtype, device=where)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

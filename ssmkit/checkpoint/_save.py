@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -49,7 +49,7 @@ def save_pretrained(
         check_is("tokenizer", tokenizer, Tokenizer, "Read one with `Tokenizer.from_file`.", CheckpointError)
     check_writable(model, format=format)
     dialect, write_config = _layout(model, format)
-    arrays = dict(_arrays(model, np.asarray))
+    arrays = _arrays(model)
     layout = dialect.layout(model.config, arrays)
     tensors: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
@@ -95,33 +95,25 @@ def check_writable(model: Any, *, format: str | None = None) -> None:
     """
     dialect, write_config = _layout(model, format)
     write_config(model.config, "float32")
-    arrays = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in _arrays(model, _form, _joined)}
+    forms = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), eqx.filter(model, _is_array))
+    arrays = _by_path(jax.eval_shape(lambda model: together(unscanned(model)), forms))
     dialect.layout(model.config, arrays).tensor_shapes(arrays)
 
 
-def _arrays(
-    model: Any, read: Callable[[Any], np.ndarray], concatenate: Callable[..., np.ndarray] = np.concatenate
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of the model, as `read` gives it, with its path in the model as it is on one device.
+def _arrays(model: Any) -> dict[str, np.ndarray]:
+    """Every array of the model on the host, with its path in the model as it is on one device.
 
     Layers of stacked arrays have paths of their own, and fused layers are whole.
     """
-    model = unscanned(jax.tree.map(read, eqx.filter(model, lambda leaf: isinstance(leaf, jax.Array | np.ndarray))))
-    model = together(model, concatenate)
-    for path, array in jax.tree_util.tree_flatten_with_path(model)[0]:
-        yield array_path(path), array
+    return _by_path(together(unscanned(jax.tree.map(np.asarray, eqx.filter(model, _is_array))), np.concatenate))
 
 
-def _form(array: Any) -> np.ndarray:
-    """An array of zeros of this form, which takes no memory."""
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+def _by_path(model: Any) -> dict[str, Any]:
+    return {array_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
 
 
-def _joined(forms: list[np.ndarray], axis: int) -> np.ndarray:
-    """The form of concatenated arrays."""
-    shape = list(forms[0].shape)
-    shape[axis] = sum(form.shape[axis] for form in forms)
-    return np.broadcast_to(np.zeros((), forms[0].dtype), shape)
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def _is_int8(node: Any) -> bool:

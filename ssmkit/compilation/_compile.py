@@ -14,6 +14,7 @@ from .. import kernels
 from .._arguments import check_model
 from .._construction import check_integers, check_sizes
 from .._language_model import AbstractLanguageModel
+from .._memory import memory_errors
 from .._residual_model import AbstractResidualLanguageModel
 from .._scan_layers import depth
 from .._shown import first_line, shown
@@ -151,27 +152,22 @@ def _made(program: Program, target: Target) -> _Made:
     def run(consumed, shared, mapped):
         return eqx.filter(program.run(*eqx.combine((shared, mapped, consumed), static)), eqx.is_array)
 
+    def refused(error: Exception) -> str:
+        return (
+            f"the program does not fit into a device of {target}: {first_line(error)} Spread it over more devices by "
+            "`mesh`, or lower `batch` or `length`."
+        )
+
     started = time.perf_counter()
     lowered = jax.jit(run, donate_argnums=0).lower(consumed, shared, mapped)
     traced = time.perf_counter()
     with written_by(target) as (options, folder):
-        executable = _compile(lowered, options, target)
+        with memory_errors(refused):
+            executable = lowered.compile(compiler_options=options)
         done = time.perf_counter()
         cycles = cycles_of_operations(folder) if target.platform == "tpu" else {}
         launched = _launches(folder) if target.platform == "cuda" else []
     return _Made(executable, cycles, launched, traced - started, done - traced)
-
-
-def _compile(lowered: jax.stages.Lowered, options: dict[str, Any], target: Target) -> jax.stages.Compiled:
-    try:
-        return lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise MemoryError(
-            f"the program does not fit into a device of {target}: {first_line(error)} Spread it over more devices by "
-            "`mesh`, or lower `batch` or `length`."
-        ) from error
 
 
 def _launches(folder: Path) -> list[Launches]:

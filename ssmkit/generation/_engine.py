@@ -137,7 +137,7 @@ def _decode(inputs: Inputs, capacity: int, start: Rows) -> tuple[Generation, Boo
             keys, fresh = jax.random.key_data(split[:, 0]), split[:, 1]
         # What reads the logits many times would each time add over the devices of a mesh, unless each has them all.
         is_read_often = request.sampler.needs_key or inputs.log_probs is not None
-        readable = undivided(state.logits, axis=1) if is_read_often else state.logits
+        readable = undivided(state.logits, 1, "model") if is_read_often else state.logits
         chosen = choose(settings, readable, fresh, state.history)
         logits, cache = advance(chosen, state.cache, live)
         history = state.history

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._array_kinds import ArrayKind
+from ._linear import Part
 from ._matrix import Int8Matrix
 
 
@@ -106,7 +107,8 @@ def part_of(array: Any, start: int, stop: int, axis: int) -> Any:
 
 
 def _is_fused(node: Any) -> bool:
-    return isinstance(node, eqx.Module) and bool(getattr(node, "parts", ()))
+    parts = getattr(node, "parts", ()) if isinstance(node, eqx.Module) else ()
+    return isinstance(parts, tuple) and any(isinstance(part, Part) for part in parts)
 
 
 def _rows(layer: Any, start: int, stop: int) -> Any:

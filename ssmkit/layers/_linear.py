@@ -4,13 +4,13 @@ Activations between layers are float32 (or wider). A projection returns float32 
 stored in a narrower dtype (`_matrix.py`). Normalisation is float32 throughout.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from .._construction import check_dtype, check_integers, check_one_key, check_sizes, check_switches
@@ -74,7 +74,7 @@ class Linear(eqx.Module):
 
     def split(self, x: Float[Array, "*axes in"]) -> tuple[Float[Array, "*axes _"], ...]:
         """The outputs of a fused projection, one for each of its `parts`."""
-        return tuple(jnp.split(self(x), np.cumsum([part.size for part in self.parts])[:-1].tolist(), axis=-1))
+        return by_sizes(self(x), [part.size for part in self.parts])
 
 
 class BlockDiagonalLinear(eqx.Module):
@@ -130,6 +130,11 @@ class BlockDiagonalLinear(eqx.Module):
         y = jax.vmap(project, in_axes=(0, -2), out_axes=-2)(self.weight, parts)
         y = jnp.reshape(y, (*x.shape[:-1], -1))
         return y if self.bias is None else y + along_last(self.bias, y)
+
+
+def by_sizes(x: Float[Array, "*axes features"], sizes: Sequence[int]) -> tuple[Float[Array, "*axes _"], ...]:
+    """Neighbouring parts of the last axis, of these sizes, which make it up."""
+    return tuple(jnp.split(x, list(itertools.accumulate(sizes[:-1])), axis=-1))
 
 
 def check_parts(parts: Sequence[Part], size: int) -> None:

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._construction import check_integers, check_sizes, positive
 from .._extent import CheckedExtent, Extent, extent_of
-from .._sharding import sharded_by_xla
-from .._slices import Exchange, in_slices, is_spread, on_all
+from .._sharding import sharded_by_xla, undivided
+from .._slices import AXIS, Exchange, in_slices, is_spread
 from .._types import Valid, at_least_float32, check_valid, checks_itself, shown, whole
 from ._attend import Tokens, attend, attend_in_bands
 from ._checks import many_tokens, one_token
@@ -148,7 +148,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         time, state = query.shape[0], self._checked_state(state, query.shape[0])
         extent = extent_of(extent, time)
         if extent.starts is not None:  # a byte per token: every device needs those of all slices
-            extent = CheckedExtent(extent.length, on_all(extent.starts))
+            extent = CheckedExtent(extent.length, undivided(extent.starts, 0, AXIS))
         index, sequence = jnp.arange(time, dtype=jnp.int32), extent.sequences(time)
         began = 0 if extent.starts is None else jax.lax.cummax(jnp.where(extent.starts, index, 0))
         position = index - began + jnp.where(sequence == 0, state.length, 0)

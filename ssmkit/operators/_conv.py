@@ -1,7 +1,6 @@
 """Causal depthwise convolution, with its window as state."""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from .._sharding import sharded_by_xla
 from .._slices import Exchange, in_slices
 from .._types import PRNGKeyArray, Valid, check_valid, checks_itself
 from ..layers._apart import Apart, whole
-from ..layers._linear import Part, along_last, check_parts
+from ..layers._linear import Part, along_last, by_sizes, check_parts
 from ._checks import check_state, many_tokens, one_token
 from ._operator import AbstractSequenceOperator
 from ._windows import windows
@@ -155,5 +154,4 @@ def convolve_parts(
         runs = [advance(whole(one), x, own) for one, x, own in zip(conv.layers, features, window, strict=True)]
         return tuple(activation(y) for y, _ in runs), tuple(after for _, after in runs)
     y, window = advance(conv, jnp.concatenate(features, axis=-1), window)
-    ends = itertools.accumulate(x.shape[-1] for x in features[:-1])
-    return tuple(jnp.split(activation(y), list(ends), axis=-1)), window
+    return by_sizes(activation(y), [x.shape[-1] for x in features]), window

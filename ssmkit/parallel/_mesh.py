@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from .._shown import shown
@@ -93,9 +94,10 @@ def automatic(mesh: Mesh) -> Mesh:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh on which the arrays of a tree lie, such as those of a model; `None` if they lie on single devices."""
-    for leaf in jax.tree.leaves(tree):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            return sharding.mesh
-    return None
+    """The mesh on which the arrays of a tree lie, such as those of a model; `None` if they lie on single devices.
+
+    The first array decides.
+    """
+    first = next((leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)), None)
+    sharding = None if first is None or isinstance(first, Tracer) else first.sharding
+    return sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None

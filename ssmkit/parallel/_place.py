@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ._mesh import check_mesh
+from ._mesh import check_mesh, mesh_of
 
 
 Tree = TypeVar("Tree")
@@ -143,9 +142,8 @@ def place_of(model: Tree) -> tuple[AbstractPlace, Tree]:
 
     **Raises:** `ValueError` when it lies on a mesh with other axes than `AXES`.
     """
-    first = next((leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)), None)
-    sharding = None if first is None or isinstance(first, Tracer) else first.sharding
-    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+    mesh = mesh_of(model)
+    if mesh is None:
         return _ONE_DEVICE, model
-    place = OverMesh(sharding.mesh)
+    place = OverMesh(mesh)
     return place, place.model(model)

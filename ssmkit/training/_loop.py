@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, PyTree
 from .._arguments import check_callable, check_model, path_of
 from .._config import checks_itself
 from .._language_model import AbstractLanguageModel
+from .._memory import memory_errors
 from ..evaluation._score import score
 from ..layers._apart import apart
 from ..layers._dropout import with_dropout
@@ -104,11 +105,11 @@ def _train(
     report: Callable[[Progress], None],
     keep: Callable[[AbstractLanguageModel], None],
 ) -> AbstractLanguageModel:
-    optimizer, whole_params = make_optimizer(config), eqx.filter(model, eqx.is_inexact_array)
+    optimizer = make_optimizer(config)
+    state = _resumed(states, eqx.filter(model, eqx.is_inexact_array), optimizer, mesh, config)
     model = apart(model, 1 if mesh is None else mesh.shape["model"])
     params, static = eqx.partition(model, eqx.is_inexact_array)
     stored = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
-    state = _resumed(states, whole_params, params, optimizer, mesh, config)
     update = _make_update(config, optimizer, static, mesh)
 
     def so_far() -> AbstractLanguageModel:
@@ -165,30 +166,19 @@ def _train(
 
 def _resumed(
     states: States,
-    whole_params: PyTree,
     params: PyTree,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
     config: TrainConfig,
 ) -> TrainState:
-    """The newest state on the disk, placed on the devices of this run; without one, the state at step 0.
-
-    **Arguments:**
-
-    - `whole_params`, `params`: the weights at step 0, with fused layers whole, and as the mesh needs them.
-    """
-    begin = lambda params: start(params, optimizer)
-    shapes = jax.eval_shape(begin, whole_params)
+    """The newest state on the disk, placed on the devices of this run; without one, the state at step 0."""
+    shapes = jax.eval_shape(lambda params: start(params, optimizer), params)
     where = place_of(shapes, mesh, fully_sharded=config.fully_sharded)
     like = jax.tree.map(lambda one, at: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=at), shapes, where)
     state = states.load(like)
-    if state is not None:
-        return as_trained(state, mesh, fully_sharded=config.fully_sharded)
-    if mesh is None:
-        return begin(params)
-    return start_on(
-        params, optimizer, place_of(jax.eval_shape(begin, params), mesh, fully_sharded=config.fully_sharded)
-    )
+    if state is None:
+        state = start(params, optimizer) if mesh is None else start_on(params, optimizer, where)
+    return as_trained(state, mesh, fully_sharded=config.fully_sharded)
 
 
 def _make_update(
@@ -196,18 +186,14 @@ def _make_update(
 ) -> Callable[..., Any]:
     """`update_of`, compiled. It consumes a state."""
     step = eqx.filter_jit(update_of(config, optimizer, static, mesh), donate="all-except-first")
+    too_large = (
+        f"a step of {config.batch_size} sequences of {config.context} tokens takes more memory than there is. "
+        "Lower `batch_size` or `context`, or train a smaller model."
+    )
 
     def update(batch: Int[Array, "batch time"], state: TrainState):
-        try:
-            with in_force(mesh):
-                return step(batch, state)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryError(
-                f"a step of {config.batch_size} sequences of {config.context} tokens takes more memory than there is. "
-                "Lower `batch_size` or `context`, or train a smaller model."
-            ) from error
+        with memory_errors(lambda _: too_large), in_force(mesh):
+            return step(batch, state)
 
     return update
 
