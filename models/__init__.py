@@ -12,12 +12,11 @@ from .mamba import (
     MambaRecurrence as MambaRecurrence,
 )
 from .mamba2 import (
-    Mamba2 as Mamba2,
     Mamba2Cache as Mamba2Cache,
-    Mamba2Config as Mamba2Config,
     Mamba2Mixer as Mamba2Mixer,
     Mamba2Recurrence as Mamba2Recurrence,
 )
+from .mamba2_model import Mamba2 as Mamba2, Mamba2Config as Mamba2Config
 from .mamba3 import (
     Mamba3Cache as Mamba3Cache,
     Mamba3Mixer as Mamba3Mixer,
@@ -29,4 +28,5 @@ from .rg_lru import RGLRUCache as RGLRUCache, RGLRUMixer as RGLRUMixer, RGLRURec
 from .rwkv6 import RWKV6Cache as RWKV6Cache, RWKV6Mixer as RWKV6Mixer, RWKV6Recurrence as RWKV6Recurrence
 from .rwkv6_channel import RWKV6ChannelMixer as RWKV6ChannelMixer
 from .s5 import S5Mixer as S5Mixer, S5Recurrence as S5Recurrence
+from .short_conv import ShortConvMixer as ShortConvMixer
 from .toy import ToySSM as ToySSM

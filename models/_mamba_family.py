@@ -1,6 +1,5 @@
 """The common part of Mamba and Mamba-2."""
 
-import abc
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,79 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
-from ssmkit.checkpoint import (
-    Kind,
-    Problems,
-    boolean,
-    checked,
-    either,
-    factor,
-    integer,
-    items,
-    only,
-    optional,
-    pair,
-    real,
-    whole,
-)
+from ssmkit.checkpoint import Kind, integer, only
 
-
-_SIZE = integer(1, 2**31 - 1)
-_ABOVE_0 = real(lambda value: 0 < value < math.inf, "a finite number above 0")
-
-
-def _or_none(kind: Kind) -> Kind:
-    """As `optional`, for a Python value."""
-
-    def parse_or_none(value: Any) -> Any:
-        """As `_or_none`."""
-        try:
-            return optional(kind)(value)
-        except ValueError as expected:
-            raise ValueError(f"{expected}, or None") from None
-
-    return parse_or_none
-
-
-def _ids(value: Any) -> int | tuple[int, ...] | None:
-    """A kind: ids of special tokens."""
-    try:
-        return optional(either(whole, items(whole)))(value)
-    except ValueError:
-        raise ValueError("an id, a tuple of ids, or None") from None
-
-
-# The kinds of fields. For most fields they follow from the types.
-_BY_NAME = {
-    "hidden_act": only("silu", "swish"),
-    "d_intermediate": integer(0, 2**31 - 1),
-    "layer_norm_epsilon": _ABOVE_0,
-    "time_step_min": _ABOVE_0,
-    "time_step_max": _ABOVE_0,
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _ids),
-}
-_BY_TYPE: dict[Any, Kind] = {
-    int: _SIZE,
-    bool: boolean,
-    float: real(lambda value: abs(value) < math.inf, "a finite number"),
-    int | float: factor,
-    int | None: _or_none(_SIZE),
-    float | None: _or_none(factor),
-    tuple[float, float]: pair,
-}
+from ._config import AbstractCheckedConfig, above_0
 
 
 Cache = TypeVar("Cache")
 
 
-FOLLOWS: Any = None  # the default of a size that follows from others where it is left out
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AbstractMambaConfig(abc.ABC):
+class AbstractMambaConfig(AbstractCheckedConfig):
     """The keys that `MambaConfig` and `Mamba2Config` share; their docstrings describe them."""
-
-    __no_type_check__ = True  # kinds look at the types too, and all that is wrong is listed
 
     vocab_size: int
     hidden_size: int
@@ -106,29 +43,16 @@ class AbstractMambaConfig(abc.ABC):
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | Sequence[int] | None = None
 
-    def __post_init__(self):
-        kinds = {field.name: _BY_NAME.get(field.name, _BY_TYPE.get(field.type)) for field in dataclasses.fields(self)}
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        own = {field.name for field in dataclasses.fields(self) if given[field.name] is field.default is None}
-        try:
-            values = checked((f".{name}", value, kinds[name]) for name, value in given.items() if name not in own)
-        except Problems as problems:
-            raise ValueError(f"{type(self).__name__}: {problems}.") from None
-        for name, value in zip((name for name in given if name not in own), values, strict=True):
-            object.__setattr__(self, name, value)
-        for name, size in self.implied_sizes().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, size)
-        if contradictions := self.contradictions():
-            raise ValueError(f"{type(self).__name__}: {'; '.join(contradictions)}.")
-
-    @abc.abstractmethod
-    def implied_sizes(self) -> dict[str, int]:
-        """The values of sizes that were left out. Each of the other keys is valid by itself."""
-
-    @abc.abstractmethod
-    def contradictions(self) -> list[str]:
-        """The contradictions between keys, one line each. Every size is known."""
+    @classmethod
+    def kinds(cls) -> dict[str, Kind]:
+        """As `AbstractCheckedConfig.kinds`."""
+        return {
+            "hidden_act": only("silu", "swish"),
+            "d_intermediate": integer(0, 2**31 - 1),
+            "layer_norm_epsilon": above_0,
+            "time_step_min": above_0,
+            "time_step_max": above_0,
+        }
 
     @property
     def padded_vocab_size(self) -> int:

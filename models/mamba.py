@@ -11,7 +11,8 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 import ssmkit
 
-from ._mamba_family import FOLLOWS, AbstractMambaConfig, language_model_parts
+from ._config import FOLLOWS
+from ._mamba_family import AbstractMambaConfig, language_model_parts
 from ._time_steps import initial_dt_bias
 
 
@@ -58,7 +59,7 @@ class MambaConfig(AbstractMambaConfig):
     chunk_size: int | None = None
     mixer_rms_eps: float | None = None
 
-    def implied_sizes(self) -> dict[str, int]:
+    def implied(self) -> dict[str, int]:
         """The default sizes, as in `MambaMixer`."""
         return _implied_sizes(self.hidden_size, self.expand)
 

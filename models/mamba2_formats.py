@@ -34,7 +34,7 @@ from ._state_spaces_formats import (
     write_state_spaces,
 )
 from ._unsupported_keys import UNSUPPORTED
-from .mamba2 import Mamba2, Mamba2Config
+from .mamba2_model import Mamba2, Mamba2Config
 
 
 _UNBOUNDED = (0.0, math.inf)

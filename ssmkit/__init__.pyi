@@ -63,6 +63,7 @@ from .layers._norms import (
     GatedRMSNorm as GatedRMSNorm,
     LayerNorm as LayerNorm,
     RMSNorm as RMSNorm,
+    ZeroCentredRMSNorm as ZeroCentredRMSNorm,
     rms_normalise as rms_normalise,
 )
 from .layers._quantize import quantize as quantize
@@ -75,6 +76,7 @@ from .mixers._mixer import (
     ResidualBlock as ResidualBlock,
 )
 from .mixers._mlp import GatedMLP as GatedMLP
+from .mixers._parallel import ParallelMixer as ParallelMixer
 from .mixers._scanned import ScannedBlocks as ScannedBlocks
 from .operators._attention import (
     Attention as Attention,

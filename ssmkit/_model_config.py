@@ -3,36 +3,30 @@
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from ._keys import keys_of, record
-from ._kinds import Problems, boolean, checked, factor, items, only, optional, positive, token_ids
+from ._kinds import Kind, Problems, boolean, checked, factor, items, only, optional, positive, token_ids
 from ._residual_model import LanguageModel
 from ._shown import shown
+from ._table import Table, frozen
 from ._types import PRNGKeyArray
-from .layers._norms import LayerNorm, RMSNorm
+from .layers._norms import LayerNorm, RMSNorm, ZeroCentredRMSNorm
 from .mixers._mixer import AbstractMixer
 from .mixers._names import MIXERS
 
 
-_NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+_NORMS = {"rms_norm": RMSNorm, "zero_centred_rms_norm": ZeroCentredRMSNorm, "layer_norm": LayerNorm}
 
 
-class Layer(dict[str, Any]):
-    """One layer's table, `{"mixer": name}` and the mixer's keywords; hashable, so it cannot be changed."""
-
-    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return hash(frozenset(self.items()))
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("a layer of a configuration cannot be changed: make another configuration.")
-
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # pyright: ignore
+class Layer(Table):
+    """The table of one layer: `{"mixer": name}`, and the mixer's keywords."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +45,14 @@ class LanguageModelConfig:
     - `vocab_size`: the number of ids that can be produced.
     - `hidden_size`: the width of the residual stream.
     - `layers`: the layers, first to last. Each is a table with a mixer's name, `mixer`, and that mixer's keywords. A
-        mixer is put into a pre-normalised residual branch, unless it is an `ssmkit.AbstractBlock`. An installed package
-        adds mixers by entry points of the group `ssmkit.mixers`.
-    - `norm`: `"rms_norm"` or `"layer_norm"`, before every mixer and before the head.
+        keyword that takes mixers, as that of `parallel` does, holds tables of the same form. A mixer is put into a
+        pre-normalised residual branch, unless it is an `ssmkit.AbstractBlock`. An installed package adds mixers by
+        entry points of the group `ssmkit.mixers`.
+    - `norm`: `"rms_norm"`, `"zero_centred_rms_norm"` or `"layer_norm"`, before every mixer and before the head.
     - `norm_eps`: the epsilon of these norms.
-    - `tie_word_embeddings`: whether the head is the embedding.
-    - `embedding_multiplier`, `final_logit_softcapping`: as for `ssmkit.LanguageModel`.
-    - `embedding_norm`: whether a norm of the same kind follows the embedding.
+    - `tie_word_embeddings`, `residual_multiplier`, `residual_in_fp32`, `embedding_multiplier`, `logit_multiplier`,
+        `final_logit_softcapping`: as for `ssmkit.LanguageModel`.
+    - `post_norm`, `embedding_norm`: whether a norm of the same kind follows every mixer, and the embedding.
     - `bos_token_id`, `eos_token_id`, `pad_token_id`: one id, several, or `None`. Generation stops at `eos_token_id`.
 
     **Raises:** `ValueError` listing every invalid value, and every unknown or missing keyword of a mixer.
@@ -71,8 +66,12 @@ class LanguageModelConfig:
     norm: str = "rms_norm"
     norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+    residual_multiplier: float = 1.0
+    residual_in_fp32: bool = True
+    post_norm: bool = False
     embedding_multiplier: float = 1.0
     embedding_norm: bool = False
+    logit_multiplier: float = 1.0
     final_logit_softcapping: float | None = None
     bos_token_id: int | Sequence[int] | None = None
     eos_token_id: int | Sequence[int] | None = None
@@ -89,13 +88,15 @@ class LanguageModelConfig:
 
 
 def build_language_model(
-    config: LanguageModelConfig, *, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32
+    config: LanguageModelConfig, *, described: Any = None, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32
 ) -> LanguageModel:
     """Build the model of a configuration, initialised at random.
 
     **Arguments:**
 
     - `config`: the configuration.
+    - `described`: the configuration of which `config` is the description, which becomes `model.config`; `None` for
+        `config` itself.
     - `key`: the key for the initialisation.
     - `dtype`: the dtype of projections, convolutions and embeddings. Arrays that a mixer keeps in float32 stay float32.
 
@@ -106,31 +107,41 @@ def build_language_model(
     return LanguageModel(
         config.vocab_size,
         config.hidden_size,
-        [_mixer(f"layers[{i}]", config, layer, keys[i], dtype) for i, layer in enumerate(config.layers)],
+        [_mixer(f"layers[{i}]", config.hidden_size, layer, keys[i], dtype) for i, layer in enumerate(config.layers)],
         norm=norm,
         tie_word_embeddings=config.tie_word_embeddings,
+        residual_multiplier=config.residual_multiplier,
+        residual_in_fp32=config.residual_in_fp32,
+        post_norm=norm if config.post_norm else None,
         embedding_multiplier=config.embedding_multiplier,
         embedding_norm=norm if config.embedding_norm else None,
+        logit_multiplier=config.logit_multiplier,
         final_logit_softcapping=config.final_logit_softcapping,
-        config=config,
+        config=config if described is None else described,
         dtype=dtype,
         key=model_key,
     )
 
 
-def _mixer(
-    place: str, config: LanguageModelConfig, layer: Mapping[str, Any], key: PRNGKeyArray, dtype: DTypeLike
-) -> AbstractMixer[Any]:
-    """Build the mixer of a layer.
+def _mixer(place: str, width: int, layer: Mapping[str, Any], key: PRNGKeyArray, dtype: DTypeLike) -> AbstractMixer[Any]:
+    """Build the mixer of a layer, and first those that its keywords hold.
 
     **Raises:** `ValueError` naming the layer when its keywords do not fit.
     """
-    keywords = {name: value for name, value in layer.items() if name != "mixer"}
-    made = MIXERS[layer["mixer"]]
-    if "dtype" in inspect.signature(made).parameters:
-        keywords["dtype"] = dtype
+    made, inner = MIXERS[layer["mixer"]], iter(range(1, 2**32))
+
+    def built(place: str, value: Any) -> Any:
+        if isinstance(value, Layer):
+            return _mixer(place, width, value, jax.random.fold_in(key, next(inner)), dtype)
+        if isinstance(value, tuple):
+            return tuple(built(f"{place}[{i}]", entry) for i, entry in enumerate(value))
+        return value
+
+    keywords = {name: built(f"{place}.{name}", value) for name, value in layer.items() if name != "mixer"}
+    given = {"width": width, "dtype": dtype, "key": key}
+    taken = {name: given[name] for name in inspect.signature(made).parameters if name in given}
     try:
-        return made(config.hidden_size, **keywords, key=key)
+        return made(**taken, **keywords)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{place}` ({layer['mixer']}): {error}") from error
 
@@ -146,13 +157,20 @@ def _layer(value: Any) -> Layer:
         made = MIXERS[name]
     except Exception as error:  # of another package
         raise Problems([(".mixer", f"is {name}, which cannot be imported: {error}")]) from error
-    keywords = record(keys_of(made, without=("width", "dtype", "key")))
-    given = {word: _frozen(value[word]) for word in value if word != "mixer"}
-    return Layer(mixer=name, **keywords(given))
+    table = keys_of(made, without=("width", "dtype", "key"))
+    for word, each in inspect.signature(made).parameters.items():
+        if (kind := _of_mixers(each.annotation)) is not None:
+            table[word] = dataclasses.replace(table[word], parse=kind)
+    given = {word: frozen(value[word]) for word in value if word != "mixer"}
+    return Layer(mixer=name, **record(table)(given))
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+def _of_mixers(annotation: Any) -> Kind | None:
+    """The kind of a keyword that takes one mixer or several, in a configuration; `None` for other keywords."""
+    origin, members = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if inspect.isclass(origin) and issubclass(origin, AbstractMixer):
+        return _layer
+    return items(_layer) if members and _of_mixers(members[0]) is _layer else None
 
 
 KINDS = {
@@ -162,8 +180,12 @@ KINDS = {
     "norm": only(*_NORMS),
     "norm_eps": factor,
     "tie_word_embeddings": boolean,
+    "residual_multiplier": factor,
+    "residual_in_fp32": boolean,
+    "post_norm": boolean,
     "embedding_multiplier": factor,
     "embedding_norm": boolean,
+    "logit_multiplier": factor,
     "final_logit_softcapping": optional(factor),
     "bos_token_id": token_ids,
     "eos_token_id": token_ids,

@@ -18,8 +18,15 @@ class Named:
 
     group: str
     """The group of the entry points, such as `ssmkit.mixers`."""
-    built_in: Mapping[str, str]
+    parts: Mapping[str, str]
     """The place of each of ssmkit's own objects, as `package.module:name`."""
+    models: str | None = None
+    """The place of a table like `parts`, with the objects of `ssmkit.models`."""
+
+    @property
+    def built_in(self) -> Mapping[str, str]:
+        """The place of each object of ssmkit and of its models."""
+        return self.parts if self.models is None else {**pkgutil.resolve_name(self.models), **self.parts}
 
     def __getitem__(self, name: str) -> Any:
         """The object of that name.

@@ -30,7 +30,7 @@ from .layers._array_kinds import ArrayKind
 from .layers._dropout import with_keys
 from .layers._linear import Embedding, Linear
 from .layers._matrix import project
-from .layers._norms import LayerNorm, RMSNorm
+from .layers._norms import Norm, RMSNorm
 from .mixers._blocks import init_caches, prefill_all, reserve_all, step_all
 from .mixers._fits import check_mixers
 from .mixers._mixer import AbstractBlock, AbstractMixer, Cache, ResidualBlock
@@ -43,16 +43,18 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
 
     Blocks are mixers that map the residual stream to itself, residual sum included, as `ssmkit.ResidualBlock` does.
 
-    Any model may set three options, which do nothing by default. `embedding_multiplier` scales the embedding.
-    `embedding_norm` normalises the embedding. With `final_logit_softcapping` $c$ the logits are $c \tanh(z / c)$.
+    Any model may set four options, which do nothing by default. `embedding_multiplier` scales the embedding.
+    `embedding_norm` normalises the embedding. `logit_multiplier` scales the logits. With `final_logit_softcapping` $c$
+    the logits are then $c \tanh(z / c)$.
     """
 
     embedding: eqx.AbstractVar[Embedding]
     blocks: eqx.AbstractVar[tuple[AbstractMixer[Cache], ...]]
-    norm: eqx.AbstractVar[RMSNorm | LayerNorm]
+    norm: eqx.AbstractVar[Norm]
     head: eqx.AbstractVar[Linear | None]
     embedding_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
-    embedding_norm: RMSNorm | LayerNorm | None = eqx.field(default=None, kw_only=True)
+    embedding_norm: Norm | None = eqx.field(default=None, kw_only=True)
+    logit_multiplier: float = eqx.field(static=True, default=1.0, kw_only=True)
     final_logit_softcapping: float | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __init_subclass__(cls, **options):
@@ -153,6 +155,7 @@ class AbstractResidualLanguageModel(AbstractLanguageModel[tuple[Cache, ...]]):
     def _logits(self, x: Float[Array, "*time width"]) -> Float[Array, "*time vocab"]:
         weight = self.embedding.weight if self.head is None else self.head.weight
         logits, cap = project(weight, x)[..., : self.vocab_size], self.final_logit_softcapping
+        logits = logits if self.logit_multiplier == 1.0 else self.logit_multiplier * logits
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
@@ -169,7 +172,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
     vocab_size: int = eqx.field(static=True)
     embedding: Embedding
     blocks: tuple[AbstractBlock[Any], ...]
-    norm: RMSNorm | LayerNorm
+    norm: Norm
     head: Annotated[Linear, ArrayKind.HEAD] | None
     config: Any = eqx.field(static=True)
 
@@ -180,10 +183,14 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         width: int,
         mixers: Sequence[AbstractMixer[Any]],
         *,
-        norm: Callable[[int], RMSNorm | LayerNorm] = RMSNorm,
+        norm: Callable[[int], Norm] = RMSNorm,
         tie_word_embeddings: bool = False,
+        residual_multiplier: float | int = 1.0,
+        residual_in_fp32: bool = True,
+        post_norm: Callable[[int], Norm] | None = None,
         embedding_multiplier: float | int = 1.0,
-        embedding_norm: Callable[[int], RMSNorm | LayerNorm] | None = None,
+        embedding_norm: Callable[[int], Norm] | None = None,
+        logit_multiplier: float | int = 1.0,
         final_logit_softcapping: float | int | None = None,
         config: Any = None,
         dtype: DTypeLike = jnp.float32,
@@ -199,10 +206,13 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
             an `ssmkit.ResidualBlock`.
         - `norm`: makes a norm of a given width, before every mixer and before the head.
         - `tie_word_embeddings`: whether the head is the embedding.
-        - `embedding_multiplier`: scales the embedding; the square root of `width` in Gemma and RecurrentGemma.
-        - `embedding_norm`: makes a norm between the embedding and the first mixer: the `ln0` of RWKV.
-        - `final_logit_softcapping`: $c$; logits $z$ become $c \tanh(z / c)$. It is 30 in Gemma and RecurrentGemma,
-            which calls it `logits_soft_cap`.
+        - `residual_multiplier`: scales the output of every mixer before it is added to the residual stream.
+        - `residual_in_fp32`: whether the residual stream stays float32 when weights are narrower.
+        - `post_norm`: makes a norm of the output of every mixer, in addition to the norm before the mixer.
+        - `embedding_multiplier`: scales the embedding.
+        - `embedding_norm`: makes a norm between the embedding and the first mixer.
+        - `logit_multiplier`: scales the logits.
+        - `final_logit_softcapping`: $c$; logits $z$ become $c \tanh(z / c)$.
         - `config`: the configuration of the model, stored as `model.config`; `ssmkit.build` passes it.
         - `dtype`: the dtype of the embedding and the head.
         - `key`: the key for the initialisation.
@@ -211,17 +221,15 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         is traced with one token, which computes nothing.
         """
         check_sizes(vocab_size=vocab_size, width=width)
-        check_switches(tie_word_embeddings=tie_word_embeddings)
+        check_switches(tie_word_embeddings=tie_word_embeddings, residual_in_fp32=residual_in_fp32)
         if not isinstance(mixers, Sequence):
             raise TypeError(f"`mixers` must be a list of mixers, got {type(mixers).__name__}.")
         for i, mixer in enumerate(mixers):
             if not isinstance(mixer, AbstractMixer):
                 raise TypeError(f"`mixers[{i}]` must be an `ssmkit.AbstractMixer`, got {type(mixer).__name__}.")
-        for name, make in (("norm", norm), ("embedding_norm", embedding_norm)):
-            if isinstance(make, RMSNorm | LayerNorm) or not (
-                callable(make) or (name, make) == ("embedding_norm", None)
-            ):
-                what = "a norm" if isinstance(make, RMSNorm | LayerNorm) else shown(make)
+        for name, make in (("norm", norm), ("embedding_norm", embedding_norm), ("post_norm", post_norm)):
+            if isinstance(make, Norm) or not (callable(make) or (make is None and name != "norm")):
+                what = "a norm" if isinstance(make, Norm) else shown(make)
                 raise TypeError(
                     f"`{name}` must make a norm of a given width, such as `ssmkit.RMSNorm` itself; got {what}."
                 )
@@ -231,13 +239,22 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         self.vocab_size = vocab_size
         self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)
         self.blocks = tuple(
-            mixer if isinstance(mixer, AbstractBlock) else ResidualBlock(norm=norm(width), mixer=mixer)
+            mixer
+            if isinstance(mixer, AbstractBlock)
+            else ResidualBlock(
+                norm=norm(width),
+                mixer=mixer,
+                residual_in_fp32=residual_in_fp32,
+                multiplier=positive("residual_multiplier", residual_multiplier),
+                post_norm=None if post_norm is None else post_norm(width),
+            )
             for mixer in mixers
         )
         self.norm = norm(width)
         self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
         self.embedding_multiplier = positive("embedding_multiplier", embedding_multiplier)
         self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
+        self.logit_multiplier = positive("logit_multiplier", logit_multiplier)
         cap = final_logit_softcapping
         self.final_logit_softcapping = None if cap is None else positive("final_logit_softcapping", cap)
         self.config = config

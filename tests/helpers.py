@@ -164,7 +164,7 @@ def forward(model, tokens):
 @eqx.filter_jit
 def prefill(model, tokens, length):
     """Logits after `length` tokens; one executable serves every length."""
-    return model.prefill(tokens, model.init_cache(), length=length)[0]
+    return model.prefill(tokens, model.reserve(model.init_cache(), tokens.shape[0]), length=length)[0]
 
 
 def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:

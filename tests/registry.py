@@ -23,7 +23,7 @@ from helpers import (
 )
 
 import ssmkit
-from ssmkit.models import Mamba2, Mamba2Mixer, ToySSM
+from ssmkit.models import Mamba2, Mamba2Mixer, ShortConvMixer, ToySSM
 from ssmkit.models.mamba2 import Mamba2Inputs
 from ssmkit.models.toy import ToyMixer, ToyRecurrence
 
@@ -72,20 +72,29 @@ def _toy_mixer(key) -> ToyMixer:
     return ToyMixer(WIDTH, num_heads=2, chunk_size=4, key=key)
 
 
+def _parallel(key) -> ssmkit.ParallelMixer:
+    """A recurrence with factors beside attention."""
+    mixers = [_mixer(key, multipliers=(0.5, 2.0, 3.0, 0.2, 1.5)), ssmkit.AttentionMixer(WIDTH, num_heads=2, key=key)]
+    return ssmkit.ParallelMixer(mixers, in_multipliers=(2.0, 0.5), out_multipliers=(0.3, 1.0))
+
+
 def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
     config = mamba2_config(**changes)
     return Case(name, lambda key: Mamba2(config, key=key, dtype=dtype), random_tokens, bound)
 
 
 def _language_model(key) -> ssmkit.LanguageModel:
-    """Mixers of different kinds, the norm with a bias, an untied head, and every hook."""
+    """Mixers of different kinds, norms of different kinds, an untied head, and every option."""
     mixers = [_toy_mixer(key), ssmkit.GatedMLP(WIDTH, intermediate_size=5, key=key), _mixer(key)]
     return ssmkit.LanguageModel(
         VOCAB,
         WIDTH,
         mixers,
-        norm=ssmkit.LayerNorm,
+        norm=ssmkit.ZeroCentredRMSNorm,
+        residual_multiplier=0.7,
+        post_norm=ssmkit.LayerNorm,
         embedding_multiplier=3.0,
+        logit_multiplier=0.3,
         embedding_norm=ssmkit.LayerNorm,
         final_logit_softcapping=2.0,
         key=key,
@@ -118,6 +127,8 @@ MIXERS = [  # more of them are inside the language models below
     Case("toy-mixer", _toy_mixer, normal(WIDTH)),
     Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, intermediate_size=5, use_bias=True, key=key), normal(WIDTH)),
     Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), normal(WIDTH)),
+    Case("parallel", _parallel, normal(WIDTH)),
+    Case("short-conv", lambda key: ShortConvMixer(WIDTH, conv_kernel=4, use_bias=True, key=key), normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [
     _mamba2("mamba2", num_hidden_layers=2),

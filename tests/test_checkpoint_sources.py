@@ -160,7 +160,7 @@ def test_an_architecture_of_an_installed_package(tmp_path, install):  # noqa: F8
         write_config=lambda config, dtype: {"toy": config},
         names=lambda config: {f"layers.{i}.w": Source(f"layer{i}/w") for i in range(11)},
     )
-    install("ssmkit.architectures", "toy", Architecture("toy", int, Toy, (dialect,)))
+    install("ssmkit.architectures", "toy", Architecture("toy", int, (dialect,), Toy))
     model = Toy(3, key=jax.random.key(0))
     check_writable(model, format="mine")
     check_writable(model)

@@ -20,7 +20,7 @@ MIXERS = [
     cls
     for cls in module_classes()
     if issubclass(cls, ssmkit.AbstractMixer)
-    and not issubclass(cls, ssmkit.AbstractBlock)
+    and not issubclass(cls, ssmkit.AbstractBlock | ssmkit.ParallelMixer)  # which are made of mixers
     and not inspect.isabstract(cls)
 ]
 # Papers and their code have these for what `state_size`, `head_dim`, `n_groups` and others are here.

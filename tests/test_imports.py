@@ -46,11 +46,12 @@ def package_of(path: Path) -> str:
 def private_uses(source: str, package: str) -> list[str]:
     """Underscored modules and names of `ssmkit` that a file imports, and underscored attributes it reads.
 
-    Of its own package it may use what it likes, of `self` too.
+    Of its own package it may use what it likes, of `self` too; the models' packages are one.
     """
+    own = "ssmkit.models" if package.startswith("ssmkit.models.") else package
     found = []
     for module, name in imports(source, package):
-        if module.split(".")[0] == "ssmkit" and not f"{module}.".startswith(f"{package}."):
+        if module.split(".")[0] == "ssmkit" and not f"{module}.".startswith(f"{own}."):
             path = f"{module}.{name}" if name else module
             found += [path] * any(part.startswith("_") for part in path.split("."))
     for node in ast.walk(ast.parse(source)):

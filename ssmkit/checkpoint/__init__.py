@@ -1,6 +1,8 @@
 """Reading and writing of other software's checkpoints: strict, memory-mapped, and without PyTorch."""
 
 from .._keys import (
+    OWN as OWN,
+    REQUIRED as REQUIRED,
     Key as Key,
     keys_of as keys_of,
     record as record,

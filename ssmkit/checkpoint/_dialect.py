@@ -6,7 +6,9 @@ from typing import Any
 
 from jaxtyping import DTypeLike
 
+from .._model_config import LanguageModelConfig, build_language_model
 from .._plugins import Named
+from .._residual_model import LanguageModel
 from .._shown import shown
 from .._types import PRNGKeyArray
 from ._errors import CheckpointError
@@ -43,6 +45,8 @@ class Dialect:
     """Writes a configuration, given the name of the weights' dtype; `None` when the dialect is only read."""
     writes_copies: bool = False
     """Whether `copies` are written too."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of names of tensors that are no part of the model and are not read; `*` stands for any characters."""
 
     def layout(self, config: Any, paths: Iterable[str]) -> Layout:
         """The sources of all arrays of one model.
@@ -65,7 +69,7 @@ class Dialect:
             raise CheckpointError(f"The {self.name} format has no place for arrays of this model.", homeless)
         written = dict.fromkeys([*(name for source in sources.values() for name in source.names), *self.copies])
         spellings = {other: name for name in written for other in self._spellings(name) if other not in written}
-        return Layout(self.weight_files, sources, spellings, self.copies)
+        return Layout(self.weight_files, sources, spellings, self.copies, self.ignored)
 
     def _spellings(self, name: str) -> Iterator[str]:
         """The alternative spellings of a tensor's name that are accepted on reading."""
@@ -86,35 +90,40 @@ class Architecture:
     name: str
     config: type
     """The class of the models' configurations; `model.config` must be one."""
-    model: type
     dialects: tuple[Dialect, ...]
     """The dialects of the architecture. By default the first is written."""
-    build: Callable[..., Any] | None = None
-    """The function `build(config, key=key, dtype=dtype)` that makes a model; `None` means the class itself.
+    model: type = LanguageModel
+    """The class of the models. `model(config, key=key, dtype=dtype)` makes one, unless there is a `description`.
 
-    The arrays of the model must have the shapes of the checkpoint. Arrays that are float32 although `dtype` is narrower
+    The arrays of a model must have the shapes of the checkpoint. Arrays that are float32 although `dtype` is narrower
     stay float32.
     """
+    description: Callable[[Any], LanguageModelConfig] | None = None
+    """Describes the model of a configuration as data, of which it is then built."""
     layers: str | None = None
-    """The field of the configuration that counts the model's layers, if it has layers and all have the same shapes.
+    """The field of the configuration that counts the model's layers.
+
+    A configuration of more layers than the files have tensors is refused before the model is built. Without this field,
+    the number of layers is not checked.
+    """
+    equal_layers: bool = True
+    """Whether all `layers` have the same shapes, so that only one is built to learn the shapes of all.
 
     The first index of an array's path is then that of the layer, or of a block if every layer has the same number of
-    blocks. A configuration of more layers than the files can fill is refused before the model is built. Without this
-    field, the number of layers is not checked.
+    blocks.
     """
 
     def make(self, config: Any, *, key: PRNGKeyArray, dtype: DTypeLike) -> Any:
         """A model of a configuration, initialised at random."""
-        return (self.build or self.model)(config, key=key, dtype=dtype)
+        if self.description is None:
+            return self.model(config, key=key, dtype=dtype)
+        return build_language_model(self.description(config), described=config, key=key, dtype=dtype)
 
 
 ARCHITECTURES = Named(
     "ssmkit.architectures",
-    {
-        "mamba2": "ssmkit.models.mamba2_formats:ARCHITECTURE",
-        "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
-        "ssmkit": "ssmkit.checkpoint._own_format:ARCHITECTURE",
-    },
+    {"ssmkit": "ssmkit.checkpoint._own_format:ARCHITECTURE"},
+    models="ssmkit.models.names:ARCHITECTURES",
 )
 
 

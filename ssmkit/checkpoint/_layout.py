@@ -1,5 +1,6 @@
 """The sources of a model's arrays in the files of a format, and the one way to check and read arrays."""
 
+import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ class Layout(NamedTuple):
     """The written name of each tensor, by the names under which it may be read."""
     copies: Mapping[str, str]
     """For tensors that a model with tied weights does not have: the tensor of which they may be a copy."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of names of tensors that are not read, in which `*` stands for any characters."""
 
     def tensor_shapes(self, arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, by the name under which it is written.
@@ -85,6 +88,8 @@ def fit(
     problems: list[str] = []
     for name, tensor in stored.items():
         written = layout.written(name)
+        if written not in shapes and any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.ignored):
+            continue
         if written in found:
             problems.append(f"`{name}`: unexpected beside its other spelling")
         found[written] = tensor

@@ -7,8 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._keys import OWN, REQUIRED, Key, unknown_keys
-from .._model_config import KINDS, LanguageModelConfig, build_language_model
-from .._residual_model import LanguageModel
+from .._model_config import KINDS, LanguageModelConfig
 from ._configuration import read_keys
 from ._dialect import Architecture, Dialect
 from ._skeleton import arrays_of
@@ -46,7 +45,6 @@ _DIALECT = Dialect(
 ARCHITECTURE = Architecture(
     name="ssmkit",
     config=LanguageModelConfig,
-    model=LanguageModel,
-    build=build_language_model,
+    description=lambda config: config,
     dialects=(_DIALECT,),
 )

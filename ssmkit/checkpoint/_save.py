@@ -14,6 +14,7 @@ import safetensors.numpy
 from .._arguments import check_is, path_of
 from .._config import checks_itself
 from .._files import replacing_files, writing
+from .._model_config import LanguageModelConfig
 from .._scan_layers import unscanned
 from ..layers._apart import together
 from ..layers._matrix import Int8Matrix
@@ -127,16 +128,19 @@ def _layout(model: Any, format: str | None) -> tuple[Dialect, Callable[[Any, str
         raise CheckpointError(
             "`model` is quantised to int8, which no format here can express. Save what it was made of."
         )
-    known = [architecture for architecture in architectures() if type(model) is architecture.model]
-    if not known:
+    same = [architecture for architecture in architectures() if type(model) is architecture.model]
+    if not same:
         raise CheckpointError(
             f"`{type(model).__name__}` is of no known architecture. Write the model as a `ssmkit.LanguageModelConfig`, "
             "or add an architecture by an entry point of the group `ssmkit.architectures`."
         )
-    if not isinstance(getattr(model, "config", None), known[0].config):
+    known = [architecture for architecture in same if isinstance(getattr(model, "config", None), architecture.config)]
+    if not known:
+        described = any(architecture.config is LanguageModelConfig for architecture in same)
+        name = (LanguageModelConfig if described else same[0].config).__name__
         raise CheckpointError(
             f"This `{type(model).__name__}` was not made of a configuration, so no file can say what it is. Write it "
-            f"as a `{known[0].config.__name__}` and make it with `ssmkit.build`."
+            f"as a `{name}` and make it with `ssmkit.build`."
         )
     for dialect in known[0].dialects:
         if format in (None, dialect.name) and dialect.write_config is not None:

@@ -91,9 +91,9 @@ def _laid_out(dialect: Dialect, build: Callable[..., Any], *arguments: Any) -> A
 def shallow(architecture: Architecture, config: Any) -> tuple[Any, int]:
     """The configuration with one layer, and the number of layers of this kind in the model.
 
-    For an architecture without `layers`, they are the configuration itself and 1.
+    For an architecture whose layers are not equal, they are the configuration itself and 1.
     """
-    if architecture.layers is None:
+    if architecture.layers is None or not architecture.equal_layers:
         return config, 1
     return dataclasses.replace(config, **{architecture.layers: 1}), getattr(config, architecture.layers)
 
@@ -101,7 +101,7 @@ def shallow(architecture: Architecture, config: Any) -> tuple[Any, int]:
 def arrays_of(
     architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every array of the model by its path. Only one layer is built, because all layers are alike.
+    """Every array of the model by its path. Only one of several equal layers is built.
 
     **Arguments:**
 
@@ -112,7 +112,7 @@ def arrays_of(
     one, layers = shallow(architecture, config)
     slots = jax.tree_util.tree_flatten_with_path(skeleton(architecture, dialect, one, dtype))[0]
     arrays = {array_path(path): slot for path, slot in slots if isinstance(slot, jax.ShapeDtypeStruct)}
-    if architecture.layers is None:
+    if layers == 1:
         return arrays
     indices = {int(index[0]) for path in arrays if (index := _INDEX.search(path))}
     return {
@@ -124,7 +124,7 @@ def arrays_of(
 
 
 def parameter_count(architecture: Architecture, dialect: Dialect, config: Any, dtype: DTypeLike) -> int:
-    """The number of a model's parameters. At most two layers are built, because a configuration may ask for any number.
+    """The number of a model's parameters. At most two of several equal layers are built.
 
     **Arguments:**
 
@@ -136,7 +136,7 @@ def parameter_count(architecture: Architecture, dialect: Dialect, config: Any, d
     def count(config: Any) -> int:
         return sum(slot.size for slot in arrays_of(architecture, dialect, config, dtype).values())
 
-    if architecture.layers is None:
+    if architecture.layers is None or not architecture.equal_layers:
         return count(config)
     one, two = (count(dataclasses.replace(config, **{architecture.layers: layers})) for layers in (1, 2))
     return one + (getattr(config, architecture.layers) - 1) * (two - one)

@@ -196,6 +196,7 @@ _LAYOUT = _all(
     sources=mapping(_all(Source, name=text, steps=items(_step))),
     spellings=mapping(text),
     copies=mapping(text),
+    ignored=items(text),
 )
 _KEYS = {
     "versions": Key(mapping(text), "versions"),

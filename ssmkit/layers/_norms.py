@@ -1,6 +1,6 @@
 """Normalisation over the last axis, or groups of it, in float32 or wider."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -42,6 +42,32 @@ class RMSNorm(eqx.Module):
         check_features(x, self.weight.shape[0])
         x = x.astype(self.weight.dtype)
         return along_last(self.weight, x) * rms_normalise(x, groups=self.groups, eps=self.eps)
+
+
+class ZeroCentredRMSNorm(eqx.Module):
+    r"""The norm $y = (1 + w) \odot x / \sqrt{\operatorname{mean}(x^2) + \epsilon}$ over the last axis.
+
+    Weight decay pulls it towards the norm without a weight. Models whose files hold $w$, and not $1 + w$, need it.
+    """
+
+    weight: Float[Array, " width"]
+    eps: float = eqx.field(static=True)
+
+    @checks_itself
+    def __init__(self, width: int, *, eps: float = 1e-5, dtype: DTypeLike = jnp.float32):
+        """Initialise the weight to zero, in float32 or wider.
+
+        **Arguments:** as `ssmkit.RMSNorm`, without `groups`.
+        """
+        self.weight = jnp.zeros((_grouped("width", width, 1, eps, dtype),), at_least_float32(dtype))
+        self.eps = eps
+
+    @checks_itself
+    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
+        """Normalised `x`, float32 or wider."""
+        check_features(x, self.weight.shape[0])
+        x = x.astype(self.weight.dtype)
+        return along_last(1.0 + self.weight, x) * rms_normalise(x, eps=self.eps)
 
 
 class GatedRMSNorm(eqx.Module):
@@ -112,6 +138,10 @@ class LayerNorm(eqx.Module):
         centred = jnp.reshape(grouped - jnp.mean(grouped, axis=-1, keepdims=True), x.shape)
         y = along_last(self.weight, x) * rms_normalise(centred, groups=self.groups, eps=self.eps)
         return y if self.bias is None else y + along_last(self.bias, y)
+
+
+Norm: TypeAlias = RMSNorm | ZeroCentredRMSNorm | LayerNorm
+"""The norms of a residual stream."""
 
 
 def rms_normalise(x: Float[Array, "*axes width"], *, groups: int = 1, eps: float) -> Float[Array, "*axes width"]:

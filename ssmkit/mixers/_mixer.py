@@ -16,7 +16,7 @@ from .._sharding import sharded_by_xla
 from .._types import Valid, at_least_float32, checks_itself
 from ..kernels._platform import platform
 from ..layers._dropout import Dropout
-from ..layers._norms import LayerNorm, RMSNorm
+from ..layers._norms import Norm
 from ..operators._checks import ADD_TIME
 from ..operators._operator import AbstractSequenceOperator
 
@@ -175,12 +175,17 @@ class AbstractBlock(AbstractMixer[Cache]):
 
 
 class ResidualBlock(AbstractBlock[Cache]):
-    """`x + dropout(mixer(norm(x)))`: a pre-normalised residual branch, itself a mixer."""
+    """`x + multiplier * dropout(post_norm(mixer(norm(x))))`: a pre-normalised residual branch, itself a mixer.
 
-    norm: RMSNorm | LayerNorm
+    By default there is no `post_norm`; with one, the norms are called a sandwich.
+    """
+
+    norm: Norm
     mixer: AbstractMixer[Cache]
     residual_in_fp32: bool = eqx.field(static=True, default=True)
     dropout: Dropout = Dropout()
+    multiplier: float = eqx.field(static=True, default=1.0)
+    post_norm: Norm | None = None
 
     def init_cache(self) -> Cache:
         """The mixer's cache."""
@@ -197,14 +202,19 @@ class ResidualBlock(AbstractBlock[Cache]):
         branch, cache = self.mixer.prefill(self.norm(x), cache, extent)
         if platform() == "tpu":  # whose compiler would make one slow operation of the projection, the sum and the norm
             branch = jax.lax.optimization_barrier(branch)
-        return self.add(x, self.dropout(branch)), cache
+        return self.add(x, self._after(branch)), cache
 
     def step(
         self, x: Float[Array, " width"], cache: Cache, *, valid: Valid | None = None
     ) -> tuple[Float[Array, " width"], Cache]:
         """As `AbstractMixer.step`."""
         branch, cache = self.mixer.step(self.norm(x), cache, valid=valid)
-        return self.add(x, self.dropout(branch)), cache
+        return self.add(x, self._after(branch)), cache
+
+    def _after(self, branch: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
+        """What is done to the output of the mixer before it is added."""
+        branch = self.dropout(branch if self.post_norm is None else self.post_norm(branch))
+        return branch if self.multiplier == 1.0 else self.multiplier * branch
 
     def add(self, x: Float[Array, "*time width"], branch: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
         """The residual sum, in float32 or, without `residual_in_fp32`, in the stream's own dtype."""

@@ -1,0 +1,3 @@
+"""Published hybrids of recurrences and attention: each is a configuration of parts, and their places in files."""
+
+from .lfm2 import Lfm2Config as Lfm2Config

@@ -1,0 +1,125 @@
+"""What the families share: configurations with the keys of HF transformers, and that library's file format."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
+
+import ssmkit
+from ssmkit.checkpoint import (
+    OWN,
+    REQUIRED,
+    Architecture,
+    CheckpointError,
+    Dialect,
+    Key,
+    Kind,
+    Source,
+    optional,
+    read_keys,
+    token_ids,
+    unknown_keys,
+)
+
+from .._config import AbstractCheckedConfig, kinds_of
+from .._hf_formats import HF_DEAD
+from .._unsupported_keys import UNSUPPORTED
+
+
+Content: TypeAlias = Mapping[str, Any]
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys about training, about HF's kernels and caches, and about lengths, which nothing here limits.
+_DEAD = HF_DEAD | frozenset(
+    """
+    attention_dropout cache_implementation hidden_dropout max_position_embeddings num_logits_to_keep
+    output_router_logits pretraining_tp router_aux_loss_coef router_jitter_noise use_mamba_kernels
+    """.split()
+)
+
+
+def described(config: AbstractCheckedConfig, **fields: Any) -> ssmkit.LanguageModelConfig:
+    """The description of a model, with the fields that all families have and the given ones."""
+    shared = ("vocab_size", "hidden_size", "tie_word_embeddings", *_IDS)
+    return ssmkit.LanguageModelConfig(**{name: getattr(config, name) for name in shared}, **fields)
+
+
+def family(
+    config: type[AbstractCheckedConfig],
+    *,
+    model_type: str,
+    hf_class: str,
+    description: Callable[[Any], ssmkit.LanguageModelConfig],
+    names: Callable[[Any], Mapping[str, Source]],
+    spelled: Callable[[Content], Content] = lambda content: content,
+    written: Callable[[Any], Content] = lambda config: {},
+    only: Mapping[str, Kind] | None = None,
+    dead: Collection[str] = (),
+    base: str = "model.",
+    embedding: str = "embed_tokens",
+    ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",),
+) -> Architecture:
+    """Build the architecture of a family.
+
+    **Arguments:**
+
+    - `config`: the class of its configurations, whose fields have the names of HF's keys, and HF's defaults.
+    - `model_type`, `hf_class`: the names of HF's model.
+    - `description`: describes the model of a configuration as data.
+    - `names`: as for `Dialect`.
+    - `spelled`: rewrites a file's content, so that all its keys are fields of `config` or keys of `only`.
+    - `written`: the keys of a file that differ from the fields of the configuration; `None` leaves a key out.
+    - `only`: the kinds of keys that are no fields.
+    - `dead`: the keys that never change the model, besides those that all families have.
+    - `base`: the prefix of all names of a model with a head.
+    - `embedding`: the name of the embedding in it.
+    - `ignored`: as for `Dialect`.
+    """
+    kinds = kinds_of(config)
+    fields = {field.name: field for field in dataclasses.fields(config)}  # pyright: ignore[reportArgumentType]
+    keys = {**UNSUPPORTED, **{name: Key(kind, default=OWN) for name, kind in (only or {}).items()}}
+    for name, field in fields.items():
+        kind = token_ids if name in _IDS else kinds[name] if field.default is not None else optional(kinds[name])
+        keys[name] = Key(kind, name, REQUIRED if field.default is dataclasses.MISSING else OWN)
+
+    def read(content: Content) -> Any:
+        """As `Dialect.read_config`."""
+        try:
+            return config(**read_keys(spelled(content), keys))
+        except ValueError as error:
+            raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from error
+
+    def write(it: Any, dtype: str) -> dict[str, Any]:
+        """As `Dialect.write_config`."""
+        content = {"architectures": [hf_class], "model_type": model_type, "dtype": dtype}
+        content |= dataclasses.asdict(it) | {name: value for name, value in written(it).items()}
+        return {name: value for name, value in content.items() if value is not None or name in _IDS}
+
+    def unknown(content: Content) -> dict[str, Any]:
+        """As `Dialect.unknown_keys`."""
+        try:
+            return unknown_keys(spelled(content), keys, {*_DEAD, *dead})
+        except CheckpointError:  # reading the file says why
+            return {}
+
+    weights = ("model.safetensors", "pytorch_model.bin")
+    dialect = Dialect(
+        name="hf",
+        config_file="config.json",
+        weight_files=tuple(name for weight in weights for name in (weight, f"{weight}.index.json")),
+        matches=lambda content: content.get("model_type") == model_type,
+        read_config=read,
+        unknown_keys=unknown,
+        write_config=write,
+        names=names,
+        base=base,
+        copies={"lm_head.weight": f"{base}{embedding}.weight"},
+        ignored=ignored,
+    )
+    return Architecture(
+        name=model_type,
+        config=config,
+        description=description,
+        dialects=(dialect,),
+        layers="num_hidden_layers",
+        equal_layers=False,
+    )

@@ -1,0 +1,76 @@
+"""Where the arrays of common parts lie in files: tables from an array's path in the part to its tensor."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from ssmkit.checkpoint import Reshape, Slice, Source
+
+
+Table: TypeAlias = Mapping[str, Any]
+"""For each path in a part the name of its tensor, or a tuple of the name and steps as in `Source`."""
+
+
+def under(path: str, name: str, table: Table) -> dict[str, Source]:
+    """The sources of the arrays of one part.
+
+    **Arguments:**
+
+    - `path`: the path of the part in the model.
+    - `name`: the name of the part in the files.
+    - `table`: its arrays.
+    """
+    entries = {inner: (entry,) if isinstance(entry, str) else entry for inner, entry in table.items()}
+    return {f"{path}.{inner}": Source(f"{name}.{entry[0]}", tuple(entry[1:])) for inner, entry in entries.items()}
+
+
+def linear(path: str, name: str) -> dict[str, str]:
+    """A `Linear`."""
+    return {f"{path}.weight": f"{name}.weight", f"{path}.bias": f"{name}.bias"}
+
+
+def attention(*, q_norm: str = "q_norm", k_norm: str = "k_norm", o_proj: str = "o_proj") -> Table:
+    """An `AttentionMixer`, with these names of its layers."""
+    layers = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": o_proj}
+    tables = [linear(path, name) for path, name in layers.items()]
+    norms = {"q_norm.weight": f"{q_norm}.weight", "k_norm.weight": f"{k_norm}.weight"}
+    return {path: name for table in (*tables, norms) for path, name in table.items()}
+
+
+def gated_mlp(gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Table:
+    """A `GatedMLP`, with these names of its layers."""
+    return linear("gate", gate) | linear("up", up) | linear("down", down)
+
+
+def fused_gated_mlp(gate_up: str, down: str, intermediate_size: int) -> Table:
+    """A `GatedMLP` of which one matrix holds the gate and, below it, the other projection."""
+    part = lambda index: (f"{gate_up}.weight", Slice(index * intermediate_size, 2 * intermediate_size))
+    return {"gate.weight": part(0), "up.weight": part(1), **linear("down", down)}
+
+
+def mamba2(conv_kernel: int) -> Table:
+    """A `Mamba2Mixer`."""
+    return {
+        **linear("in_proj", "in_proj"),
+        "conv.weight": ("conv1d.weight", Reshape((-1, 1, conv_kernel))),
+        "conv.bias": "conv1d.bias",
+        "recurrence.A_log": "A_log",
+        "recurrence.dt_bias": "dt_bias",
+        "D": "D",
+        "norm.weight": "norm.weight",
+        **linear("out_proj", "out_proj"),
+    }
+
+
+def ends(
+    *, embedding: str = "model.embed_tokens", norm: str = "model.norm", head: str = "lm_head"
+) -> dict[str, Source]:
+    """The embedding, the final norm and the head."""
+    parts = {"embedding": embedding, "norm": norm, "head": head}
+    return {f"{path}.weight": Source(f"{name}.weight") for path, name in parts.items()}
+
+
+def one_per_layer(name: str, given: tuple[Any, ...], layers: int) -> list[str]:
+    """A message if a field has not one entry for each layer."""
+    return (
+        [] if len(given) == layers else [f"`{name}` must have one entry for each of {layers} layers, got {len(given)}"]
+    )

@@ -1,0 +1,25 @@
+"""The mixers and architectures of this package by name; each is imported when it is first asked for."""
+
+MIXERS = {
+    "gla": "ssmkit.models.gla:GLAMixer",
+    "hgrn2": "ssmkit.models.hgrn2:HGRN2Mixer",
+    "lru": "ssmkit.models.lru:LRUMixer",
+    "mamba": "ssmkit.models.mamba:MambaMixer",
+    "mamba2": "ssmkit.models.mamba2:Mamba2Mixer",
+    "mamba3": "ssmkit.models.mamba3:Mamba3Mixer",
+    "mamba_mlp": "ssmkit.models._mamba_family:MambaMLP",
+    "mlstm": "ssmkit.models.mlstm:MLSTMMixer",
+    "retnet": "ssmkit.models.retnet:RetNetMixer",
+    "rg_lru": "ssmkit.models.rg_lru:RGLRUMixer",
+    "rwkv6": "ssmkit.models.rwkv6:RWKV6Mixer",
+    "rwkv6_channel": "ssmkit.models.rwkv6_channel:RWKV6ChannelMixer",
+    "s5": "ssmkit.models.s5:S5Mixer",
+    "short_conv": "ssmkit.models.short_conv:ShortConvMixer",
+    "toy": "ssmkit.models.toy:ToyMixer",
+}
+
+ARCHITECTURES = {
+    "mamba2": "ssmkit.models.mamba2_formats:ARCHITECTURE",
+    "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
+    "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
+}

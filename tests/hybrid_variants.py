@@ -1,0 +1,93 @@
+"""Small hybrids of every published family, whose options are as odd as their configurations allow."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import ssmkit
+
+
+class Variant(NamedTuple):
+    """A model of HF transformers."""
+
+    hf_class: str
+    """The name of its class, such as `Lfm2ForCausalLM`; that of its configuration follows."""
+    config: dict[str, Any]
+    """The arguments of its configuration."""
+    mend: Callable[[Any], None] = lambda model: None
+    """Mends what this version of HF transformers computes wrongly."""
+
+
+LFM2 = {
+    "lfm2": Variant(
+        "Lfm2ForCausalLM",
+        dict(
+            vocab_size=97,
+            hidden_size=60,
+            intermediate_size=100,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=3,
+            conv_L_cache=4,
+            conv_bias=True,
+            block_multiple_of=7,
+            block_ffn_dim_multiplier=1.3,
+            layer_types=["conv", "full_attention", "conv"],
+            rope_parameters={"rope_theta": 5000.0, "rope_type": "default"},
+            tie_word_embeddings=False,
+        ),
+    ),
+    "lfm2-one key, odd heads": Variant(
+        "Lfm2ForCausalLM",
+        dict(
+            vocab_size=50,
+            hidden_size=42,
+            intermediate_size=33,
+            block_auto_adjust_ff_dim=False,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            conv_L_cache=2,
+            norm_eps=1e-3,
+            layer_types=["full_attention", "conv"],
+        ),
+    ),
+}
+
+VARIANTS: dict[str, Variant] = {**LFM2}
+"""All of them by name. The first one of each family has the name of its `model_type`."""
+
+
+def hybrid(name: str, seed: int = 0) -> ssmkit.LanguageModel:
+    """The model of a variant, built by this package with random weights."""
+    return ssmkit.build({"model_type": name.split("-")[0], **VARIANTS[name].config}, key=jax.random.key(seed))
+
+
+def random_value(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A parameter that makes the logits depend on everything, by the last words of its name."""
+    *_, owner, last = name.split(".")
+    if "norm" in owner and last == "weight":
+        return rng.uniform(0.5, 1.5, shape)
+    if last in ("A_log", "dt_bias", "D"):
+        return rng.uniform(*{"A_log": (0.0, 2.0), "dt_bias": (-4.0, 1.0), "D": (-1.0, 1.0)}[last], shape)
+    if len(shape) < 2:
+        return rng.normal(0.0, 0.3, shape)
+    return rng.normal(0.0, 1.0, shape) * (1.0 if "embed" in owner else shape[-1] ** -0.5)
+
+
+def hf_model(variant: Variant, seed: int = 0) -> Any:
+    """The model of HF transformers, with random parameters that depend on the seed only."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, variant.hf_class)
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    model = cls(cls.config_class(**special | variant.config)).eval()
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(random_value(name, tuple(parameter.shape), rng)))
+    variant.mend(model)
+    return model
