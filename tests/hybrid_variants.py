@@ -1,5 +1,7 @@
 """Small hybrids of every published family, whose options are as odd as their configurations allow."""
 
+import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,9 +67,10 @@ def hybrid(name: str, seed: int = 0) -> ssmkit.LanguageModel:
     return ssmkit.build({"model_type": name.split("-")[0], **VARIANTS[name].config}, key=jax.random.key(seed))
 
 
-def random_value(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A parameter that makes the logits depend on everything, by the last words of its name."""
-    *_, owner, last = name.split(".")
+def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor that makes the logits depend on everything. It depends on its name and shape only."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    *_, owner, last = ["", *name.split(".")]
     if "norm" in owner and last == "weight":
         return rng.uniform(0.5, 1.5, shape)
     if last in ("A_log", "dt_bias", "D"):
@@ -77,17 +80,18 @@ def random_value(name: str, shape: tuple[int, ...], rng: np.random.Generator) ->
     return rng.normal(0.0, 1.0, shape) * (1.0 if "embed" in owner else shape[-1] ** -0.5)
 
 
-def hf_model(variant: Variant, seed: int = 0) -> Any:
-    """The model of HF transformers, with random parameters that depend on the seed only."""
-    import torch
+def hf_model(variant: Variant, directory: pathlib.Path) -> Any:
+    """The model of HF transformers with random tensors, and its checkpoint of several files."""
+    import safetensors.numpy
     import transformers
 
     cls = getattr(transformers, variant.hf_class)
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    model = cls(cls.config_class(**special | variant.config)).eval()
-    rng = np.random.default_rng(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(random_value(name, tuple(parameter.shape), rng)))
+    cls(cls.config_class(**special | variant.config)).save_pretrained(directory, max_shard_size="20KB")
+    for file in directory.glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(file)
+        drawn = {name: random_tensor(name, it.shape).astype(it.dtype) for name, it in tensors.items()}
+        safetensors.numpy.save_file(drawn, file, metadata={"format": "pt"})
+    model = cls.from_pretrained(directory).eval()
     variant.mend(model)
     return model

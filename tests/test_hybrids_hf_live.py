@@ -34,9 +34,8 @@ class Case(typing.NamedTuple):
 @pytest.fixture(scope="module", params=VARIANTS)
 def case(request, tmp_path_factory) -> Case:
     """One checkpoint, written by HF."""
-    theirs = hf_model(VARIANTS[request.param])
     directory = tmp_path_factory.mktemp("checkpoint")
-    theirs.save_pretrained(directory, max_shard_size="20KB")
+    theirs = hf_model(VARIANTS[request.param], directory)
     assert (directory / "model.safetensors.index.json").is_file()
     tokens = np.random.default_rng(1).integers(0, theirs.config.vocab_size, max(LENGTHS))
     return Case(directory, theirs, ssmkit.from_pretrained(directory, strict=True), tokens)
