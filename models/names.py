@@ -22,4 +22,5 @@ ARCHITECTURES = {
     "mamba2": "ssmkit.models.mamba2_formats:ARCHITECTURE",
     "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
     "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
+    "recurrent_gemma": "ssmkit.models.hybrids.recurrent_gemma:ARCHITECTURE",
 }

@@ -58,7 +58,42 @@ LFM2 = {
     ),
 }
 
-VARIANTS: dict[str, Variant] = {**LFM2}
+RECURRENT_GEMMA = {
+    "recurrent_gemma": Variant(
+        "RecurrentGemmaForCausalLM",
+        dict(
+            vocab_size=97,
+            hidden_size=60,
+            intermediate_size=94,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=1,
+            lru_width=48,
+            attention_window_size=19,
+            conv1d_width=3,
+            logits_soft_cap=3.0,
+            rms_norm_eps=1e-3,
+            block_types=["recurrent", "attention", "recurrent"],
+            rope_parameters={"rope_theta": 500.0, "rope_type": "default", "partial_rotary_factor": 0.4},
+        ),
+    ),
+    "recurrent_gemma-own head, biases": Variant(
+        "RecurrentGemmaForCausalLM",
+        dict(
+            vocab_size=50,
+            hidden_size=42,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            head_dim=8,
+            attention_window_size=50,
+            attention_bias=True,
+            tie_word_embeddings=False,
+        ),
+    ),
+}
+
+VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA}
 """All of them by name. The first one of each family has the name of its `model_type`."""
 
 
@@ -67,14 +102,18 @@ def hybrid(name: str, seed: int = 0) -> ssmkit.LanguageModel:
     return ssmkit.build({"model_type": name.split("-")[0], **VARIANTS[name].config}, key=jax.random.key(seed))
 
 
+# Of parameters that say how long a state lasts, and how much of the input goes by.
+_RANGES = {"A_log": (0.0, 2.0), "dt_bias": (-4.0, 1.0), "D": (-1.0, 1.0), "recurrent_param": (-6.0, 0.0)}
+
+
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor that makes the logits depend on everything. It depends on its name and shape only."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     *_, owner, last = ["", *name.split(".")]
     if "norm" in owner and last == "weight":
         return rng.uniform(0.5, 1.5, shape)
-    if last in ("A_log", "dt_bias", "D"):
-        return rng.uniform(*{"A_log": (0.0, 2.0), "dt_bias": (-4.0, 1.0), "D": (-1.0, 1.0)}[last], shape)
+    if last in _RANGES:
+        return rng.uniform(*_RANGES[last], shape)
     if len(shape) < 2:
         return rng.normal(0.0, 0.3, shape)
     return rng.normal(0.0, 1.0, shape) * (1.0 if "embed" in owner else shape[-1] ** -0.5)

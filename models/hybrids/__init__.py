@@ -1,3 +1,4 @@
 """Published hybrids of recurrences and attention: each is a configuration of parts, and their places in files."""
 
 from .lfm2 import Lfm2Config as Lfm2Config
+from .recurrent_gemma import RecurrentGemmaConfig as RecurrentGemmaConfig
