@@ -28,6 +28,11 @@ def linear(path: str, name: str) -> dict[str, str]:
     return {f"{path}.weight": f"{name}.weight", f"{path}.bias": f"{name}.bias"}
 
 
+def linears(*names: str) -> dict[str, str]:
+    """Several `Linear`s, whose paths are their names."""
+    return {path: name for each in names for path, name in linear(each, each).items()}
+
+
 def attention(*, q_norm: str = "q_norm", k_norm: str = "k_norm", o_proj: str = "o_proj") -> Table:
     """An `AttentionMixer`, with these names of its layers."""
     layers = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": o_proj}
@@ -50,14 +55,13 @@ def fused_gated_mlp(gate_up: str, down: str, intermediate_size: int) -> Table:
 def mamba2(conv_kernel: int) -> Table:
     """A `Mamba2Mixer`."""
     return {
-        **linear("in_proj", "in_proj"),
+        **linears("in_proj", "out_proj"),
         "conv.weight": ("conv1d.weight", Reshape((-1, 1, conv_kernel))),
         "conv.bias": "conv1d.bias",
         "recurrence.A_log": "A_log",
         "recurrence.dt_bias": "dt_bias",
         "D": "D",
         "norm.weight": "norm.weight",
-        **linear("out_proj", "out_proj"),
     }
 
 

@@ -98,10 +98,9 @@ def _description(config: Lfm2Config) -> ssmkit.LanguageModelConfig:
 
 def _layer_names(config: Lfm2Config) -> dict[str, Source]:
     conv = {
-        **_names.linear("in_proj", "in_proj"),
+        **_names.linears("in_proj", "out_proj"),
         "conv.weight": ("conv.weight", Reshape((-1, 1, config.conv_L_cache))),
         "conv.bias": "conv.bias",
-        **_names.linear("out_proj", "out_proj"),
     }
     attention = _names.attention(q_norm="q_layernorm", k_norm="k_layernorm", o_proj="out_proj")
     names: dict[str, Source] = {}

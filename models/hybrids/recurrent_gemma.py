@@ -26,12 +26,11 @@ class RecurrentGemmaConfig(AbstractCheckedConfig):
     - `block_types`: the kinds of the layers, `"recurrent"` or `"attention"`, repeated as often as is needed.
     - `intermediate_size`: twice the width of the MLPs' hidden layers, which is rounded down.
     - `num_attention_heads`: the heads of the attention layers, and the blocks of the recurrent layers' gates.
-    - `num_key_value_heads`, `head_dim`, `attention_window_size`, `attention_bias`: as `ssmkit.AttentionMixer`.
-    - `rope_theta`, `partial_rotary_factor`: as `ssmkit.AttentionMixer`.
+    - `num_key_value_heads`, `head_dim`, `attention_window_size`, `attention_bias`, `rope_theta`,
+        `partial_rotary_factor`: as `ssmkit.AttentionMixer`.
     - `lru_width`: the channels of the recurrent layers; `hidden_size` where it is left out.
     - `conv1d_width`: the taps of their convolutions.
-    - `logits_soft_cap`: the bound of the logits.
-    - `rms_norm_eps`: the epsilon of every norm.
+    - `logits_soft_cap`, `rms_norm_eps`: the bound of the logits, and the epsilon of every norm.
 
     **Raises:** `ValueError` listing every inconsistent key.
     """
@@ -60,8 +59,8 @@ class RecurrentGemmaConfig(AbstractCheckedConfig):
     @classmethod
     def kinds(cls) -> dict[str, Kind]:
         """As `AbstractCheckedConfig.kinds`."""
-        positive = ("logits_soft_cap", "rms_norm_eps", "rope_theta", "partial_rotary_factor")
-        return {"block_types": items(only("recurrent", "attention")), **dict.fromkeys(positive, above_0)}
+        numbers = ("logits_soft_cap", "rms_norm_eps", "rope_theta", "partial_rotary_factor")
+        return {"block_types": items(only("recurrent", "attention")), **dict.fromkeys(numbers, above_0)}
 
     def implied(self) -> dict[str, Any]:
         """The sizes that follow from others."""
@@ -119,9 +118,8 @@ def _recurrent(config: RecurrentGemmaConfig) -> _names.Table:
         "conv.weight": ("conv_1d.weight", Reshape((-1, 1, config.conv1d_width))),
         "conv.bias": "conv_1d.bias",
         "recurrence.Lambda": "rg_lru.recurrent_param",
+        **_names.linears("linear_x", "linear_y", "linear_out"),
     }
-    for name in ("linear_x", "linear_y", "linear_out"):
-        table |= _names.linear(name, name)
     for path, name in (("input_gate", "input_gate"), ("recurrence_gate", "recurrent_gate")):
         table[f"{path}.weight"] = (f"rg_lru.{name}_weight", Transpose((0, 2, 1)))
         table[f"{path}.bias"] = (f"rg_lru.{name}_bias", Reshape((config.num_attention_heads, -1)))
