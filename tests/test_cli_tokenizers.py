@@ -147,7 +147,9 @@ def test_what_lies_beside_a_model_comes_along(run, folder, tmp_path):
         if name != "tokenizer.json":
             (folder / name).write_text(f"{{}} {name}")
     (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
     assert run("convert", folder, tmp_path / "there", "--format", "state-spaces")[0] == 0
     assert run("convert", tmp_path / "there", tmp_path / "back")[0] == 0
-    for name in COMPANIONS:
+    for name in (*COMPANIONS, "additional_chat_templates/rag.jinja"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()

@@ -16,7 +16,18 @@ import ssmkit.benchmarks
 import ssmkit.models
 
 
-HEAVY = {"torch", "transformers", "optax", "matplotlib", "tokenizers", "typer", "huggingface_hub", "tensorflow", "flax"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "optax",
+    "matplotlib",
+    "tokenizers",
+    "typer",
+    "huggingface_hub",
+    "tensorflow",
+    "flax",
+    "jinja2",
+}
 
 
 # Who may know whom.

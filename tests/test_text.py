@@ -21,8 +21,9 @@ from tokenizers import (
     trainers,
 )
 
+from ssmkit.text._files import read_text
 from ssmkit.text._pieces import until
-from ssmkit.text._tokenizer import Tokenizer, read_text
+from ssmkit.text._tokenizer import Tokenizer
 
 
 PROMPT = "naïve 😀 text"

@@ -27,12 +27,13 @@ class Place:
     revision: str | None = None
     """The branch, tag or commit of the model on the hub; `None` for its main branch."""
 
-    def fetch(self, names: Iterable[str]) -> pathlib.Path:
+    def fetch(self, names: Iterable[str], *, patterns: Iterable[str] = ()) -> pathlib.Path:
         """Fetch these files, as far as they exist, into one folder.
 
         **Arguments:**
 
         - `names`: names of files, without folders.
+        - `patterns`: patterns of further files, such as `folder/*.jinja`.
 
         **Returns:** the local folder, or a snapshot in the cache of `huggingface_hub`. Cached files need no network.
 
@@ -43,9 +44,9 @@ class Place:
         import huggingface_hub
 
         version: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
-        patterns = list(map(glob.escape, names))
+        wanted = [*map(glob.escape, names), *patterns]
         try:
-            return pathlib.Path(huggingface_hub.snapshot_download(self.repo_id, allow_patterns=patterns, **version))
+            return pathlib.Path(huggingface_hub.snapshot_download(self.repo_id, allow_patterns=wanted, **version))
         except Exception as error:  # of its HTTP client, of the hub, of the cache
             at = "" if self.revision is None else f" at revision `{self.revision}`"
             reason = " ".join(str(error).split())

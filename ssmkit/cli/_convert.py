@@ -40,8 +40,10 @@ def convert(
         raise ValueError(f"{target} is not empty: pass --force to write{alone} into it all the same")
     model = load_checkpoint(source, revision, dtype)
     save_pretrained(model, target, format=format)
-    for path in companions(source, revision):
-        if path.resolve() != (target / path.name).resolve():
-            with replacing(target / path.name) as temporary:
+    for name, path in companions(source, revision).items():
+        if path.resolve() != (target / name).resolve():
+            (target / name).parent.mkdir(exist_ok=True)
+            with replacing(target / name) as temporary:
                 shutil.copyfile(path, temporary)
-    print(f"{target}: {format} format, {sum(path.stat().st_size for path in target.iterdir()):,} bytes")
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: {format} format, {size:,} bytes")

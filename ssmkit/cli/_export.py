@@ -45,7 +45,8 @@ def export(
     from ..export import save_exported
 
     loaded = load_checkpoint(model, revision, dtype)
-    files = companions(model, revision)
+    found = companions(model, revision).items()
+    files = sorted({path.parent if "/" in name else path for name, path in found})
     platforms = [str(name) for name in platform] if platform else None
     save_exported(loaded, target, platforms=platforms, weights=weights, context=context, beside=files)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

@@ -137,17 +137,21 @@ def encode(tokenizer: "Tokenizer", text: str, *, special: bool = True) -> list[i
         return tokenizer.encode(text, special=special)
 
 
-def companions(source: str | None, revision: str | None) -> list[Path]:
+def companions(source: str | None, revision: str | None) -> dict[str, Path]:
     """The files to copy along with a checkpoint, such as its tokenizer, fetched if necessary.
 
     **Arguments:**
 
     - `source`, `revision`: those of a loaded model: a folder, a file or a hub id; `None` for the embedded model.
 
+    **Returns:** the files by their paths in the checkpoint's folder.
+
     **Raises:** `ValueError` when the hub is unreachable.
     """
     from ..checkpoint import locate
-    from ..text._files import COMPANIONS
+    from ..text._files import COMPANION_PATTERNS, COMPANIONS
 
-    folder = locate(_or_embedded(source), revision).fetch(COMPANIONS)
-    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
+    folder = locate(_or_embedded(source), revision).fetch(COMPANIONS, patterns=COMPANION_PATTERNS)
+    found = [folder / name for name in COMPANIONS]
+    found += [path for pattern in COMPANION_PATTERNS for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}

@@ -54,6 +54,6 @@ def read_prompts(prompt: str | None, file: str | None, batch: str | None) -> lis
 
 
 def _read(name: str) -> str:
-    from ..text._tokenizer import read_text
+    from ..text._files import read_text
 
     return read_input() if name == "-" else read_text(Path(name))

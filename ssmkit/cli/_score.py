@@ -54,7 +54,7 @@ def score(
     It prints nats per token, perplexity and bits per byte. The whole text is one sequence, and no context is cut off.
     The first token is not predicted, unless the tokenizer puts a token before every text.
     """
-    from ..text._tokenizer import read_text
+    from ..text._files import read_text
 
     text = read_input() if file == "-" else read_text(Path(file))
     if not text:

@@ -98,7 +98,8 @@ def train(
 def _train(files: "dict[str, Path]", run: "TrainConfig", mesh: str | None) -> None:
     """Train, and print the score of the result."""
     enable_compilation_cache()
-    from ..text._tokenizer import Tokenizer, read_text
+    from ..text._files import read_text
+    from ..text._tokenizer import Tokenizer
     from ..training import train_files
     from ..training._hosts import is_first
     from ..training._state import steps_in

@@ -53,7 +53,7 @@ def save_exported(
         padded.
     - `context`: the room of the cache, in tokens, for a model with attention over all earlier tokens. Outputs past the
         room are NaN. Other models need no `context`.
-    - `beside`: files to copy into the artefact, such as a `tokenizer.json`.
+    - `beside`: files and folders to copy into the artefact, such as a `tokenizer.json`.
 
     **Raises:** `CheckpointError` when the folder holds something else, when the model has arrays that cannot be stored
     or a program with operations other than StableHLO, or when the package `flatbuffers` is missing; `OSError` naming
@@ -74,7 +74,7 @@ def save_exported(
         raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, got {shown(unknown or platforms)}.")
     require_flatbuffers()
     _check_replaceable(target)
-    files = {path.name: path.read_bytes() for path in copied}
+    files = {name: file.read_bytes() for path in copied for name, file in _files(path)}
     room = _room(model, context)
     sizes = sorted(set(sizes))
     if room:
@@ -82,6 +82,12 @@ def save_exported(
     parts = take_apart(model, room)
     with replacing_folder(target) as folder:
         _write(folder, model, parts, platforms, sizes, weights, files)
+
+
+def _files(path: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    """A file, or the files of a folder, with their names in the artefact."""
+    files = sorted(filter(pathlib.Path.is_file, path.rglob("*"))) if path.is_dir() else [path]
+    return [(file.relative_to(path.parent).as_posix(), file) for file in files]
 
 
 def _listed(name: str, given: Any) -> list[Any]:
@@ -153,6 +159,7 @@ def _write(
         arrays = {name: np.asarray(leaf, order="C") for name, leaf in parts.weights.items()}
         safetensors.numpy.save_file(arrays, folder / WEIGHTS)
     for name, content in beside.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(content)
     manifest = Manifest(
         versions={name: _version(name) for name in ("ssmkit", "jax", "jaxlib")},

@@ -1,13 +1,15 @@
 """The files of tokenizers, and how they are found."""
 
+import dataclasses
 import importlib.util
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._config import checks_itself
-from .._reading import read_regular
+from .._reading import open_named, read_regular
+from ._chat import MORE_TEMPLATES, SETTINGS, SPECIAL_TOKENS, TEMPLATE, Chat, read_chat, read_settings
 from ._json import library_errors, parse
 from ._sentencepiece import SentencePiece
 
@@ -15,7 +17,7 @@ from ._sentencepiece import SentencePiece
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RawTokenizer
 
-_JSON, _MODEL, _SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+_JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 _MISTRAL = ("tokenizer.model.v7", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
 
 TOKENIZERS = (_JSON, _MODEL, *_MISTRAL)
@@ -23,41 +25,45 @@ TOKENIZERS = (_JSON, _MODEL, *_MISTRAL)
 
 COMPANIONS = (
     *TOKENIZERS,
-    *(_SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tekken.json"),
-    *("generation_config.json", "chat_template.jinja", "chat_template.json"),
+    *(SETTINGS, SPECIAL_TOKENS, "added_tokens.json", "vocab.json", "merges.txt", "tekken.json"),
+    *("generation_config.json", TEMPLATE, "chat_template.json"),
 )
 """The files beside a model's weights and configuration that are copied with them."""
 
+COMPANION_PATTERNS = (f"{MORE_TEMPLATES}/*.jinja",)
+"""The patterns of further such files, in folders of their own."""
+
 _LARGEST_ID = 10_000_000
 _LARGEST = 256 << 20  # bytes; the largest vocabularies take some 40 MB
-_LARGEST_SETTINGS = 16 << 20
 
 
 @checks_itself
-def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> "RawTokenizer | SentencePiece":
+def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> tuple["RawTokenizer | SentencePiece", Chat]:
     """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` does."""
     path = _find(source, revision)
     content = read_regular(path, _LARGEST)
+    settings = read_settings(path.parent)
+    chat = read_chat(path.parent, settings)
     if ".model" not in path.name:
-        return parse(content, str(path))
+        return parse(content, str(path)), chat
     if importlib.util.find_spec("sentencepiece") is None:
         raise ValueError(
             f"{path} is a SentencePiece model, which needs sentencepiece: pip install 'ssmkit[sentencepiece]'"
         )
-    begin, end = _added_ends(path)
+    begin, end = _added_ends(path, settings)
     with library_errors(f"{path} is not a SentencePiece model"):
-        return SentencePiece(content, begin=begin, end=end)
+        return SentencePiece(content, begin=begin, end=end), chat
 
 
-def contents(raw: "RawTokenizer | SentencePiece") -> dict[str, bytes]:
-    """The names and contents of the files from which `read_tokenizer` reads `raw`; the tokenizer itself is first."""
+def contents(raw: "RawTokenizer | SentencePiece", chat: Chat) -> dict[str, bytes]:
+    """The names and contents of the files from which `read_tokenizer` reads both; the tokenizer itself is first."""
     if isinstance(raw, SentencePiece):
-        settings = {"add_bos_token": raw.adds_begin, "add_eos_token": raw.adds_end}
-        return {_MODEL: raw.content, _SETTINGS: json.dumps(settings, indent=2).encode()}
+        ends = {"add_bos_token": raw.adds_begin, "add_eos_token": raw.adds_end}
+        return {_MODEL: raw.content, **dataclasses.replace(chat, settings={**chat.settings, **ends}).contents()}
     largest = max(raw.get_vocab().values(), default=0)
     if largest > _LARGEST_ID:  # the library counts up to it
         raise ValueError(f"a vocabulary with an id of {largest}; {_LARGEST_ID} is the largest")
-    return {_JSON: raw.to_str(pretty=True).encode()}
+    return {_JSON: raw.to_str(pretty=True).encode(), **chat.contents()}
 
 
 @checks_itself
@@ -97,10 +103,10 @@ def _fetch(source: str | os.PathLike[str], revision: str | None) -> Path:
         if not local:
             raise
         raise FileNotFoundError(problem) from None
-    return place.fetch((*TOKENIZERS, _SETTINGS))
+    return place.fetch((*TOKENIZERS, SETTINGS, SPECIAL_TOKENS, TEMPLATE), patterns=COMPANION_PATTERNS)
 
 
-def _added_ends(path: Path) -> tuple[bool, bool]:
+def _added_ends(path: Path, settings: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether encoding adds tokens for the beginning and the end of a text, which a SentencePiece model does not say.
 
     The settings beside the model decide, as in HF transformers; without settings, neither token is added. For Mistral's
@@ -108,18 +114,23 @@ def _added_ends(path: Path) -> tuple[bool, bool]:
 
     **Raises:** `ValueError` when the settings cannot be understood.
     """
-    file = path.with_name(_SETTINGS)
     found = {"add_bos_token": path.name in _MISTRAL, "add_eos_token": False}
-    if file.exists():
-        try:
-            settings = json.loads(read_regular(file, _LARGEST_SETTINGS))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from None
-        if not isinstance(settings, dict):
-            raise ValueError(f"{file} must be a JSON object, got {type(settings).__name__}")
-        for key in found:
-            value = settings.get(key)
-            if not isinstance(value, bool | None):
-                raise ValueError(f"`{key}` of {file} must be true or false, got {str(value)[:50]!r}")
-            found[key] = found[key] if value is None else value
+    for key in found:
+        value = settings.get(key)
+        if not isinstance(value, bool | None):
+            raise ValueError(f"`{key}` of {path.with_name(SETTINGS)} must be true or false, got {str(value)[:50]!r}")
+        found[key] = found[key] if value is None else value
     return found["add_bos_token"], found["add_eos_token"]
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file or pipe exactly, with its line endings.
+
+    **Raises:** `ValueError` when the text is not UTF-8, `OSError` when it cannot be read, or is a device or a folder.
+    """
+    with open_named(path) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None

@@ -4,13 +4,13 @@ import functools
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .._config import checks_itself
 from .._files import replacing
-from .._reading import open_named
+from ._chat import Chat
 from ._files import contents, read_tokenizer
 from ._json import library_errors
 from ._pieces import REPLACEMENT, Decoding
@@ -32,9 +32,13 @@ class Tokenizer:
     If the underlying library panics, it writes its own lines to standard error before the error is raised.
     """
 
-    def __init__(self, raw: "RawTokenizer | SentencePiece"):
-        """**Arguments:** `raw`: a `tokenizers.Tokenizer`."""
-        self._raw = raw
+    def __init__(self, raw: "RawTokenizer | SentencePiece", chat: Chat = Chat()):  # noqa: B008 (immutable)
+        """**Arguments:**
+
+        - `raw`: a `tokenizers.Tokenizer`.
+        - `chat`: how conversations are written; the default has no chat template.
+        """
+        self._raw, self._chat = raw, chat
 
     @classmethod
     @checks_itself
@@ -42,7 +46,8 @@ class Tokenizer:
         """Read a `tokenizer.json`, without its truncation and padding.
 
         SentencePiece models (`tokenizer.model`, also Mistral's `tokenizer.model.v3` and the like) are read too, with
-        the `sentencepiece` library: `pip install 'ssmkit[sentencepiece]'`.
+        the `sentencepiece` library: `pip install 'ssmkit[sentencepiece]'`. The chat templates and named special tokens
+        beside the tokenizer are read with it.
 
         **Arguments:**
 
@@ -52,7 +57,7 @@ class Tokenizer:
         **Raises:** `OSError` when the file does not exist, is not a regular file or is larger than 256 MiB;
         `ValueError` when it cannot be fetched or understood.
         """
-        return cls(read_tokenizer(source, revision))
+        return cls(*read_tokenizer(source, revision))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -181,18 +186,91 @@ class Tokenizer:
         with library_errors("`token` must be a string of Unicode text"):
             return self._raw.token_to_id(token)
 
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The special tokens that have a name, such as `bos_token`, by `tokenizer_config.json`."""
+        return self._chat.special_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template, a text in the language of jinja2; `None` if there is none."""
+        return self._chat.template
+
+    @checks_itself
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """The same tokenizer with another chat template, such as the text of a file."""
+        return Tokenizer(self._raw, self._chat.with_template(template))
+
+    @checks_itself
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """Write a conversation as the model was trained to read it: the text that HF transformers makes of it.
+
+        The template runs in the sandbox of jinja2, in a process of its own, with bounds on time (20 seconds) and memory
+        (2 GiB). Encode the text with `special=False`, because a template writes special tokens itself; `encode_chat`
+        does so.
+
+        **Arguments:**
+
+        - `messages`: the messages, for example `[{"role": "user", "content": "Hello"}]`.
+        - `add_generation_prompt`: whether the text ends with the beginning of an answer.
+        - `tools`: the JSON schemas of functions that the model may call.
+        - `chat_template`: a template, or the name of one of the tokenizer's. `None` takes the one called `tool_use` if
+            there are `tools`, and else the default.
+        - `variables`: further variables of the template, such as `enable_thinking=False`. They replace special tokens
+            of the same name.
+
+        **Returns:** the text.
+
+        **Raises:** `ValueError` when there is no template, or when the template refuses the conversation, is damaged,
+        does what the sandbox forbids, or exceeds its bounds.
+        """
+        return self._chat.text(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            template=chat_template,
+            variables=variables,
+        )
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+        """The ids of a conversation: those of `apply_chat_template`, with only the special tokens that it writes.
+
+        **Arguments:**
+
+        - `messages`: the messages.
+        - `settings`: the other arguments of `apply_chat_template`.
+
+        **Raises:** `ValueError`, as `apply_chat_template` and `encode`.
+        """
+        return self.encode(self.apply_chat_template(messages, **settings), special=False)
+
+    def files(self) -> dict[str, bytes]:
+        """The contents of the files that `save` writes into a folder, by their names; the tokenizer itself is first.
+
+        **Raises:** `ValueError` when the tokenizer cannot be written.
+        """
+        with library_errors("the tokenizer cannot be written"):
+            return contents(self._raw, self._chat)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file that `from_file` reads: a `tokenizer.json`, or the unchanged SentencePiece model.
 
         **Arguments:**
 
-        - `path`: a file, replaced when it is written in full, or a folder that exists.
+        - `path`: a file, replaced when it is written in full, or a folder that exists. A folder gets the chat template
+            and the special tokens too.
 
         **Raises:** `OSError` when the file cannot be written, `ValueError` for a SentencePiece model and `.json`.
         """
-        with library_errors("the tokenizer cannot be written"):
-            files = contents(self._raw)
-        path = Path(path)
+        files, path = self.files(), Path(path)
         if path.is_dir():
             files = {path / name: content for name, content in files.items()}
         else:
@@ -217,16 +295,3 @@ def _checked(tokens: Any) -> list[int]:
     if ids and not 0 <= min(ids) <= max(ids) < 2**32:
         raise ValueError(f"`tokens` must be token ids from 0 to 2**32 - 1, got ids from {min(ids)} to {max(ids)}.")
     return ids
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file or pipe exactly, with its line endings.
-
-    **Raises:** `ValueError` when the text is not UTF-8, `OSError` when it cannot be read, or is a device or a folder.
-    """
-    with open_named(path) as file:
-        content = file.read()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from None

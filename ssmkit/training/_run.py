@@ -17,7 +17,8 @@ from .._files import replacing
 from .._language_model import AbstractLanguageModel
 from .._reading import open_regular
 from ..checkpoint import CheckpointError, check_writable, save_pretrained
-from ..text._tokenizer import Tokenizer, read_text
+from ..text._files import read_text
+from ..text._tokenizer import Tokenizer
 from ._config import TrainConfig, check_run
 from ._data import check_texts
 from ._extra import require
