@@ -96,27 +96,21 @@ def _description(config: Lfm2Config) -> ssmkit.LanguageModelConfig:
     return described(config, layers=layers, norm_eps=config.norm_eps)
 
 
-def _layer_names(config: Lfm2Config) -> dict[str, Source]:
-    conv = {
-        **_names.linears("in_proj", "out_proj"),
+def _all_names(config: Lfm2Config) -> dict[str, Source]:
+    conv = _names.linears("in_proj", "out_proj") | {
         "conv.weight": ("conv.weight", Reshape((-1, 1, config.conv_L_cache))),
         "conv.bias": "conv.bias",
     }
     attention = _names.attention(q_norm="q_layernorm", k_norm="k_layernorm", o_proj="out_proj")
-    names: dict[str, Source] = {}
+    mixers = {"conv": ("conv", conv), "full_attention": ("self_attn", attention)}
+    names = _names.ends(norm="model.embedding_norm")
     for i, kind in enumerate(config.layer_types):
-        mixer, layer = f"blocks.{2 * i}", f"model.layers.{i}"
-        mlp = f"blocks.{2 * i + 1}"
+        (part, table), mixer, mlp, layer = mixers[kind], f"blocks.{2 * i}", f"blocks.{2 * i + 1}", f"model.layers.{i}"
         names[f"{mixer}.norm.weight"] = Source(f"{layer}.operator_norm.weight")
         names[f"{mlp}.norm.weight"] = Source(f"{layer}.ffn_norm.weight")
-        part = ("conv", conv) if kind == "conv" else ("self_attn", attention)
-        names |= _names.under(f"{mixer}.mixer", f"{layer}.{part[0]}", part[1])
+        names |= _names.under(f"{mixer}.mixer", f"{layer}.{part}", table)
         names |= _names.under(f"{mlp}.mixer", f"{layer}.feed_forward", _names.gated_mlp("w1", "w3", "w2"))
     return names
-
-
-def _all_names(config: Lfm2Config) -> dict[str, Source]:
-    return _names.ends(norm="model.embedding_norm") | _layer_names(config)
 
 
 def _spelled(content: Content) -> Content:
@@ -139,18 +133,8 @@ ARCHITECTURE = family(
     description=_description,
     names=_all_names,
     spelled=_spelled,
-    dead=(
-        "block_dim",
-        "block_mlp_init_scale",
-        "block_norm_eps",
-        "block_out_init_scale",
-        "block_use_swiglu",
-        "block_use_xavier_init",
-        "conv_dim",
-        "conv_dim_out",
-        "conv_use_xavier_init",
-        "num_heads",
-        "theta",
-        "use_pos_enc",
-    ),
+    dead="""
+        block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu block_use_xavier_init conv_dim
+        conv_dim_out conv_use_xavier_init num_heads theta use_pos_enc
+    """.split(),
 )
