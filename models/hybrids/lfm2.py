@@ -134,7 +134,7 @@ ARCHITECTURE = family(
     names=_all_names,
     spelled=_spelled,
     dead="""
-        block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu block_use_xavier_init conv_dim
-        conv_dim_out conv_use_xavier_init num_heads theta use_pos_enc
+        block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu block_use_xavier_init
+        conv_dim conv_dim_out conv_use_xavier_init num_heads theta use_pos_enc
     """.split(),
 )
