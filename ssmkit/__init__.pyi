@@ -75,7 +75,8 @@ from .mixers._mixer import (
     Advance as Advance,
     ResidualBlock as ResidualBlock,
 )
-from .mixers._mlp import GatedMLP as GatedMLP
+from .mixers._mlp import MLP as MLP, GatedMLP as GatedMLP
+from .mixers._moe import MixtureOfExperts as MixtureOfExperts
 from .mixers._parallel import ParallelMixer as ParallelMixer
 from .mixers._scanned import ScannedBlocks as ScannedBlocks
 from .operators._attention import (

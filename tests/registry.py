@@ -6,6 +6,7 @@ import cases_attention
 import cases_linear_attention
 import cases_linear_rnn
 import cases_mamba
+import cases_moe
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,8 +164,10 @@ OPERATORS += (
     cases_attention.OPERATORS + cases_linear_attention.OPERATORS + cases_linear_rnn.OPERATORS + cases_mamba.OPERATORS
 )
 MIXERS += cases_attention.MIXERS + cases_linear_attention.MIXERS + cases_linear_rnn.MIXERS + cases_mamba.MIXERS
+MIXERS += cases_moe.MIXERS
 SCANNED = [Case("scanned", _scanned, random_tokens)]
 LANGUAGE_MODELS += (
     cases_attention.LANGUAGE_MODELS + cases_linear_attention.LANGUAGE_MODELS + cases_mamba.LANGUAGE_MODELS + SCANNED
 )
+LANGUAGE_MODELS += cases_moe.LANGUAGE_MODELS
 EVERYTHING = [*OPERATORS, *MIXERS, *LANGUAGE_MODELS]

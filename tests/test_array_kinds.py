@@ -80,7 +80,7 @@ def test_every_mixer_projects_in_and_out(case):
     mixer = build(case)
     width = case.sample(np.random.default_rng(0), 1).shape[-1]
     kinds, leaves = jax.tree.leaves(ssmkit.array_kinds(mixer)), jax.tree.leaves(mixer)
-    rows = {leaf.shape[0] for kind, leaf in zip(kinds, leaves, strict=True) if kind is ArrayKind.PROJECTION_OUT}
+    rows = {leaf.shape[-2] for kind, leaf in zip(kinds, leaves, strict=True) if kind is ArrayKind.PROJECTION_OUT}
     assert width in rows and ArrayKind.PROJECTION_IN in kinds
     assert all(leaf.ndim > 0 for kind, leaf in zip(kinds, leaves, strict=True) if kind is ArrayKind.PER_HEAD)
 

@@ -55,6 +55,9 @@ MIXERS: dict[str, Callable[..., ssmkit.AbstractMixer]] = {
     "attention": lambda key: ssmkit.AttentionMixer(WIDTH, num_heads=4, key=key),
     "attention-one-group": lambda key: ssmkit.AttentionMixer(WIDTH, num_heads=4, num_kv_heads=1, key=key),
     "mlp": lambda key: ssmkit.GatedMLP(WIDTH, intermediate_size=64, key=key),
+    "experts": lambda key: ssmkit.MixtureOfExperts(
+        WIDTH, num_experts=6, num_experts_per_tok=2, intermediate_size=16, shared_intermediate_size=8, key=key
+    ),
 }
 LEARNT = ["mamba2", "gla-convolution", "mamba", "lru", "rwkv6", "attention-one-group"]
 OTHERS = [name for name in MIXERS if name not in LEARNT]

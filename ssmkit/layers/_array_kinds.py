@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ._linear import BlockDiagonalLinear, Embedding, Linear
+from ._linear import BlockDiagonalLinear, Embedding, Linear, StackedLinear
 from ._matrix import Int8Matrix
 
 
@@ -63,7 +63,7 @@ def array_kinds(model: PyTree) -> PyTree[ArrayKind]:
 
 
 def matrix_mask(model: PyTree) -> PyTree[bool]:
-    """True for the weights of `Linear`, `BlockDiagonalLinear` and `Embedding`, false for everything else.
+    """True for the weights of projections, also of stacked ones, and of `Embedding`; false for everything else.
 
     The mask separates the matrices of any model from decay rates, step sizes, skips, norms, biases and convolutions,
     without their names. Weight decay (`mask=` of optax) and quantisation act on the matrices only.
@@ -85,7 +85,7 @@ def _kinds(node: Any, kind: ArrayKind) -> Iterator[ArrayKind]:
 def _of_field(module: eqx.Module, name: str, kind: ArrayKind) -> ArrayKind:
     if isinstance(module, Embedding):
         return ArrayKind.EMBEDDING if name == "weight" else ArrayKind.VECTOR
-    if isinstance(module, Linear | BlockDiagonalLinear):
+    if isinstance(module, Linear | BlockDiagonalLinear | StackedLinear):
         projection = kind if kind.is_matrix else ArrayKind.PROJECTION_IN
         if name == "weight":
             return projection

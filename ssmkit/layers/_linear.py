@@ -132,6 +132,19 @@ class BlockDiagonalLinear(eqx.Module):
         return y if self.bias is None else y + along_last(self.bias, y)
 
 
+class StackedLinear(eqx.Module):
+    """Equal projections $y = W x$, of which each token needs some: matrices stacked as `(experts, out, in)`."""
+
+    weight: Float[Array, "experts out in"] | Int8Matrix
+
+    def __init__(
+        self, experts: int, in_features: int, out_features: int, *, dtype: DTypeLike = jnp.float32, key: PRNGKeyArray
+    ):
+        """Initialise each matrix as a `Linear`."""
+        bound = in_features**-0.5
+        self.weight = jax.random.uniform(key, (experts, out_features, in_features), dtype, -bound, bound)
+
+
 def by_sizes(x: Float[Array, "*axes features"], sizes: Sequence[int]) -> tuple[Float[Array, "*axes _"], ...]:
     """Neighbouring parts of the last axis, of these sizes, which make it up."""
     return tuple(jnp.split(x, list(itertools.accumulate(sizes[:-1])), axis=-1))

@@ -1,4 +1,4 @@
-"""The gated MLP that many published models put between their sequence mixers."""
+"""The MLPs that published models put between their sequence mixers."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -9,15 +9,54 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from .._construction import checks_arguments
-from .._extent import Extent
-from .._types import PRNGKeyArray, Valid, checks_itself
+from .._types import PRNGKeyArray
 from ..layers._activations import activation_of
 from ..layers._array_kinds import ArrayKind
 from ..layers._linear import Linear
-from ._mixer import AbstractMixer, features_of
+from ._stateless import AbstractStatelessMixer
 
 
-class GatedMLP(AbstractMixer[tuple[()]]):
+class MLP(AbstractStatelessMixer):
+    r"""A mixer without a state: $W_{down} \, \phi(W_{up} x)$."""
+
+    up: Linear
+    down: Annotated[Linear, ArrayKind.PROJECTION_OUT]
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+
+    @checks_arguments
+    def __init__(
+        self,
+        width: int,
+        *,
+        intermediate_size: int,
+        activation: str | Callable[[Array], Array] = "gelu",
+        use_bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        key: PRNGKeyArray,
+    ):
+        """Initialise the two projections.
+
+        **Arguments:**
+
+        - `width`: the width of the residual stream.
+        - `intermediate_size`: the width of the hidden layer.
+        - `activation`: $\\phi$, as for `ssmkit.activation_of`: a name, such as `"relu2"`, or your own function.
+        - `use_bias`, `dtype`: whether the two projections have a bias, and their dtype.
+        - `key`: the key for the initialisation.
+
+        **Raises:** `ValueError` naming the argument that is out of range.
+        """
+        self.activation = activation_of(activation)
+        up_key, down_key = jax.random.split(key)
+        self.up = Linear(width, intermediate_size, use_bias=use_bias, dtype=dtype, key=up_key)
+        self.down = Linear(intermediate_size, width, use_bias=use_bias, dtype=dtype, key=down_key)
+
+    def each(self, x: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
+        """As `AbstractStatelessMixer.each`."""
+        return self.down(self.activation(self.up(x)))
+
+
+class GatedMLP(AbstractStatelessMixer):
     r"""A mixer without a state: $W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202)."""
 
     gate: Linear
@@ -54,23 +93,6 @@ class GatedMLP(AbstractMixer[tuple[()]]):
         self.up = Linear(width, intermediate_size, use_bias=use_bias, dtype=dtype, key=up_key)
         self.down = Linear(intermediate_size, width, use_bias=use_bias, dtype=dtype, key=down_key)
 
-    def init_cache(self) -> tuple[()]:
-        """The empty cache: an MLP has no state."""
-        return ()
-
-    @checks_itself
-    def prefill(
-        self, x: Float[Array, "time width"], cache: tuple[()], extent: Extent = Extent()
-    ) -> tuple[Float[Array, "time width"], tuple[()]]:
-        """As `AbstractMixer.prefill`."""
-        return self._map(features_of(self, x, many=True)), cache
-
-    @checks_itself
-    def step(
-        self, x: Float[Array, " width"], cache: tuple[()], *, valid: Valid | None = None
-    ) -> tuple[Float[Array, " width"], tuple[()]]:
-        """As `AbstractMixer.step`."""
-        return self._map(features_of(self, x, many=False)), cache
-
-    def _map(self, x: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
+    def each(self, x: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
+        """As `AbstractStatelessMixer.each`."""
         return self.down(self.activation(self.gate(x)) * self.up(x))

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from .._types import checks_itself
 from ..layers._array_kinds import ArrayKind, array_kinds
+from ..layers._linear import StackedLinear
 from ..mixers._scanned import ScannedBlocks
 from ._mesh import check_mesh
 
@@ -42,7 +43,7 @@ def partition_specs(tree: PyTree, mesh: Mesh, *, fully_sharded: bool = False) ->
     """
     check_mesh(mesh)
     leaves, structure = jax.tree.flatten(tree)
-    kinds, skipped = jax.tree.leaves(array_kinds(tree)), _axes_of_layers(tree)
+    kinds, skipped = jax.tree.leaves(array_kinds(tree)), _stacked_axes(tree)
     specs = [
         _spec(tuple(getattr(leaf, "shape", ())), kind, skip, mesh, fully_sharded)
         for leaf, kind, skip in zip(leaves, kinds, skipped, strict=True)
@@ -51,7 +52,7 @@ def partition_specs(tree: PyTree, mesh: Mesh, *, fully_sharded: bool = False) ->
 
 
 def _spec(shape: tuple[int, ...], kind: ArrayKind, skip: int, mesh: Mesh, fully_sharded: bool) -> PartitionSpec:
-    """The spec of one array, whose first `skip` axes are layers."""
+    """The spec of one array, whose first `skip` axes are layers or experts."""
     sizes = dict(mesh.shape)
     names: list[str | None] = [None] * len(shape)
     divides = lambda name, axis: sizes.get(name, 1) > 1 and shape[axis] > 0 and shape[axis] % sizes[name] == 0
@@ -66,10 +67,11 @@ def _spec(shape: tuple[int, ...], kind: ArrayKind, skip: int, mesh: Mesh, fully_
     return PartitionSpec(*names)
 
 
-def _axes_of_layers(tree: Any) -> list[int]:
-    """For every leaf, the number of leading axes that stacked layers add."""
-    is_stack = lambda node: isinstance(node, ScannedBlocks)
+def _stacked_axes(tree: Any) -> list[int]:
+    """For every leaf, the number of leading axes that stacked layers and stacked experts add."""
+    is_stack = lambda node: isinstance(node, ScannedBlocks | StackedLinear)
     counts = []
     for node in jax.tree.leaves(tree, is_leaf=is_stack):
-        counts += [1 + skip for skip in _axes_of_layers(node.blocks)] if is_stack(node) else [0]
+        inside = node.blocks if isinstance(node, ScannedBlocks) else getattr(node, "weight", None)
+        counts += [1 + skip for skip in _stacked_axes(inside)] if is_stack(node) else [0]
     return counts

@@ -1,0 +1,104 @@
+"""Mixtures of experts against the published equations, token by token."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import moe_numpy
+import numpy as np
+import pytest
+from helpers import relative_error, trees_close
+
+import ssmkit
+
+
+WIDTH, TIME = 6, 13
+KEY = jax.random.key(0)
+OPTIONS = {
+    "softmax": {},
+    "softmax-unnormalised-shared": dict(norm_topk_prob=False, shared_intermediate_size=4, use_bias=True),
+    "one-expert-per-token": dict(num_experts_per_tok=1, router="sigmoid", norm_topk_prob=False),
+    "all-experts": dict(num_experts_per_tok=6, gated=False, activation="gelu_exact"),
+    "sigmoid-bias": dict(router="sigmoid", use_expert_bias=True, norm_topk_eps=1e-6, routed_scaling_factor=2.5),
+    "groups-latent-shared": dict(
+        router="sigmoid",
+        use_expert_bias=True,
+        n_group=3,
+        topk_group=2,
+        gated=False,
+        activation="relu2",
+        latent_size=4,
+        shared_intermediate_size=7,
+        use_bias=True,
+    ),
+    "shared-gate": dict(shared_intermediate_size=4, shared_expert_gate=True, activation="gelu_pytorch_tanh"),
+}
+
+
+def mixture(dtype=jnp.float32, **options):
+    options = dict(num_experts=6, num_experts_per_tok=2, intermediate_size=5) | options
+    mixer = ssmkit.MixtureOfExperts(WIDTH, **options, dtype=dtype, key=KEY)
+    rng = np.random.default_rng(1)
+    spread = lambda leaf: jnp.asarray(rng.normal(0, 0.6, leaf.shape), leaf.dtype)  # biases are not zero
+    return jax.tree.map(spread, mixer)
+
+
+def features(*shape):
+    return jnp.asarray(np.random.default_rng(2).normal(0, 1, shape), jnp.float32)
+
+
+def expected(mixer, x, options):
+    each = lambda token: moe_numpy.mixture(mixer, np.asarray(token, np.float64), options.get("activation", "silu"))
+    return np.stack([each(token) for token in x])
+
+
+each = eqx.filter_jit(lambda mixer, x: mixer.each(x))
+each_row = eqx.filter_jit(lambda mixer, x: jax.vmap(mixer.each)(x))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_the_equations(name):
+    mixer, x = mixture(**OPTIONS[name]), features(TIME, WIDTH)
+    want = expected(mixer, x, OPTIONS[name])
+    assert relative_error(each(mixer, x), want) < 2e-6
+    assert relative_error(jnp.stack([each(mixer, token) for token in x[:3]]), want[:3]) < 2e-6
+    assert relative_error(each_row(mixer, jnp.stack([x, x[::-1]])), np.stack([want, want[::-1]])) < 2e-6
+    assert relative_error(each_row(mixer, x), want) < 2e-6
+
+
+def dense(mixer, x):
+    """The same function with every expert for every token, in plain products; weights of others are zero."""
+    chosen, weights = mixer.router(x)
+    of_all = jnp.zeros((x.shape[0], 6), x.dtype).at[jnp.arange(x.shape[0])[:, None], chosen].add(weights)
+    hidden = mixer.experts.activation(jnp.einsum("ti,ehi->teh", x, mixer.experts.gate.weight))
+    hidden = hidden * jnp.einsum("ti,ehi->teh", x, mixer.experts.up.weight)
+    return jnp.einsum("teh,eoh,te->to", hidden, mixer.experts.down.weight, of_all)
+
+
+@pytest.mark.parametrize("tokens", [1, TIME])
+def test_gradients(tokens):
+    """Those of one row, of mapped rows together, and of every row alone, against products in float64."""
+    with jax.enable_x64(True):
+        mixer, x = mixture(router="sigmoid"), features(2, tokens, WIDTH)
+        mixer, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (mixer, x))
+        loss = lambda run: lambda mixer, x: jnp.sum(jnp.sin(run(mixer, x)))
+        gradient = lambda run: jax.grad(loss(run), argnums=(0, 1))
+        one, exact = gradient(lambda mixer, x: mixer.each(x)), gradient(dense)
+        want = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[exact(mixer, row) for row in x])
+        assert trees_close(jax.jit(one)(mixer, x[0]), jax.tree.map(lambda leaf: leaf[0], want), 1e-12)
+        assert trees_close(jax.jit(jax.vmap(one, in_axes=(None, 0)))(mixer, x), want, 1e-12)
+        d_mixer, d_x = jax.jit(gradient(lambda mixer, x: jax.vmap(mixer.each)(x)))(mixer, x)
+        assert trees_close((d_mixer, d_x), (jax.tree.map(lambda leaf: leaf.sum(0), want[0]), want[1]), 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_narrow_matrices(kind):
+    """The narrow matrices are those of all experts, row by row; the router keeps its precision."""
+    mixer = ssmkit.quantize(mixture(shared_intermediate_size=4), kind)
+    narrow = {"int8": ssmkit.Int8Matrix, "bfloat16": jax.Array}[kind]
+    assert all(isinstance(layer.weight, narrow) for layer in (mixer.experts.up, mixer.experts.down, mixer.shared.up))
+    assert mixer.router.weight.dtype == jnp.float32
+    x = features(TIME, WIDTH)
+    want = expected(mixer, x, {})
+    bound = 2e-4 if kind == "int8" else 2e-6  # 15 bits of the largest feature
+    for got in (each(mixer, x), each_row(mixer, x), jnp.stack([each(mixer, token) for token in x])):
+        assert relative_error(got, want) < bound
