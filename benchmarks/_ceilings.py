@@ -68,8 +68,8 @@ def probes(nbytes: int, width: int, most: int | None = None) -> tuple[dict, Call
 
 def _rates(work: dict[tuple, float], times: dict[Any, Times]) -> dict[str, float]:
     best: dict[str, float] = {}
-    for name, amount in work.items():
-        best[name[1]] = max(best.get(name[1], 0.0), amount / times[name].median)
+    for name in [name for name in work if name in times]:
+        best[name[1]] = max(best.get(name[1], 0.0), work[name] / times[name].median)
     return best | published(device()["kind"])
 
 

@@ -107,10 +107,11 @@ def context(
     subjects: SubjectsOption = None,
     repeats: RepeatsOption = 5,
     checkpoints: CheckpointsOption = None,
+    ceilings: CeilingsOption = True,
     output: JsonOption = None,
 ) -> None:
     """Time and memory per token after more and more tokens."""
-    settings = make_settings(geometry, subjects, repeats, checkpoints)
+    settings = make_settings(geometry, subjects, repeats, checkpoints, ceilings=ceilings)
     finish(_context(settings, integers(contexts), tokens), output)
 
 

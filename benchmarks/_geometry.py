@@ -1,19 +1,19 @@
 r"""The measured geometries, and the cost of one token in each: the definitions of HBU and MFU.
 
-**Bytes** of one decoding step with `batch` sequences: every weight is read once. The state and the convolution's window
-of each sequence, in float32, are read once and written once. A tied embedding is read completely, as the head. From an
-untied embedding a step reads one row per sequence, which is not counted. Activations are not counted, because they fit
-into caches. These bytes per second, as a fraction of a measured bandwidth, are the *hardware bandwidth utilisation*,
-HBU.
+**Bytes** of one decoding step with `batch` sequences: every weight is read once. What is of constant size in a cache,
+states and the windows of convolutions, is read once and written once per sequence. What grows with the context, keys
+and values, is read once. A tied embedding is read completely, as the head. From an untied embedding a step reads one
+row per sequence, which is not counted. Activations are not counted, because they fit into caches. These bytes per
+second, as a fraction of a measured bandwidth, are the *hardware bandwidth utilisation*, HBU.
 
-**FLOPs** of one token of a prompt, two per multiply-add: the projections, $2 D (D_{in} + D_{inner})$ per layer; the
-convolution; the recurrence in chunks of $Q$ tokens, $2 Q G N + 2 Q H P$ inside chunks and $4 H N P$ between them; and
-the logits, $2 D V$, after the last token only. The fraction of a measured rate of matrix products that *projections and
-last logits alone* reach is the *model FLOP utilisation*, MFU: the recurrence is overhead by that definition.
+**FLOPs** of one token of a prompt, two per multiply-add: the projections, two for each entry of their matrices; and the
+logits, $2 D V$, after the last token only. The fraction of a measured rate of matrix products that these reach is the
+*model FLOP utilisation*, MFU: convolutions, recurrences and attention are overhead by that definition.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 
@@ -28,107 +28,149 @@ STORAGE: dict[str, tuple[float, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """The sizes of a Mamba-2 language model. By default it has one group of B and C, and a tied head."""
+    """The sizes of a language model, taken from the shapes of its arrays: none is made."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    state_size: int = 128
-    head_dim: int = 64
-    n_groups: int = 1
-    conv_kernel: int = 4
-    expand: int = 2
-    tied: bool = True
+    config: dict[str, Any]
+    """The content of its `config.json`, in HF's layout."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids."""
+        return self.config["vocab_size"]
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self.config["hidden_size"]
 
     @functools.cached_property
-    def config(self) -> Any:
-        """As `ssmkit.models.Mamba2Config`."""
-        from ssmkit.models import Mamba2Config
+    def model(self) -> Any:
+        """The model with shapes in place of arrays."""
+        from ssmkit.compilation import abstract_model
 
-        keys = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "tied"}
-        return Mamba2Config(**keys, tie_word_embeddings=self.tied)
+        return abstract_model(self.config)
+
+    @functools.cached_property
+    def _arrays(self) -> list[tuple[Any, Any]]:
+        """The kind and the shape of every array."""
+        import equinox as eqx
+        import jax
+
+        from ssmkit import array_kinds
+
+        shapes = eqx.filter(self.model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+        return list(zip(jax.tree.leaves(array_kinds(shapes)), jax.tree.leaves(shapes), strict=True))
+
+    def _of(self, *names: str) -> list[Any]:
+        """The shapes of the arrays of these kinds."""
+        return [array for kind, array in self._arrays if kind.name in names]
 
     @property
-    def inner(self) -> int:
-        """The number of channels of a mixer."""
-        return self.expand * self.hidden_size
+    def tied(self) -> bool:
+        """Whether the embedding is the head."""
+        return not self._of("HEAD")
 
     @property
-    def heads(self) -> int:
-        """The number of heads of a mixer."""
-        return self.inner // self.head_dim
-
-    @property
-    def conv(self) -> int:
-        """The number of channels of the convolution: x, B and C."""
-        return self.inner + 2 * self.n_groups * self.state_size
-
-    @property
-    def matrices(self) -> list[tuple[int, int, int]]:
-        """The weight matrices of a step: their number, rows (outputs) and columns."""
-        layers, width = self.num_hidden_layers, self.hidden_size
+    def projections(self) -> list[tuple[int, ...]]:
+        """The shapes of all matrices but the embedding and the head; the last axis is that of the inputs."""
         return [
-            (layers, self.inner + self.conv + self.heads, width),
-            (layers, width, self.inner),
-            (1, self.vocab_size, width),
+            array.shape for kind, array in self._arrays if kind.is_matrix and kind.name not in ("EMBEDDING", "HEAD")
         ]
+
+    @property
+    def matrices(self) -> list[tuple[int, ...]]:
+        """The shapes of the weight matrices of a step."""
+        return self.projections + [array.shape for array in self._of("EMBEDDING" if self.tied else "HEAD")]
 
     @property
     def vector_bytes(self) -> int:
         """The bytes of all other arrays, always float32: norms, decay rates, biases, skips, convolutions."""
-        layer = self.hidden_size + (self.conv_kernel + 1) * self.conv + 3 * self.heads + self.inner
-        return 4 * (self.num_hidden_layers * layer + self.hidden_size)
+        return 4 * sum(array.size for kind, array in self._arrays if not kind.is_matrix)
 
     def weight_bytes(self, storage: str = "float32") -> int:
         """The bytes of the weights that one step reads."""
         element, row = STORAGE[storage]
-        matrices = sum(count * rows * (columns * element + row) for count, rows, columns in self.matrices)
+        matrices = sum(math.prod(shape[:-1]) * (shape[-1] * element + row) for shape in self.matrices)
         return round(matrices) + self.vector_bytes
 
     @property
     def parameters(self) -> int:
         """The number of parameters, an untied embedding included."""
-        matrices = sum(count * rows * columns for count, rows, columns in self.matrices)
-        return matrices + self.vector_bytes // 4 + (0 if self.tied else self.vocab_size * self.hidden_size)
+        return sum(array.size for _, array in self._arrays)
 
-    @property
-    def state_bytes(self) -> int:
-        """The bytes of one sequence's cache: states and windows, float32."""
-        layer = self.heads * self.state_size * self.head_dim + (self.conv_kernel - 1) * self.conv
-        return 4 * self.num_hidden_layers * layer
+    def cache_bytes(self, context: int = 0) -> int:
+        """The bytes of one sequence's cache with room for so many tokens and no more, float32."""
+        import equinox as eqx
+        import jax
 
-    def step_bytes(self, batch: int = 1, storage: str = "float32") -> int:
-        """The least number of bytes that one decoding step moves."""
-        return self.weight_bytes(storage) + 2 * batch * self.state_bytes
+        cache = eqx.filter_eval_shape(lambda: self.model.reserve(self.model.init_cache(), context))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+
+    def step_bytes(self, batch: int = 1, storage: str = "float32", context: int = 0) -> int:
+        """The least number of bytes that one decoding step after so many tokens moves."""
+        return self.weight_bytes(storage) + batch * (self.cache_bytes() + self.cache_bytes(context))
 
     @property
     def projection_flops(self) -> int:
-        """The FLOPs per token of both projections of every layer."""
-        return sum(2 * count * rows * columns for count, rows, columns in self.matrices[:-1])
+        """The FLOPs per token of all projections."""
+        return 2 * sum(math.prod(shape) for shape in self.projections)
 
     @property
     def logit_flops(self) -> int:
         """The FLOPs per token whose logits are computed."""
         return 2 * self.vocab_size * self.hidden_size
 
-    def recurrence_flops(self, chunk: int = 64) -> int:
-        """The FLOPs per token of convolution and recurrence in chunks of this size; masked halves of matrices count."""
-        inside = 2 * chunk * (self.n_groups * self.state_size + self.inner)
-        between = 4 * self.inner * self.state_size
-        return self.num_hidden_layers * (inside + between + 2 * self.conv_kernel * self.conv)
-
     def prefill_flops(self, tokens: int, batch: int = 1) -> int:
         """The FLOPs that MFU counts for a batch of prompts: projections, and the logits after each prompt."""
         return batch * (tokens * self.projection_flops + self.logit_flops)
 
 
+def _geometry(model_type: str, **keys: Any) -> Geometry:
+    """With a tied head, unless the keys say otherwise, and no token that ends a text: all decode equally long."""
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return Geometry({"model_type": model_type, "tie_word_embeddings": True} | ends | keys)
+
+
+def _mamba2(vocab_size: int, hidden_size: int, num_hidden_layers: int, **keys: Any) -> Geometry:
+    """By default, with heads of 64 channels, states of 128 per channel, and one group of B and C."""
+    sizes = {"vocab_size": vocab_size, "hidden_size": hidden_size, "num_hidden_layers": num_hidden_layers}
+    keys = {"head_dim": 64, "state_size": 128, "n_groups": 1, "expand": 2, "conv_kernel": 4} | sizes | keys
+    return _geometry("mamba2", num_heads=keys["expand"] * hidden_size // keys["head_dim"], **keys)
+
+
+def _lfm2(attention: tuple[int, ...], num_hidden_layers: int, **keys: Any) -> Geometry:
+    """With attention in these layers, and short convolutions in the others."""
+    layers = ["full_attention" if i in attention else "conv" for i in range(num_hidden_layers)]
+    return _geometry("lfm2", num_hidden_layers=num_hidden_layers, layer_types=layers, **keys)
+
+
 GEOMETRIES: dict[str, Geometry] = {
-    "130m": Geometry(50288, 768, 24),
-    "370m": Geometry(50288, 1024, 48),
-    "780m": Geometry(50288, 1536, 48),
-    "1.3b": Geometry(50288, 2048, 48),
-    "2.7b": Geometry(50288, 2560, 64),
-    "7b": Geometry(32768, 4096, 64, n_groups=8, tied=False),  # Mamba-Codestral-7B-v0.1
-    "10m": Geometry(4096, 384, 8),  # for training
-    "tiny": Geometry(256, 64, 2, state_size=16, head_dim=16),  # for tests
+    "130m": _mamba2(50288, 768, 24),
+    "370m": _mamba2(50288, 1024, 48),
+    "780m": _mamba2(50288, 1536, 48),
+    "1.3b": _mamba2(50288, 2048, 48),
+    "2.7b": _mamba2(50288, 2560, 64),
+    # Mamba-Codestral-7B-v0.1
+    "7b": _mamba2(32768, 4096, 64, n_groups=8, tie_word_embeddings=False),
+    "lfm2-350m": _lfm2(
+        (2, 5, 8, 10, 12, 14),
+        vocab_size=65536,
+        hidden_size=1024,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        intermediate_size=6656,
+    ),
+    "10m": _mamba2(4096, 384, 8),  # for training
+    "tiny": _mamba2(256, 64, 2, state_size=16, head_dim=16),  # for tests
+    "tiny-lfm2": _lfm2(
+        (1,),
+        vocab_size=256,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        block_multiple_of=32,
+    ),
 }

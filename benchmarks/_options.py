@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 GeometryOption = Annotated[
-    str, typer.Option("--geometry", "-g", help="130m, 370m, 780m, 1.3b, 2.7b, 7b, 10m or tiny; random weights.")
+    str,
+    typer.Option("--geometry", "-g", help="Such as 130m or lfm2-350m; random weights. A wrong name lists all."),
 ]
 SubjectsOption = Annotated[
     str | None,

@@ -88,6 +88,8 @@ _COLUMNS: dict[str, list[Column]] = {
         ("", _text("label")),
         ("ms per token", _number("ms_per_token", ".2f")),
         ("fastest", _number("fastest_ms_per_token", ".2f")),
+        ("cache, MB", _number("cache_bytes", ",.1f", 1e-6)),
+        ("time added, of reading the bytes added", _number("added_time_of_bytes", ".2f")),
         ("peak memory, MB", _number("peak_bytes", ",.0f", 1e-6)),
     ],
     "startup": [

@@ -82,7 +82,7 @@ def session(command: str, settings: Settings) -> Iterator[Session]:
     **Raises:** `ValueError` for a subject that does not exist, or when no subject can be measured.
     """
     names = chosen(command, settings.subjects)
-    skipped = reasons(names)
+    skipped = reasons(names, settings.geometry)
     names = [name for name in names if name not in skipped]
     if not names:
         raise ValueError(f"nothing to measure: {skipped}")
@@ -100,14 +100,18 @@ def session(command: str, settings: Settings) -> Iterator[Session]:
         yield Session(settings, GEOMETRIES[settings.geometry], files, subjects, skipped, ours, tick)
 
 
-def limits(session: Session) -> tuple[dict, Callable[[dict], dict[str, float]]]:
-    """The ceilings as runs among those of the subjects, and a function that turns their times into rates."""
+def limits(session: Session, *kinds: str) -> tuple[dict, Callable[[dict], dict[str, float]]]:
+    """The ceilings as runs among those of the subjects, and a function that turns their times into rates.
+
+    `kinds` names those that are measured; without a name, all are.
+    """
     if not session.settings.ceilings:
         return {}, lambda times: {}
     # An accelerator reads a small model in less time than the host takes to ask for it.
     nbytes = min(session.geometry.weight_bytes(), _MOST_CEILING_BYTES) if on_cpu() else _MOST_CEILING_BYTES
-    most = 256 if session.settings.geometry == "tiny" else None
-    return _ceilings.probes(nbytes, session.geometry.hidden_size, most)
+    most = 256 if session.settings.geometry.startswith("tiny") else None
+    runs, rates = _ceilings.probes(nbytes, session.geometry.hidden_size, most)
+    return {name: run for name, run in runs.items() if not kinds or name[1] in kinds}, rates
 
 
 def label(name: str) -> str:

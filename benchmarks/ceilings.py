@@ -11,7 +11,7 @@ from ._timing import alternate
 def measure(settings: Settings) -> dict[str, Any]:
     """Every form of every ceiling, for matrices of the geometry's size."""
     geometry = GEOMETRIES[settings.geometry]
-    most = 256 if settings.geometry == "tiny" else None
+    most = 256 if settings.geometry.startswith("tiny") else None
     runs, rates = probes(geometry.weight_bytes(), geometry.hidden_size, most)
     times = alternate(runs, settings.repeats)
     rows = [{"kind": kind, "form": form, "seconds": times[_, kind, form].seconds} for _, kind, form in runs]

@@ -59,7 +59,7 @@ def _run(session: Session, name: str, prompt: np.ndarray, new: int) -> Run:
 
 def _figures(geometry: Geometry, name: str, batch: int, tokens: int, times: Times, best: dict) -> dict[str, Any]:
     storage = SUBJECTS[name].storage
-    nbytes = geometry.step_bytes(batch, storage)
+    nbytes = geometry.step_bytes(batch, storage, PROMPT)
     rate = nbytes * tokens / times.median
     figures: dict[str, Any] = {
         "ms_per_step": 1e3 * times.median / tokens,

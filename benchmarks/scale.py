@@ -146,10 +146,11 @@ def needs() -> str:
     lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|"]
     for name in ("130m", "2.7b", "7b"):
         geometry = GEOMETRIES[name]
-        state = 4 * geometry.heads * geometry.state_size * geometry.head_dim
+        heads, size, dim = (geometry.config[key] for key in ("num_heads", "state_size", "head_dim"))
+        state = 4 * heads * size * dim
         sizes = 2 * geometry.parameters / 1e9, 12 * geometry.parameters / 1e9
         cells = [name, f"{geometry.parameters:,}", *(f"{size:.2f} GB" for size in sizes)]
-        lines.append(f"| {' | '.join(cells)} | {geometry.state_bytes / 1e6:.0f} MB | {state / 1e6:.1f} MB |")
+        lines.append(f"| {' | '.join(cells)} | {geometry.cache_bytes() / 1e6:.0f} MB | {state / 1e6:.1f} MB |")
     return "\n".join(lines)
 
 

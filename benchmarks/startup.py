@@ -27,7 +27,7 @@ _WEIGHTS = {"ssmkit": "float32", "ssmkit-bfloat16": "bfloat16", "ssmkit-int8": "
 def measure(settings: Settings, prompt: int = 512, tokens: int = 16) -> dict[str, Any]:
     """All figures, of ssmkit and its variants."""
     names = [name for name in _WEIGHTS if settings.subjects is None or name in settings.subjects]
-    skipped = reasons(names)
+    skipped = reasons(names, settings.geometry)
     with checkpoint(settings.geometry, settings.checkpoints) as files:
         directory = files.directory
         rows = [row for name in names if name not in skipped for row in _loads(name, directory, settings.repeats)]

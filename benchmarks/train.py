@@ -25,7 +25,7 @@ def measure(settings: Settings, batch: int = 4, length: int = 1024, rounds: int 
     names = settings.subjects or list(STEPS)
     if unknown := set(names) - set(STEPS):
         raise ValueError(f"cannot train {', '.join(sorted(unknown))}: there are {', '.join(STEPS)}")
-    skipped = reasons(names)
+    skipped = reasons(names, settings.geometry)
     names = [name for name in names if name not in skipped]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with checkpoint(settings.geometry, settings.checkpoints) as files:

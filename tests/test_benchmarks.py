@@ -1,5 +1,6 @@
 """The benchmarks run, refuse wrong results, and say what was measured."""
 
+import functools
 import json
 import re
 
@@ -90,7 +91,7 @@ def test_figures_are_rates_of_what_was_timed(measured):
     content = json.loads((measured[0] / "decode.json").read_text())
     for row in content["rows"]:
         assert row["tokens_per_s"] == pytest.approx(row["batch"] * 1e3 / row["ms_per_step"])
-        nbytes = GEOMETRIES["tiny"].step_bytes(row["batch"])
+        nbytes = GEOMETRIES["tiny"].step_bytes(row["batch"], context=decode.PROMPT)
         assert row["bytes_per_step"] == nbytes
         assert row["hbu"] is None  # in the cache, these weights are read faster than the memory is
     assert "n/a" in measured[1]["decode"] and "HBU is n/a where" in measured[1]["decode"]
@@ -261,20 +262,38 @@ def test_sizes_are_integers():
 # Other software, where it is installed.
 
 
+OTHERS = [name for name, entry in SUBJECTS.items() if name != "ssmkit" and "cpu" in entry.platforms]
+HYBRIDS = [name for name in GEOMETRIES if name.startswith("tiny-")]
+CASES = [("tiny", name) for name in OTHERS] + [
+    (geometry, name) for geometry in HYBRIDS for name in ("ssmkit-int8", "hf", "llama.cpp", "llama.cpp-q8")
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(kept):
+    """The checkpoint and the reference of a geometry."""
+    return functools.cache(lambda name: (files := Checkpoint(name, kept / name), load("ssmkit", files)))
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in SUBJECTS if name not in ("ssmkit", "mamba2-jax-bfloat16")])
-def test_subjects_compute_the_same_model(kept, tiny, name):
-    if why := reasons([name]):
+@pytest.mark.parametrize("geometry, name", CASES)
+def test_subjects_compute_the_same_model(loaded, geometry, name):
+    if why := reasons([name], geometry):
         pytest.skip(why[name])
-    if "cpu" not in SUBJECTS[name].platforms:
-        pytest.skip("measured on a GPU")
+    files, reference = loaded(geometry)
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9)).astype(np.int32)
     with _session.quiet():
-        subject = load(name, Checkpoint("tiny", kept / "tiny"))
+        subject = load(name, files)
     found = subject.decode(subject.begin(prompt, 4), 4)
-    _check.check_tokens(tiny, prompt, {"ssmkit": tiny.decode(tiny.begin(prompt, 4), 4), name: found})
-    expected = np.stack([tiny.last_logits(row) for row in prompt])
+    _check.check_tokens(reference, prompt, {"ssmkit": reference.decode(reference.begin(prompt, 4), 4), name: found})
+    expected = np.stack([reference.last_logits(row) for row in prompt])
     _check.check_logits(expected, {name: subject.prefill(prompt)}, {name: _check.tolerance(name)})
     if SUBJECTS[name].module == "ours":
         held = sum(leaf.nbytes for leaf in jax.tree.leaves(subject.model) if isinstance(leaf, jax.Array))
-        assert held == GEOMETRIES["tiny"].weight_bytes(SUBJECTS[name].storage)
+        assert held == GEOMETRIES[geometry].weight_bytes(SUBJECTS[name].storage)
+
+
+def test_a_subject_without_the_architecture_says_so(monkeypatch):
+    monkeypatch.setitem(SUBJECTS, "one", Entry("one", "ours", only="mamba2"))
+    assert reasons(["one", "ssmkit"], "tiny") == {}
+    assert reasons(["one", "ssmkit"], "tiny-lfm2") == {"one": "has no lfm2"}

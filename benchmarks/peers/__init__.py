@@ -15,6 +15,7 @@ import numpy as np
 
 from .._checkpoint import Checkpoint
 from .._environment import device
+from .._geometry import GEOMETRIES
 
 
 @runtime_checkable
@@ -72,6 +73,8 @@ class Entry:
     """The JAX platforms on which it is measured by default."""
     commands: tuple[str, ...] = ("prefill", "decode")
     """The commands that measure it."""
+    only: str | None = None
+    """The one `model_type` of HF's configurations that it has; `None` if it has those of all geometries."""
     most_batch: int = 1 << 30
     """The largest batch on a CPU; larger batches take too long."""
     patience: int = 1
@@ -109,7 +112,13 @@ SUBJECTS: dict[str, Entry] = {
         "HF transformers, bfloat16", "hf", {"weights": "bfloat16"}, "bfloat16", _NARROW, _HF, platforms=("gpu",)
     ),
     "mamba2-jax": Entry(
-        "mamba2-jax, jitted step", "mamba2jax", available=_M2J, platforms=("cpu",), most_batch=1, patience=8
+        "mamba2-jax, jitted step",
+        "mamba2jax",
+        available=_M2J,
+        platforms=("cpu",),
+        only="mamba2",
+        most_batch=1,
+        patience=8,
     ),
     "mamba2-jax-loop": Entry(
         "mamba2-jax, `fori_loop`",
@@ -118,6 +127,7 @@ SUBJECTS: dict[str, Entry] = {
         available=_M2J,
         platforms=("cpu",),
         commands=("decode",),
+        only="mamba2",
         most_batch=1,
         patience=8,
     ),
@@ -129,16 +139,26 @@ SUBJECTS: dict[str, Entry] = {
         _NARROW,
         _M2J,
         platforms=("gpu",),
+        only="mamba2",
     ),
     "llama.cpp": Entry("llama.cpp, F32", "llamacpp", {"weights": "float32"}, "float32", 1e-3, _LLAMA, ("cpu",)),
     "llama.cpp-q8": Entry("llama.cpp, Q8_0", "llamacpp", {"weights": "q8_0"}, "q8_0", _NARROW, _LLAMA, ("cpu",)),
-    "mamba_ssm": Entry("mamba_ssm, Triton, bfloat16", "mambassm", {}, "bfloat16", _NARROW, _cuda, ("gpu",)),
+    "mamba_ssm": Entry(
+        "mamba_ssm, Triton, bfloat16", "mambassm", {}, "bfloat16", _NARROW, _cuda, ("gpu",), only="mamba2"
+    ),
 }
 
 
-def reasons(names: list[str]) -> dict[str, str]:
-    """The reasons why some of these subjects cannot be measured here."""
-    return {name: reason for name in names if (reason := SUBJECTS[name].available()) is not None}
+def reasons(names: list[str], geometry: str) -> dict[str, str]:
+    """The reasons why some of these subjects cannot be measured here, at this geometry."""
+    model_type = GEOMETRIES[geometry].config["model_type"]
+    return {name: reason for name in names if (reason := _reason(SUBJECTS[name], model_type)) is not None}
+
+
+def _reason(entry: Entry, model_type: str) -> str | None:
+    if entry.only not in (None, model_type):
+        return f"has no {model_type}"
+    return entry.available()
 
 
 def chosen(command: str, wanted: list[str] | None) -> list[str]:

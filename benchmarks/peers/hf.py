@@ -1,5 +1,6 @@
 """HF transformers, which uses PyTorch operations and no compiled kernels of its own on a CPU."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ class Model:
 
     def __init__(self, checkpoint: Checkpoint, *, weights: str = "float32", bare: bool = True):
         self._device = "cpu" if on_cpu() or not torch.cuda.is_available() else "cuda"
-        model: Any = transformers.Mamba2ForCausalLM.from_pretrained(checkpoint.directory, dtype=getattr(torch, weights))
+        dtype = getattr(torch, weights)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype)
         self._model = model.eval().to(self._device)
+        words = inspect.signature(model.forward).parameters
+        self._cache = "cache_params" if "cache_params" in words else "past_key_values"
         self._bare = bare
 
     @torch.inference_mode()
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
         """As `Subject.prefill`: the head sees the last position only."""
-        hidden = self._model.backbone(self._ids(tokens), use_cache=True).last_hidden_state[:, -1]
-        return self._model.lm_head(hidden.to(self._model.lm_head.weight.dtype)).float().cpu().numpy()
+        return self._after(self._ids(tokens))[0].float().cpu().numpy()
 
     @torch.inference_mode()
     def begin(self, prompt: np.ndarray, new: int) -> Any:
@@ -35,8 +38,7 @@ class Model:
         inputs = self._ids(prompt)
         if not self._bare:
             return inputs
-        result = self._model(inputs, use_cache=True)
-        return result.logits[:, -1], result.cache_params
+        return self._after(inputs)
 
     @torch.inference_mode()
     def decode(self, start: Any, new: int) -> np.ndarray:
@@ -49,8 +51,13 @@ class Model:
         for _ in range(new):
             token = logits.argmax(-1, keepdim=True)
             chosen.append(token)
-            logits = self._model(token, cache_params=cache, use_cache=True).logits[:, -1]
+            logits, cache = self._after(token, cache)
         return torch.cat(chosen, dim=1).cpu().numpy()
+
+    def _after(self, inputs: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
+        """The logits after these tokens, and the cache, which families name differently."""
+        result = self._model(inputs, use_cache=True, logits_to_keep=1, **{self._cache: cache})
+        return result.logits[:, -1], getattr(result, self._cache)
 
     def _ids(self, tokens: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)

@@ -16,7 +16,7 @@ _MOST_TOKENS = 512  # per call for a prompt, as llama.cpp's own programs do
 
 
 class Model:
-    """llama.cpp with one context per number of sequences, because a context's memory is made for this number."""
+    """llama.cpp with one context at a time: its memory is made for a number of sequences and of their tokens."""
 
     def __init__(self, checkpoint: Checkpoint, *, weights: str = "float32"):
         _quiet()
@@ -29,45 +29,50 @@ class Model:
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path.decode()}")
         self._vocab = _lib.llama_vocab_n_tokens(_lib.llama_model_get_vocab(self._model))
-        self._contexts: dict[int, Any] = {}
+        self._context: Any = None
+        self._made_for = 0, 0
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
         """As `Subject.prefill`."""
-        context = self._fresh(len(tokens))
-        starts = range(0, tokens.shape[1], _MOST_TOKENS)
-        return [self._consume(context, tokens[:, start : start + _MOST_TOKENS], start) for start in starts][-1]
+        return self._read(tokens, tokens.shape[1])
 
     def begin(self, prompt: np.ndarray, new: int) -> Any:
         """As `Subject.begin`."""
-        return self.prefill(prompt), prompt.shape[1]
+        return self._read(prompt, prompt.shape[1] + new), prompt.shape[1]
 
     def decode(self, start: Any, new: int) -> np.ndarray:
         """As `Subject.decode`: the context holds the sequences of the last call of `begin`."""
         logits, position = start
         chosen = np.zeros((len(logits), new), np.int32)
-        context = self._contexts[len(logits)]
         for i in range(new):
             chosen[:, i] = logits.argmax(-1)
-            logits = self._consume(context, chosen[:, i : i + 1], position + i)
+            logits = self._consume(chosen[:, i : i + 1], position + i)
         return chosen
 
-    def _fresh(self, sequences: int) -> Any:
-        """A new, empty context."""
-        if sequences not in self._contexts:
-            parameters = _lib.llama_context_default_params()
-            parameters.n_seq_max = sequences
-            parameters.n_ctx = 1 << 17
-            parameters.n_batch = parameters.n_ubatch = _MOST_TOKENS
-            parameters.n_threads = parameters.n_threads_batch = cores()
-            context = _lib.llama_init_from_model(self._model, parameters)
-            if not context:
-                raise RuntimeError(f"llama.cpp makes no context for {sequences} sequences")
-            self._contexts[sequences] = context
-        context = self._contexts[sequences]
-        _lib.llama_memory_clear(_lib.llama_get_memory(context), True)
-        return context
+    def _read(self, tokens: np.ndarray, room: int) -> np.ndarray:
+        """The logits after prompts, in an empty context with room for so many tokens of each."""
+        self._clear(len(tokens), room)
+        starts = range(0, tokens.shape[1], _MOST_TOKENS)
+        return [self._consume(tokens[:, start : start + _MOST_TOKENS], start) for start in starts][-1]
 
-    def _consume(self, context: Any, tokens: np.ndarray, position: int) -> np.ndarray:
+    def _clear(self, sequences: int, room: int) -> None:
+        """Empty the context, or make another if it has too little room, or is for another number of sequences."""
+        if self._made_for[0] == sequences and self._made_for[1] >= room:
+            _lib.llama_memory_clear(_lib.llama_get_memory(self._context), True)
+            return
+        if self._context:
+            _lib.llama_free(self._context)
+        parameters = _lib.llama_context_default_params()
+        parameters.n_seq_max = sequences
+        parameters.n_ctx = sequences * max(_MOST_TOKENS, 1 << (room - 1).bit_length())
+        parameters.n_batch = parameters.n_ubatch = _MOST_TOKENS
+        parameters.n_threads = parameters.n_threads_batch = cores()
+        self._context = _lib.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise RuntimeError(f"llama.cpp makes no context for {sequences} sequences of {room} tokens")
+        self._made_for = sequences, parameters.n_ctx // sequences
+
+    def _consume(self, tokens: np.ndarray, position: int) -> np.ndarray:
         """The logits after the last of these tokens, for every sequence."""
         rows, time = tokens.shape
         logits = np.empty((rows, self._vocab), np.float32)
@@ -81,12 +86,12 @@ class Model:
                 batch.token[i], batch.pos[i] = int(token), position + column
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, first + row
                 batch.logits[i] = column == time - 1
-            status = _lib.llama_decode(context, batch)
+            status = _lib.llama_decode(self._context, batch)
             _lib.llama_batch_free(batch)
             if status != 0:
                 raise RuntimeError(f"llama.cpp's decode returned {status}")
             for row in range(len(part)):
-                found = _lib.llama_get_logits_ith(context, row * time + time - 1)
+                found = _lib.llama_get_logits_ith(self._context, row * time + time - 1)
                 logits[first + row] = np.ctypeslib.as_array(found, (self._vocab,))
         return logits
 

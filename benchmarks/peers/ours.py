@@ -64,8 +64,9 @@ class Model:
 
         The last part is filled up, so that one executable serves every length: no logits depend on later tokens.
         """
-        cache = self.model.init_cache()
-        for part in np.pad(tokens, (0, -len(tokens) % _PART)).reshape(-1, _PART):
+        parts = np.pad(tokens, (0, -len(tokens) % _PART)).reshape(-1, _PART)
+        cache = self.model.reserve(self.model.init_cache(), parts.size)
+        for part in parts:
             with self._precision():
                 logits, cache = _continue(self.model, jnp.asarray(part, jnp.int32), cache)
             yield logits
@@ -76,7 +77,7 @@ class Model:
 
 @eqx.filter_jit
 def _prefill(model: Any, tokens: jax.Array) -> jax.Array:
-    one = lambda row: model.prefill(row, model.init_cache())[0]
+    one = lambda row: model.prefill(row, model.reserve(model.init_cache(), row.size))[0]
     return one(tokens[0])[None] if tokens.shape[0] == 1 else jax.vmap(one)(tokens)
 
 
