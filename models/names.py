@@ -23,4 +23,5 @@ ARCHITECTURES = {
     "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
     "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
     "recurrent_gemma": "ssmkit.models.hybrids.recurrent_gemma:ARCHITECTURE",
+    "xlstm": "ssmkit.models.hybrids.xlstm:ARCHITECTURE",
 }

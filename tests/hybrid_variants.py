@@ -93,7 +93,41 @@ RECURRENT_GEMMA = {
     ),
 }
 
-VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA}
+XLSTM = {
+    "xlstm": Variant(
+        "xLSTMForCausalLM",
+        dict(
+            vocab_size=97,
+            hidden_size=60,
+            num_hidden_layers=3,
+            num_heads=3,
+            qk_dim_factor=0.65,
+            v_dim_factor=1.2,
+            norm_eps=1e-3,
+            eps=1e-2,
+            ffn_proj_factor=1.9,
+            ffn_round_up_to_multiple_of=7,
+            gate_soft_cap=4.0,
+            output_logit_soft_cap=5.0,
+            autocast_kernel_dtype="float32",
+            chunk_size=16,
+        ),
+    ),
+    "xlstm-one head": Variant(
+        "xLSTMForCausalLM",
+        dict(
+            vocab_size=50,
+            embedding_dim=42,
+            hidden_size=42,
+            num_blocks=2,
+            num_hidden_layers=2,
+            num_heads=1,
+            autocast_kernel_dtype="float32",
+        ),
+    ),
+}
+
+VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA, **XLSTM}
 """All of them by name. The first one of each family has the name of its `model_type`."""
 
 
@@ -112,6 +146,8 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     *_, owner, last = ["", *name.split(".")]
     if "norm" in owner and last == "weight":
         return rng.uniform(0.5, 1.5, shape)
+    if owner == "fgate_preact" and last == "bias":
+        return rng.uniform(0.0, 6.0, shape)
     if last in _RANGES:
         return rng.uniform(*_RANGES[last], shape)
     if len(shape) < 2:

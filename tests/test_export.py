@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from exported_models import CONFIG, PROMPTS, close
 from helpers import VOCAB, build, over
+from hybrid_variants import hybrid
 from jax import export
 from registry import LANGUAGE_MODELS
 
@@ -20,6 +21,7 @@ import ssmkit
 from ssmkit import CheckpointError, load_exported, save_exported, save_pretrained
 from ssmkit.cli import main
 from ssmkit.export import _save, is_exported
+from ssmkit.export._programs import take_apart
 from ssmkit.models import Mamba2, Mamba2Config
 
 
@@ -67,6 +69,13 @@ def test_other_models(case, tmp_path):
     loaded = load_exported(tmp_path / "model")
     after = eqx.filter_jit(lambda m: m.prefill(jnp.arange(6), m.init_cache(), ssmkit.Extent(length=5))[0])
     assert close(after(loaded), after(model))
+
+
+def test_layouts_are_those_of_the_family():
+    """All families are built by one class of models; their configurations tell them apart."""
+    model = hybrid("recurrent_gemma")
+    layouts = _save._layouts(model, take_apart(model, 1))
+    assert list(layouts) == ["hf"] and "model.final_norm.weight" in layouts["hf"].sources["norm.weight"].names
 
 
 def test_methods_give_the_same(model, loaded):

@@ -174,24 +174,6 @@ def test_the_first_token_of_a_sequence():
     assert relative_error(jnp.concatenate([first[None], rest]), whole) <= 2e-6
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_hf_xlstm():
-    """The layer of xLSTM-7B."""
-    torch, modeling = pytest.importorskip("torch"), pytest.importorskip("transformers.models.xlstm.modeling_xlstm")
-    if modeling.external_xlstm:
-        pytest.skip("HF takes the layer from the package xlstm, whose kernels need a GPU")
-    config = modeling.xLSTMConfig(hidden_size=16, num_heads=2, autocast_kernel_dtype="float32", mode="inference")
-    theirs = _filled(modeling.xLSTMLayer(config), torch)
-    names = {f"{name}.weight": f"{name}.weight" for name in ("q", "k", "v", "ogate_preact", "out_proj")}
-    names |= {name: name for name in _with_biases("igate_preact", "fgate_preact")}
-    names["multihead_norm.weight"] = "multihead_norm.weight"
-    ours = _loaded(MLSTMMixer(16, num_heads=2, key=KEY), theirs, names)
-    x = 3.0 * np.random.default_rng(0).normal(size=(93, 16)).astype(np.float32)
-    with torch.no_grad():
-        expected = theirs(torch.from_numpy(x)[None])[0][0].numpy()
-    assert relative_error(ours.prefill(jnp.asarray(x), ours.init_cache())[0], expected) <= 1e-5
-
-
 # What constructors refuse.
 
 REFUSED = {

@@ -2,3 +2,4 @@
 
 from .lfm2 import Lfm2Config as Lfm2Config
 from .recurrent_gemma import RecurrentGemmaConfig as RecurrentGemmaConfig
+from .xlstm import XLSTMConfig as XLSTMConfig

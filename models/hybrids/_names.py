@@ -1,12 +1,13 @@
 """Where the arrays of common parts lie in files: tables from an array's path in the part to its tensor."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from ssmkit.checkpoint import Reshape, Slice, Source
 
 
-Table: TypeAlias = Mapping[str, Any]
+Table: TypeAlias = dict[str, Any]
 """For each path in a part the name of its tensor, or a tuple of the name and steps as in `Source`."""
 
 
@@ -46,10 +47,20 @@ def gated_mlp(gate: str = "gate_proj", up: str = "up_proj", down: str = "down_pr
     return linear("gate", gate) | linear("up", up) | linear("down", down)
 
 
+def fused(name: str, widths: Mapping[str, int]) -> Table:
+    """`Linear`s of one input of which a file holds one matrix: the path and the width of each, from the top."""
+    ends = dict(zip(widths, itertools.accumulate(widths.values()), strict=True))
+    size = sum(widths.values())
+    return {
+        f"{path}.{array}": (f"{name}.{array}", Slice(end - widths[path], size))
+        for path, end in ends.items()
+        for array in ("weight", "bias")
+    }
+
+
 def fused_gated_mlp(gate_up: str, down: str, intermediate_size: int) -> Table:
     """A `GatedMLP` of which one matrix holds the gate and, below it, the other projection."""
-    part = lambda index: (f"{gate_up}.weight", Slice(index * intermediate_size, 2 * intermediate_size))
-    return {"gate.weight": part(0), "up.weight": part(1), **linear("down", down)}
+    return fused(gate_up, {"gate": intermediate_size, "up": intermediate_size}) | linear("down", down)
 
 
 def mamba2(conv_kernel: int) -> Table:

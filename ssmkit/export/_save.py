@@ -184,8 +184,8 @@ def _version(name: str) -> str:
 
 def _layouts(model: Any, parts: Parts) -> dict[str, Layout]:
     """The sources of the weights in every checkpoint format of the model's architecture, if it is registered."""
-    found = {}
-    for dialect in [d for known in architectures() if type(model) is known.model for d in known.dialects]:
+    found, made = {}, (type(model), type(getattr(model, "config", None)))
+    for dialect in [d for known in architectures() if made == (known.model, known.config) for d in known.dialects]:
         with contextlib.suppress(CheckpointError):  # arrays that no checkpoint has, such as scales of quantised weights
             found[dialect.name] = dialect.layout(model.config, parts.weights)
     return found
