@@ -1,5 +1,6 @@
 """The common part of HF transformers' file formats for Mamba and Mamba-2."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -71,6 +72,13 @@ PADDING_KEYS = {
     "unpadded_vocab_size": Key(positive, "vocab_size"),
     "pad_vocab_size_multiple": Key(positive, "pad_vocab_size_multiple"),
 }
+
+
+def written_limit(limit: tuple[float, float]) -> list[Any] | None:
+    """The value of `time_step_limit` in a file; `None`, to leave the key out, for the usual default of no limits."""
+    if limit == (0.0, math.inf):
+        return None
+    return [limit[0], {"__float__": "Infinity"} if math.isinf(limit[1]) else limit[1]]  # JSON has no infinity
 
 
 def _padding(content: Mapping[str, Any]) -> dict[str, int]:

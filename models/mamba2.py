@@ -104,6 +104,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         conv_kernel: int = 4,
         chunk_size: int | None = 256,
         use_bias: bool = False,
+        use_output_bias: bool | None = None,
         use_conv_bias: bool = True,
         norm_eps: float = 1e-5,
         rmsnorm: bool = True,
@@ -128,6 +129,7 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         - `num_heads`: `d_ssm / head_dim`, also when `None`; no other value is accepted.
         - `expand`: the mixer has `expand * width` channels, rounded down.
         - `intermediate_size`: the number of channels; `None` for the number that `expand` gives.
+        - `use_output_bias`: whether the output projection has a bias; as `use_bias` when `None`.
         - `norm_eps`: the epsilon of the norm.
         - `time_step_limit`: step sizes are clipped to this range; `None` does not clip them.
         - `multipliers`: constant factors of $z$, $x$, $B$, $C$ and $dt$ as $W_{in}$ gives them; `None` for none.
@@ -167,7 +169,8 @@ class Mamba2Mixer(ssmkit.AbstractRecurrentMixer[Mamba2Cache]):
         self.D = jnp.ones((heads, head_dim) if D_has_hdim else (heads,), jnp.float32)
         norm = ssmkit.RMSNorm if norm_before_gate else ssmkit.GatedRMSNorm
         self.norm = norm(ssm, groups=n_groups, eps=norm_eps) if rmsnorm else None
-        self.out_proj = ssmkit.Linear(inner, width, use_bias=use_bias, dtype=dtype, key=keys[3])
+        use_output_bias = use_bias if use_output_bias is None else use_output_bias
+        self.out_proj = ssmkit.Linear(inner, width, use_bias=use_output_bias, dtype=dtype, key=keys[3])
         self.groups = n_groups
         self.multipliers = None if multipliers is None else tuple(map(float, multipliers))
 

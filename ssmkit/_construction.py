@@ -54,10 +54,11 @@ def checks_arguments(init: Function) -> Function:
 
 def _of_its_kind(parameter: inspect.Parameter, value: Any) -> Any:
     name, kind = parameter.name, parameter.annotation
-    if kind in (int | None, float | None):
-        if value is None:
-            return None
-        kind = int if kind == int | None else float
+    for each in (int, float, bool):
+        if kind == each | None:
+            if value is None:
+                return None
+            kind = each
     if kind is int:
         check_sizes(0 if parameter.default == 0 else 1, **{name: value})
         return int(value)

@@ -79,6 +79,10 @@ def _parallel(key) -> ssmkit.ParallelMixer:
     return ssmkit.ParallelMixer(mixers, in_multipliers=(2.0, 0.5), out_multipliers=(0.3, 1.0))
 
 
+def _gated_mlp(key) -> ssmkit.GatedMLP:
+    return ssmkit.GatedMLP(WIDTH, intermediate_size=5, use_bias=True, multipliers=(0.5, 3.0), key=key)
+
+
 def _mamba2(name: str, *, dtype=jnp.float32, bound=Case._field_defaults["bound"], **changes) -> Case:
     config = mamba2_config(**changes)
     return Case(name, lambda key: Mamba2(config, key=key, dtype=dtype), random_tokens, bound)
@@ -124,9 +128,9 @@ OPERATORS = [
 ]
 MIXERS = [  # more of them are inside the language models below
     _mamba2_mixer("mamba2-mixer-groups2-biases", n_groups=2, use_bias=True),
-    _mamba2_mixer("mamba2-mixer-no-conv-bias-kernel1", use_conv_bias=False, conv_kernel=1),
+    _mamba2_mixer("mamba2-mixer-no-conv-bias-kernel1", use_conv_bias=False, conv_kernel=1, use_output_bias=True),
     Case("toy-mixer", _toy_mixer, normal(WIDTH)),
-    Case("gated-mlp", lambda key: ssmkit.GatedMLP(WIDTH, intermediate_size=5, use_bias=True, key=key), normal(WIDTH)),
+    Case("gated-mlp", _gated_mlp, normal(WIDTH)),
     Case("residual-block", lambda key: ssmkit.ResidualBlock(ssmkit.RMSNorm(WIDTH), _toy_mixer(key)), normal(WIDTH)),
     Case("parallel", _parallel, normal(WIDTH)),
     Case("short-conv", lambda key: ShortConvMixer(WIDTH, conv_kernel=4, use_bias=True, key=key), normal(WIDTH)),

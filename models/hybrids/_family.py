@@ -43,6 +43,50 @@ def described(config: AbstractCheckedConfig, **fields: Any) -> ssmkit.LanguageMo
     return ssmkit.LanguageModelConfig(**{name: getattr(config, name) for name in shared}, **fields)
 
 
+def renamed(content: Content, names: Mapping[str, str]) -> dict[str, Any]:
+    """The content with present names of keys. Where a key is there under both names, the other one counts, as for HF.
+
+    **Arguments:**
+
+    - `content`: the content of a file.
+    - `names`: the present name for every other one.
+    """
+    others = {names[name]: value for name, value in content.items() if name in names}
+    return {name: value for name, value in content.items() if name not in names} | others
+
+
+def hub_layers(content: Content, name: str) -> dict[str, Any]:
+    """The content with the published names of layers: `mamba` and `attention`.
+
+    Version 5 of HF transformers writes `linear_attention` and `full_attention`.
+
+    **Arguments:**
+
+    - `content`: the content of a file.
+    - `name`: the key that lists the layers.
+    """
+    old = {"linear_attention": "mamba", "full_attention": "attention"}
+    layers = content.get(name)
+    if not isinstance(layers, list):
+        return dict(content)
+    return {**content, name: [old.get(kind, kind) if isinstance(kind, str) else kind for kind in layers]}
+
+
+def layer(mixer: str, config: AbstractCheckedConfig, fields: str, **others: Any) -> dict[str, Any]:
+    """The table of a layer, as in `ssmkit.LanguageModelConfig`.
+
+    **Arguments:**
+
+    - `mixer`: the name of its mixer.
+    - `config`: the configuration.
+    - `fields`: the fields that are keywords of the mixer, with spaces between them; `keyword=field` where the two have
+        different names.
+    - `others`: keywords with other values.
+    """
+    pairs = (each.split("=") for each in fields.split())
+    return {"mixer": mixer} | {word: getattr(config, (*field, word)[0]) for word, *field in pairs} | others
+
+
 def family(
     config: type[AbstractCheckedConfig],
     *,
@@ -76,7 +120,8 @@ def family(
     """
     kinds = kinds_of(config)
     fields = {field.name: field for field in dataclasses.fields(config)}  # pyright: ignore[reportArgumentType]
-    keys = {**UNSUPPORTED, **{name: Key(kind, default=OWN) for name, kind in (only or {}).items()}}
+    refused = {name: key for name, key in UNSUPPORTED.items() if name not in dead}
+    keys = {**refused, **{name: Key(kind, default=OWN) for name, kind in (only or {}).items()}}
     for name, field in fields.items():
         kind = token_ids if name in _IDS else kinds[name] if field.default is not None else optional(kinds[name])
         keys[name] = Key(kind, name, REQUIRED if field.default is dataclasses.MISSING else OWN)
@@ -98,7 +143,7 @@ def family(
         """As `Dialect.unknown_keys`."""
         try:
             return unknown_keys(spelled(content), keys, {*_DEAD, *dead})
-        except CheckpointError:  # reading the file says why
+        except ValueError:  # reading the file says why
             return {}
 
     weights = ("model.safetensors", "pytorch_model.bin")

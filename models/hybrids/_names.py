@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from ssmkit.checkpoint import Reshape, Slice, Source
+from ssmkit.checkpoint import Reshape, Slice, Source, Stack
 
 
 Table: TypeAlias = dict[str, Any]
@@ -29,9 +29,10 @@ def linear(path: str, name: str) -> dict[str, str]:
     return {f"{path}.weight": f"{name}.weight", f"{path}.bias": f"{name}.bias"}
 
 
-def linears(*names: str) -> dict[str, str]:
-    """Several `Linear`s, whose paths are their names."""
-    return {path: name for each in names for path, name in linear(each, each).items()}
+def linears(*names: str, **others: str) -> dict[str, str]:
+    """Several `Linear`s, whose paths are their names, and others with names by their paths."""
+    pairs = {name: name for name in names} | others
+    return {path: name for pair in pairs.items() for path, name in linear(*pair).items()}
 
 
 def attention(*, q_norm: str = "q_norm", k_norm: str = "k_norm", o_proj: str = "o_proj") -> Table:
@@ -42,9 +43,14 @@ def attention(*, q_norm: str = "q_norm", k_norm: str = "k_norm", o_proj: str = "
     return {path: name for table in (*tables, norms) for path, name in table.items()}
 
 
+def mlp(up: str = "up_proj", down: str = "down_proj") -> Table:
+    """An `MLP`, with these names of its layers."""
+    return {**linears(up=up, down=down)}
+
+
 def gated_mlp(gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Table:
     """A `GatedMLP`, with these names of its layers."""
-    return linear("gate", gate) | linear("up", up) | linear("down", down)
+    return {**linears(gate=gate, up=up, down=down)}
 
 
 def fused(name: str, widths: Mapping[str, int]) -> Table:
@@ -61,6 +67,11 @@ def fused(name: str, widths: Mapping[str, int]) -> Table:
 def fused_gated_mlp(gate_up: str, down: str, intermediate_size: int) -> Table:
     """A `GatedMLP` of which one matrix holds the gate and, below it, the other projection."""
     return fused(gate_up, {"gate": intermediate_size, "up": intermediate_size}) | linear("down", down)
+
+
+def experts(count: int, **names: str) -> Table:
+    """The experts of a `MixtureOfExperts` that are numbered in the files, with these names of their layers."""
+    return {f"experts.{path}.weight": (f"experts.{{}}.{name}.weight", Stack(count)) for path, name in names.items()}
 
 
 def mamba2(conv_kernel: int) -> Table:

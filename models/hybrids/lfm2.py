@@ -9,7 +9,7 @@ from ssmkit.checkpoint import Kind, Reshape, Source, anything, items, only, opti
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names, _rope
-from ._family import Content, described, family
+from ._family import Content, described, family, renamed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,8 @@ def _all_names(config: Lfm2Config) -> dict[str, Source]:
 
 def _spelled(content: Content) -> Content:
     """Older files list the layers of attention, and have other names for two keys."""
-    content = _rope.flat(content)
-    for old, new in (("block_ff_dim", "intermediate_size"), ("tie_embedding", "tie_word_embeddings")):
-        if old in content:
-            content[new] = content.pop(old)
+    others = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
+    content = renamed(_rope.flat(content), others)
     attention = content.pop("full_attn_idxs", None)
     if content.get("layer_types") is None and isinstance(attention, list):
         layers = range(content.get("num_hidden_layers", Lfm2Config.num_hidden_layers))

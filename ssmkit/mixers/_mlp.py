@@ -1,6 +1,6 @@
 """The MLPs that published models put between their sequence mixers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from .._construction import checks_arguments
-from .._types import PRNGKeyArray
+from .._types import PRNGKeyArray, shown
 from ..layers._activations import activation_of
 from ..layers._array_kinds import ArrayKind
 from ..layers._linear import Linear
@@ -57,12 +57,16 @@ class MLP(AbstractStatelessMixer):
 
 
 class GatedMLP(AbstractStatelessMixer):
-    r"""A mixer without a state: $W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202)."""
+    r"""A mixer without a state: $W_{down} (\phi(W_{gate} x) \odot W_{up} x)$ (arXiv 2002.05202).
+
+    With `multipliers` $m$, it is $m_2 W_{down} (\phi(m_1 W_{gate} x) \odot W_{up} x)$.
+    """
 
     gate: Linear
     up: Linear
     down: Annotated[Linear, ArrayKind.PROJECTION_OUT]
     activation: Callable[[Array], Array] = eqx.field(static=True)
+    multipliers: tuple[float, ...] | None = eqx.field(static=True)
 
     @checks_arguments
     def __init__(
@@ -72,6 +76,7 @@ class GatedMLP(AbstractStatelessMixer):
         intermediate_size: int,
         activation: str | Callable[[Array], Array] = "silu",
         use_bias: bool = False,
+        multipliers: Sequence[float] | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -83,11 +88,17 @@ class GatedMLP(AbstractStatelessMixer):
         - `intermediate_size`: the width of the hidden layer.
         - `activation`: $\\phi$, as for `ssmkit.activation_of`: a name, or your own function.
         - `use_bias`, `dtype`: whether the three projections have a bias, and their dtype.
+        - `multipliers`: constant factors of what $W_{gate}$ gives and of the output; `None` for none.
         - `key`: the key for the initialisation.
 
         **Raises:** `ValueError` naming the argument that is out of range.
         """
+        if multipliers is not None and len(multipliers) != 2:
+            raise ValueError(
+                f"GatedMLP: `multipliers` must be 2 numbers, for the gate and the output, got {shown(multipliers)}."
+            )
         self.activation = activation_of(activation)
+        self.multipliers = None if multipliers is None else tuple(map(float, multipliers))
         gate_key, up_key, down_key = jax.random.split(key, 3)
         self.gate = Linear(width, intermediate_size, use_bias=use_bias, dtype=dtype, key=gate_key)
         self.up = Linear(width, intermediate_size, use_bias=use_bias, dtype=dtype, key=up_key)
@@ -95,4 +106,7 @@ class GatedMLP(AbstractStatelessMixer):
 
     def each(self, x: Float[Array, "*time width"]) -> Float[Array, "*time width"]:
         """As `AbstractStatelessMixer.each`."""
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        if self.multipliers is None:
+            return self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, out = self.multipliers
+        return out * self.down(self.activation(gate * self.gate(x)) * self.up(x))
