@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import all_finite, jit, relative_error
 from layer_inputs import AXES, BOUND, normal, precise
+from moe_numpy import ACTIVATIONS
 
 import ssmkit
 from ssmkit.layers._matrix import project
@@ -165,6 +166,13 @@ def test_silu_and_its_derivatives_equal_those_of_jax():
         assert all_finite(got)
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
         ours, theirs = jax.grad(ours), jax.grad(theirs)
+
+
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_activations_that_published_models_name(name):
+    x = np.linspace(-9.0, 9.0, 101)
+    got = ssmkit.activation_of(name)(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, ACTIVATIONS[name](x), rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", [1, 2])

@@ -1,5 +1,8 @@
 """Mixtures of experts against the published equations, token by token."""
 
+import re
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -51,7 +54,7 @@ def expected(mixer, x, options):
     return np.stack([each(token) for token in x])
 
 
-each = eqx.filter_jit(lambda mixer, x: mixer.each(x))
+each: Any = eqx.filter_jit(lambda mixer, x: mixer.each(x))
 each_row = eqx.filter_jit(lambda mixer, x: jax.vmap(mixer.each)(x))
 
 
@@ -102,3 +105,64 @@ def test_narrow_matrices(kind):
     bound = 2e-4 if kind == "int8" else 2e-6  # 15 bits of the largest feature
     for got in (each(mixer, x), each_row(mixer, x), jnp.stack([each(mixer, token) for token in x])):
         assert relative_error(got, want) < bound
+
+
+def test_no_token_is_dropped():
+    """Of many tokens, all may choose one expert; the tiles of tokens are full, or hold a single token."""
+    mixer, x = mixture(num_experts_per_tok=1), features(257, WIDTH)
+    always = eqx.tree_at(lambda m: m.router.weight, mixer, jnp.zeros((6, WIDTH), jnp.float32).at[4].set(1.0))
+    want = expected(always, jnp.abs(x), {})
+    assert relative_error(each(always, jnp.abs(x)), want) < 2e-6
+    assert relative_error(each(mixer, x), expected(mixer, x, {})) < 2e-6
+
+
+def test_among_equals_the_first_are_chosen():
+    mixer = eqx.tree_at(lambda m: m.router.weight, mixture(num_experts_per_tok=3), jnp.zeros((6, WIDTH), jnp.float32))
+    chosen, weights = mixer.router(features(2, WIDTH))
+    assert chosen.tolist() == 2 * [[0, 1, 2]]
+    np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6)
+
+
+def test_what_is_not_a_number_stays_so():
+    """In one token, and in no other."""
+    for mixer in (mixture(), mixture(router="sigmoid", use_expert_bias=True, n_group=3, topk_group=2)):
+        x = features(TIME, WIDTH).at[3, 1].set(jnp.nan)
+        bad = jnp.isnan(each(mixer, x))
+        assert bad[3].all() and bad.sum() == WIDTH
+        assert jnp.isnan(each(mixer, x[3])).all()
+
+
+WHOLE = re.compile(r"^ *(?:ROOT )?%\S+ = \w+\[6,(?:40,6|6,40)\]\S* ([\w-]+)\(", re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "bfloat16"])
+def test_one_token_reads_its_experts_only(kind):
+    """No operation computes an array of all experts: matrices come in whole, and one expert's are taken out."""
+    mixer = mixture(intermediate_size=40)
+    mixer = mixer if kind is None else ssmkit.quantize(mixer, kind)
+    text = each.lower(mixer, features(WIDTH)).compile().compiled.as_text()
+    heads = re.finditer(r"^(?:ENTRY )?%(\S+) \(.*?^}", text, re.MULTILINE | re.DOTALL)
+    run = [head.group() for head in heads if not re.match("fused|wrapped", head.group(1))]  # a fusion computes a part
+    names = {name for computation in run for name in WHOLE.findall(computation)}
+    assert names and names <= {"parameter", "get-tuple-element", "bitcast"}, names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"router": "top"}, "`router` must be one of softmax, sigmoid, got 'top'"),
+        ({"num_experts_per_tok": 7}, "`num_experts_per_tok` must be at most `num_experts`, 6, got 7"),
+        ({"n_group": 4}, "`n_group` must divide `num_experts`, 6, got 4"),
+        ({"n_group": 2, "topk_group": 3}, "`topk_group` must be at most `n_group`, 2, got 3"),
+        ({"n_group": 6}, "`n_group` must leave 2 experts or more in a group to compare groups, got 1"),
+        (
+            {"n_group": 3, "num_experts_per_tok": 3},
+            "`topk_group` must leave at least `num_experts_per_tok`, 3,",
+        ),
+        ({"shared_expert_gate": True}, "`shared_expert_gate` must be False without `shared_intermediate_size`"),
+        ({"activation": "swish"}, "`activation` must be one of elu, gelu, "),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixture(**options)

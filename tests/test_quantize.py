@@ -32,6 +32,7 @@ ENTRY_BY_ENTRY = {
     ".mimo_x": "scales values",
     ".mimo_z": "scales gates",
     ".mimo_o": "scales outputs",
+    ".router.weight": "chooses experts, for which narrow numbers are too coarse",
 }
 
 

@@ -29,9 +29,10 @@ def mamba2(layers=3, dtype=jnp.float32):
 
 
 def hybrid():
-    """A recurrence alone, then twice a recurrence, attention and an MLP."""
+    """A recurrence alone, then twice a recurrence, attention and experts."""
     layers: list[dict[str, Any]] = [{"mixer": "gla", "num_heads": 2}]
-    layers += 2 * [layers[0], {"mixer": "attention", "num_heads": 2}, {"mixer": "gated_mlp", "intermediate_size": 24}]
+    experts = {"mixer": "moe", "num_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 24}
+    layers += 2 * [layers[0], {"mixer": "attention", "num_heads": 2}, experts]
     return ssmkit.build(ssmkit.LanguageModelConfig(vocab_size=VOCAB, hidden_size=WIDTH, layers=layers), key=KEY)
 
 

@@ -7,7 +7,9 @@ import pytest
 from helpers import jit, relative_error
 from layer_inputs import normal
 
-from ssmkit.layers._matrix import project
+import ssmkit
+from ssmkit.layers._linear import StackedLinear
+from ssmkit.layers._matrix import project, project_one
 
 
 # More than XLA's CPU backend gives to one task. Rows divide into 4, 2 and 1 parts.
@@ -45,3 +47,18 @@ def test_parts_are_the_product(rows):
     of_matrix, of_x = jit(jax.grad(lambda matrix, x: project(matrix, x) @ weights, argnums=(0, 1)))(matrix, x)
     assert relative_error(of_matrix, np.outer(weights, x)) < 1e-6
     assert relative_error(of_x, np.asarray(weights, np.float64) @ np.asarray(matrix, np.float64)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "bfloat16"])
+def test_one_of_several_matrices_in_tiles(kind):
+    """On a CPU, few rows meet a matrix in tiles. The results are those of the matrix alone."""
+    layer = StackedLinear(3, IN, 420, key=jax.random.key(0))
+    layer = layer if kind == "float32" else ssmkit.quantize(layer, kind)
+    index, loops = jnp.int32(2), lambda text: text.count("stablehlo.while")
+    alone = jax.tree.map(lambda all: all[2], layer.weight)
+    for shape in [(IN,), (2, IN), (17, IN)]:
+        x = normal(1, *shape)
+        assert relative_error(jit(project_one)(layer.weight, index, x), project(alone, x)) < 1e-6
+        traced = jax.jit(project_one).trace(layer.weight, index, x)
+        texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")]
+        assert [loops(text) for text in texts] == [int(shape != (17, IN)), 0]

@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from .._types import PRNGKeyArray
 from ._array_kinds import ArrayKind
 from ._linear import StackedLinear
-from ._matrix import project
+from ._matrix import project, project_one
 
 
 class Experts(eqx.Module):
@@ -43,15 +43,16 @@ class Experts(eqx.Module):
         self.up = into(up_key)
         self.down = StackedLinear(num_experts, intermediate_size, width, dtype=dtype, key=down_key)
 
-    def one(self, index: Int[Array, ""]) -> "Experts":
-        """One of the experts: the same module, whose arrays have no leading axis of experts."""
-        return jax.tree.map(lambda all: jax.lax.dynamic_index_in_dim(all, index, keepdims=False), self)
+    def one(self, index: Int[Array, ""], x: Float[Array, "*tokens width"]) -> Float[Array, "*tokens width"]:
+        """The output of one of the experts."""
+        return self._run(lambda layer, x: project_one(layer.weight, index, x), x)
 
-    def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
-        """The output of one expert, as `one` gives it."""
-        hidden = project(self.up.weight, x)
+    def __call__(self, x: Float[Array, "*tokens width"]) -> Float[Array, "*tokens width"]:
+        """The output, where the arrays of one expert are in place of those of all."""
+        return self._run(lambda layer, x: project(layer.weight, x), x)
+
+    def _run(self, times: Callable[[StackedLinear, Array], Array], x: Array) -> Array:
+        hidden = times(self.up, x)
         if self.gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(project(self.gate.weight, x)) * hidden
-        return project(self.down.weight, hidden)
+            return times(self.down, self.activation(hidden))
+        return times(self.down, self.activation(times(self.gate, x)) * hidden)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from .._batching import mappable
 from ._experts import Experts
+from ._matrix import one_of
 
 
 _FEWEST, _MOST = 8, 128  # tokens of a tile
@@ -106,19 +107,19 @@ def _sum(shared, x, chosen, weights):
     def add(index, total):
         expert, choices, real = tiles.tile(index)
         tokens = choices // per_token
-        outputs = _weighted(experts.one(expert), x[tokens], jnp.where(real, flat[choices], 0))
+        outputs = _weighted(experts.one(expert, x[tokens]), jnp.where(real, flat[choices], 0))
         return _add_at(total, tokens, real, outputs)
 
-    return jax.lax.fori_loop(0, tiles.number, add, _zeros_like_outputs(experts, x, weights))
+    return jax.lax.fori_loop(0, tiles.number, add, _zeros_like_outputs(experts, x))
 
 
 def _sum_of_one(experts, x, chosen, weights):
     """One token: a loop over its experts."""
 
     def add(index, total):
-        return total + _weighted(experts.one(chosen[index]), x, weights[index])
+        return total + _weighted(experts.one(chosen[index], x), weights[index])
 
-    return jax.lax.fori_loop(0, chosen.shape[0], add, _zeros_like_outputs(experts, x, weights))
+    return jax.lax.fori_loop(0, chosen.shape[0], add, _zeros_like_outputs(experts, x))
 
 
 def _derivatives_of_row(shared, x, chosen, weights, derivative):
@@ -131,9 +132,8 @@ def _derivatives_of_row(shared, x, chosen, weights, derivative):
         d_arrays, d_x, d_flat = totals
         expert, choices, real = tiles.tile(index)
         tokens = choices // per_token
-        one = lambda all: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False), all)
-        run = lambda arrays, x, weights: _weighted(eqx.combine(arrays, one(constant)), x, weights)
-        _, pull = jax.vjp(run, one(arrays), x[tokens], flat[choices])
+        run = lambda arrays, x, weights: _weighted(eqx.combine(arrays, one_of(constant, expert))(x), weights)
+        _, pull = jax.vjp(run, one_of(arrays, expert), x[tokens], flat[choices])
         d_one, d_rows, d_choices = pull(jnp.where(real[:, None], derivative[tokens], 0))
         d_arrays = jax.tree.map(lambda all, own: all.at[expert].add(own), d_arrays, d_one)
         return d_arrays, _add_at(d_x, tokens, real, d_rows), _add_at(d_flat, choices, real, d_choices)
@@ -143,13 +143,12 @@ def _derivatives_of_row(shared, x, chosen, weights, derivative):
     return d_arrays, d_x, jnp.reshape(d_flat, weights.shape)
 
 
-def _weighted(expert: Experts, x, weights):
-    outputs = expert(x)
+def _weighted(outputs, weights):
     return outputs * jnp.broadcast_to(jnp.expand_dims(weights, -1).astype(outputs.dtype), outputs.shape)
 
 
-def _zeros_like_outputs(experts: Experts, x, weights):
-    return jnp.zeros(x.shape, jax.eval_shape(lambda: experts.one(jnp.int32(0))(x)).dtype)
+def _zeros_like_outputs(experts: Experts, x):
+    return jnp.zeros(x.shape, jax.eval_shape(experts.one, jax.ShapeDtypeStruct((), jnp.int32), x).dtype)
 
 
 def _add_at(total, places, real, values):
