@@ -27,14 +27,16 @@ from ssmkit.checkpoint import (
 from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
 from ._mamba_family_formats import made, names, refuse_unless
 from ._state_spaces_formats import (
+    STACK_DEAD,
     STATE_SPACES_DEAD,
     STATE_SPACES_KEYS,
     read_state_spaces,
+    stack_of,
     state_spaces,
     write_state_spaces,
 )
 from ._unsupported_keys import UNSUPPORTED
-from .mamba2_model import Mamba2, Mamba2Config
+from .mamba2_model import AbstractMamba2Config, Mamba2, Mamba2Config
 
 
 _UNBOUNDED = (0.0, math.inf)
@@ -51,7 +53,7 @@ _HF_KEYS = {
 # Files of old versions of transformers have these keys, but its code never read them.
 _HF_DEAD = HF_DEAD | {"intermediate_size", "norm_before_gate", "time_step_rank"}
 
-_STATE_SPACES_KEYS = {
+MAMBA2_KEYS = {
     **STATE_SPACES_KEYS,
     "ssm_cfg.layer": Key(only("Mamba2"), default="Mamba1"),
     "ssm_cfg.d_state": Key(positive, "state_size", 128),
@@ -65,7 +67,7 @@ _STATE_SPACES_KEYS = {
     "ssm_cfg.rmsnorm": Key(boolean, "rmsnorm", True),
     "ssm_cfg.norm_before_gate": Key(boolean, "norm_before_gate", False),
 }
-_STATE_SPACES_DEAD = (
+MAMBA2_DEAD = (
     *STATE_SPACES_DEAD,
     "ssm_cfg.A_init_range",
     "ssm_cfg.conv_init",
@@ -107,17 +109,22 @@ def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
 
 def _read_state_spaces(content: Mapping[str, Any]) -> Mamba2Config:
     """As `Dialect.read_config`."""
-    return made(Mamba2Config, read_state_spaces(content, _STATE_SPACES_KEYS))
+    return made(Mamba2Config, read_state_spaces(content, MAMBA2_KEYS))
 
 
 def _write_state_spaces(config: Mamba2Config, dtype: str) -> dict[str, Any]:
     """As `Dialect.write_config`."""
+    return {"attn_layer_idx": []} | write_mamba2(config, MAMBA2_KEYS)
+
+
+def write_mamba2(config: AbstractMamba2Config, keys: Mapping[str, Key]) -> dict[str, Any]:
+    """As `write_state_spaces`, for configurations of layers `Mamba2`."""
     refuse_unless(config, "state-spaces", layer_norm_epsilon=1e-5)
-    content = write_state_spaces(config, _STATE_SPACES_KEYS)
+    content = write_state_spaces(config, keys)
     content["ssm_cfg"] = {"layer": "Mamba2"} | content["ssm_cfg"]
     if config.d_ssm == config.intermediate_size:
         del content["ssm_cfg"]["d_ssm"]
-    return {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}} | content
+    return content
 
 
 def _read_mistral(content: Mapping[str, Any]) -> Mamba2Config:
@@ -130,7 +137,12 @@ _LAYER = {"mixer.recurrence.dt_bias": "mixer.dt_bias", "mixer.norm.weight": "mix
 _HF = hf(_LAYER, {"mamba2": _HF_KEYS}, _HF_DEAD, _read_hf, _write_hf)
 
 _STATE_SPACES = state_spaces(
-    _LAYER, "Mamba2", _STATE_SPACES_KEYS, _STATE_SPACES_DEAD, _read_state_spaces, _write_state_spaces
+    stack_of("Mamba2"),
+    names(_LAYER, "embedding"),
+    MAMBA2_KEYS,
+    (*MAMBA2_DEAD, *STACK_DEAD),
+    _read_state_spaces,
+    _write_state_spaces,
 )
 
 _MISTRAL = Dialect(

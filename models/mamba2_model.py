@@ -17,7 +17,38 @@ from .mamba2 import Mamba2Cache, Mamba2Mixer, contradictions, implied_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mamba2Config(AbstractMambaConfig):
+class AbstractMamba2Config(AbstractMambaConfig):
+    """The keys of models with Mamba-2 mixers; the docstring of `Mamba2Config` describes them."""
+
+    state_size: int = 128
+    head_dim: int = 64
+    num_heads: int = FOLLOWS
+    n_groups: int = 1
+    chunk_size: int = 256
+    tie_word_embeddings: bool = False
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+    D_has_hdim: bool = False
+    d_ssm: int = FOLLOWS
+    rmsnorm: bool = True
+    norm_before_gate: bool = False
+
+    @property
+    def intermediate_size(self) -> int:
+        """The number of channels of a mixer."""
+        return int(self.expand * self.hidden_size)
+
+    def implied(self) -> dict[str, int]:
+        """The default sizes, as in `Mamba2Mixer`."""
+        return implied_sizes(self.intermediate_size, self.d_ssm, self.head_dim)
+
+    def contradictions(self) -> list[str]:
+        """Messages if the heads do not make up the channels of the SSM, or the groups do not divide the heads."""
+        sizes = self.d_ssm, self.num_heads, self.head_dim, self.n_groups
+        return contradictions("`expand` * `hidden_size`", self.intermediate_size, *sizes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mamba2Config(AbstractMamba2Config):
     """The geometry of a Mamba-2 language model, under the key names of HF transformers' `Mamba2Config`.
 
     Defaults are those of the published state-spaces models, not of HF's class (whose defaults are Codestral's).
@@ -54,35 +85,9 @@ class Mamba2Config(AbstractMambaConfig):
     **Raises:** `ValueError` listing every inconsistent key.
     """
 
-    state_size: int = 128
-    head_dim: int = 64
-    num_heads: int = FOLLOWS
-    n_groups: int = 1
-    chunk_size: int = 256
-    tie_word_embeddings: bool = False
-    time_step_limit: tuple[float, float] = (0.0, math.inf)
-    D_has_hdim: bool = False
-    d_ssm: int = FOLLOWS
-    rmsnorm: bool = True
-    norm_before_gate: bool = False
-
-    @property
-    def intermediate_size(self) -> int:
-        """The number of channels of a mixer."""
-        return int(self.expand * self.hidden_size)
-
-    def implied(self) -> dict[str, int]:
-        """The default sizes, as in `Mamba2Mixer`."""
-        return implied_sizes(self.intermediate_size, self.d_ssm, self.head_dim)
-
-    def contradictions(self) -> list[str]:
-        """Messages if the heads do not make up the channels of the SSM, or the groups do not divide the heads."""
-        sizes = self.d_ssm, self.num_heads, self.head_dim, self.n_groups
-        return contradictions("`expand` * `hidden_size`", self.intermediate_size, *sizes)
-
 
 # The keys of a configuration that are keywords of its mixers.
-_MIXER_KEYS = """
+MIXER_KEYS = """
     state_size head_dim num_heads n_groups expand d_ssm conv_kernel chunk_size use_bias use_conv_bias rmsnorm
     norm_before_gate D_has_hdim time_step_min time_step_max time_step_floor time_step_limit
 """.split()
@@ -109,7 +114,7 @@ class Mamba2(ssmkit.AbstractResidualLanguageModel[Mamba2Cache]):
         """
         self.config = config
         self.vocab_size = config.vocab_size
-        keywords = {name: getattr(config, name) for name in _MIXER_KEYS}
+        keywords = {name: getattr(config, name) for name in MIXER_KEYS}
         mixer = functools.partial(
             Mamba2Mixer, config.hidden_size, norm_eps=config.layer_norm_epsilon, dtype=dtype, **keywords
         )

@@ -14,11 +14,13 @@ from typing import Any
 from ssmkit.checkpoint import Architecture, Key, number, only, optional, positive, without
 
 from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
-from ._mamba_family_formats import made, refuse_unless
+from ._mamba_family_formats import made, names, refuse_unless
 from ._state_spaces_formats import (
+    STACK_DEAD,
     STATE_SPACES_DEAD,
     STATE_SPACES_KEYS,
     read_state_spaces,
+    stack_of,
     state_spaces,
     write_state_spaces,
 )
@@ -65,7 +67,7 @@ _STATE_SPACES_KEYS = {
     "ssm_cfg.d_state": Key(positive, "state_size", 16),
     "ssm_cfg.dt_rank": Key(_rank, "time_step_rank", "auto"),
 }
-_STATE_SPACES_DEAD = (*STATE_SPACES_DEAD, "ssm_cfg.dt_init", "ssm_cfg.dt_scale", "ssm_cfg.use_fast_path")
+_STATE_SPACES_DEAD = (*STATE_SPACES_DEAD, *STACK_DEAD, "ssm_cfg.dt_init", "ssm_cfg.dt_scale", "ssm_cfg.use_fast_path")
 
 
 def _read_hf(content: Mapping[str, Any]) -> MambaConfig:
@@ -100,6 +102,7 @@ def _write_state_spaces(config: MambaConfig, dtype: str) -> dict[str, Any]:
         intermediate_size=implied.intermediate_size,
     )
     content = write_state_spaces(config, _STATE_SPACES_KEYS)
+    del content["attn_cfg"]
     if config.time_step_rank == implied.time_step_rank:
         del content["ssm_cfg"]["dt_rank"]
     return content
@@ -113,7 +116,12 @@ _LAYER = {
 
 _HF = hf(_LAYER, _HF_MODELS, _HF_DEAD, _read_hf, _write_hf)
 _STATE_SPACES = state_spaces(
-    _LAYER, "Mamba1", _STATE_SPACES_KEYS, _STATE_SPACES_DEAD, _read_state_spaces, _write_state_spaces
+    stack_of("Mamba1"),
+    names(_LAYER, "embedding"),
+    _STATE_SPACES_KEYS,
+    _STATE_SPACES_DEAD,
+    _read_state_spaces,
+    _write_state_spaces,
 )
 
 

@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "mamba2": "ssmkit.models.mamba2_formats:ARCHITECTURE",
     "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
     "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
+    "mamba2_attention": "ssmkit.models.hybrids.mamba2_attention_formats:ARCHITECTURE",
     "nemotron_h": "ssmkit.models.hybrids.nemotron_h_formats:ARCHITECTURE",
     "recurrent_gemma": "ssmkit.models.hybrids.recurrent_gemma:ARCHITECTURE",
     "xlstm": "ssmkit.models.hybrids.xlstm:ARCHITECTURE",

@@ -67,7 +67,7 @@ from .layers._norms import (
     rms_normalise as rms_normalise,
 )
 from .layers._quantize import quantize as quantize
-from .mixers._attention import AttentionMixer as AttentionMixer
+from .mixers._attention import AttentionCache as AttentionCache, AttentionMixer as AttentionMixer
 from .mixers._mixer import (
     AbstractBlock as AbstractBlock,
     AbstractMixer as AbstractMixer,

@@ -50,8 +50,8 @@ class LanguageModelConfig:
         entry points of the group `ssmkit.mixers`.
     - `norm`: `"rms_norm"`, `"zero_centred_rms_norm"` or `"layer_norm"`, before every mixer and before the head.
     - `norm_eps`: the epsilon of these norms.
-    - `tie_word_embeddings`, `residual_multiplier`, `residual_in_fp32`, `embedding_multiplier`, `logit_multiplier`,
-        `final_logit_softcapping`: as for `ssmkit.LanguageModel`.
+    - `tie_word_embeddings`, `pad_vocab_size_multiple`, `residual_multiplier`, `residual_in_fp32`,
+        `embedding_multiplier`, `logit_multiplier`, `final_logit_softcapping`: as for `ssmkit.LanguageModel`.
     - `post_norm`, `embedding_norm`: whether a norm of the same kind follows every mixer, and the embedding.
     - `bos_token_id`, `eos_token_id`, `pad_token_id`: one id, several, or `None`. Generation stops at `eos_token_id`.
 
@@ -66,6 +66,7 @@ class LanguageModelConfig:
     norm: str = "rms_norm"
     norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+    pad_vocab_size_multiple: int = 1
     residual_multiplier: float = 1.0
     residual_in_fp32: bool = True
     post_norm: bool = False
@@ -110,6 +111,7 @@ def build_language_model(
         [_mixer(f"layers[{i}]", config.hidden_size, layer, keys[i], dtype) for i, layer in enumerate(config.layers)],
         norm=norm,
         tie_word_embeddings=config.tie_word_embeddings,
+        pad_vocab_size_multiple=config.pad_vocab_size_multiple,
         residual_multiplier=config.residual_multiplier,
         residual_in_fp32=config.residual_in_fp32,
         post_norm=norm if config.post_norm else None,
@@ -180,6 +182,7 @@ KINDS = {
     "norm": only(*_NORMS),
     "norm_eps": factor,
     "tie_word_embeddings": boolean,
+    "pad_vocab_size_multiple": positive,
     "residual_multiplier": factor,
     "residual_in_fp32": boolean,
     "post_norm": boolean,

@@ -185,6 +185,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         *,
         norm: Callable[[int], Norm] = RMSNorm,
         tie_word_embeddings: bool = False,
+        pad_vocab_size_multiple: int = 1,
         residual_multiplier: float | int = 1.0,
         residual_in_fp32: bool = True,
         post_norm: Callable[[int], Norm] | None = None,
@@ -206,6 +207,8 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
             an `ssmkit.ResidualBlock`.
         - `norm`: makes a norm of a given width, before every mixer and before the head.
         - `tie_word_embeddings`: whether the head is the embedding.
+        - `pad_vocab_size_multiple`: rows of the embedding and the head are a multiple of this; padding rows are never
+            produced.
         - `residual_multiplier`: scales the output of every mixer before it is added to the residual stream.
         - `residual_in_fp32`: whether the residual stream stays float32 when weights are narrower.
         - `post_norm`: makes a norm of the output of every mixer, in addition to the norm before the mixer.
@@ -220,7 +223,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         **Raises:** `ValueError` or `TypeError` naming the argument that does not fit, which may be a mixer. Each mixer
         is traced with one token, which computes nothing.
         """
-        check_sizes(vocab_size=vocab_size, width=width)
+        check_sizes(vocab_size=vocab_size, width=width, pad_vocab_size_multiple=pad_vocab_size_multiple)
         check_switches(tie_word_embeddings=tie_word_embeddings, residual_in_fp32=residual_in_fp32)
         if not isinstance(mixers, Sequence):
             raise TypeError(f"`mixers` must be a list of mixers, got {type(mixers).__name__}.")
@@ -237,7 +240,8 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
         check_mixers(mixers, width)
         embedding_key, head_key = jax.random.split(key)
         self.vocab_size = vocab_size
-        self.embedding = Embedding(vocab_size, width, dtype=dtype, key=embedding_key)
+        rows = -(-vocab_size // pad_vocab_size_multiple) * pad_vocab_size_multiple
+        self.embedding = Embedding(rows, width, dtype=dtype, key=embedding_key)
         self.blocks = tuple(
             mixer
             if isinstance(mixer, AbstractBlock)
@@ -251,7 +255,7 @@ class LanguageModel(AbstractResidualLanguageModel[Any]):
             for mixer in mixers
         )
         self.norm = norm(width)
-        self.head = None if tie_word_embeddings else Linear(width, vocab_size, dtype=dtype, key=head_key)
+        self.head = None if tie_word_embeddings else Linear(width, rows, dtype=dtype, key=head_key)
         self.embedding_multiplier = positive("embedding_multiplier", embedding_multiplier)
         self.embedding_norm = None if embedding_norm is None else embedding_norm(width)
         self.logit_multiplier = positive("logit_multiplier", logit_multiplier)

@@ -55,6 +55,7 @@ OPERATORS = [
 ]
 MIXERS = [
     _mixer("attention-mixer-norms-gate-biases", qk_norm=True, use_output_gate=True, use_bias=True),
+    _mixer("attention-mixer-convolution", num_kv_heads=1, conv_kernel=3),
     _mixer("attention-mixer-window4-bf16", sliding_window=4, num_kv_heads=1, dtype=jnp.bfloat16),
 ]
 LANGUAGE_MODELS = [Case("hybrid", _hybrid, random_tokens)]

@@ -1,8 +1,8 @@
 """Models of the mamba_ssm package in NumPy and float64, one token after the other, from its files.
 
 Written from what github.com/state-spaces/mamba computes (`models/mixer_seq_simple.py`, `modules/block.py`,
-`modules/mamba_simple.py`, `modules/mamba2.py`, `modules/mlp.py`), independent of ssmkit. A configuration is a
-`config.json`, parameters are a dict with the names and shapes of a `pytorch_model.bin`.
+`modules/mamba_simple.py`, `modules/mamba2.py`, `modules/mha.py`, `modules/mlp.py`), independent of ssmkit. A
+configuration is a `config.json`, parameters are a dict with the names and shapes of a `pytorch_model.bin`.
 """
 
 import math
@@ -74,13 +74,31 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     mixer |= {"conv1d.weight": (channels, 1, n["taps"])}
     mixer |= {"conv1d.bias": (channels,)} if cfg.get("conv_bias", True) else {}
     mixer |= {"in_proj.bias": (outer["in_proj"],), "out_proj.bias": (width,)} if cfg.get("bias") else {}
-    block = norm("norm") | {f"mixer.{name}": shape for name, shape in mixer.items()}
-    if n["hidden"]:
-        block |= norm("norm2") | {"mlp.fc1.weight": (2 * n["hidden"], width), "mlp.fc2.weight": (width, n["hidden"])}
+    mlp = {"mlp.fc1.weight": (2 * n["hidden"], width), "mlp.fc2.weight": (width, n["hidden"])}
     found = {"backbone.embedding.weight": (n["rows"], width), "lm_head.weight": (n["rows"], width)}
     for layer in range(config["n_layer"]):
+        own = attention_shapes(config) if layer in config.get("attn_layer_idx", []) else mixer
+        block = norm("norm") | {f"mixer.{name}": shape for name, shape in own.items()}
+        block |= norm("norm2") | mlp if n["hidden"] else {}
         found |= {f"backbone.layers.{layer}.{name}": shape for name, shape in block.items()}
     return found | {f"backbone.{name}": shape for name, shape in norm("norm_f").items()}
+
+
+def attention_sizes(config: dict) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys and values, and the features of each."""
+    cfg = config["attn_cfg"]
+    heads = cfg["num_heads"]
+    return heads, cfg.get("num_heads_kv", heads), cfg.get("head_dim", config["d_model"] // heads)
+
+
+def attention_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a layer of attention."""
+    cfg, width, (heads, groups, dim) = config["attn_cfg"], config["d_model"], attention_sizes(config)
+    rows = (heads + 2 * groups) * dim
+    found = {"in_proj.weight": (rows, width), "out_proj.weight": (width, heads * dim)}
+    found |= {"in_proj.bias": (rows,)} if cfg.get("qkv_proj_bias", True) else {}
+    found |= {"out_proj.bias": (width,)} if cfg.get("out_proj_bias", True) else {}
+    return found | ({"conv1d.weight": (rows, 1, cfg["d_conv"]), "conv1d.bias": (rows,)} if "d_conv" in cfg else {})
 
 
 def random_parameters(config: dict) -> Parameters:
@@ -119,7 +137,8 @@ def logits(config: dict, parameters: Parameters, tokens) -> np.ndarray:
         name = f"backbone.layers.{layer}"
         prefix = f"{name}.mixer."
         own = {key.removeprefix(prefix): value for key, value in p.items() if key.startswith(prefix)}
-        residual = residual + mixer(config, own, norm(f"{name}.norm", residual))
+        one = attention if layer in config.get("attn_layer_idx", []) else mixer
+        residual = residual + one(config, own, norm(f"{name}.norm", residual))
         if config.get("d_intermediate"):
             y, gate = np.split(norm(f"{name}.norm2", residual) @ p[f"{name}.mlp.fc1.weight"].T, 2, axis=-1)
             residual = residual + (y * silu(gate)) @ p[f"{name}.mlp.fc2.weight"].T
@@ -127,18 +146,39 @@ def logits(config: dict, parameters: Parameters, tokens) -> np.ndarray:
 
 
 def convolution(p: Parameters, x: np.ndarray) -> np.ndarray:
-    """The causal convolution and its activation."""
+    """The causal convolution."""
     weight = p["conv1d.weight"][:, 0]
     taps = weight.shape[1]
     before = np.concatenate([np.zeros((taps - 1, x.shape[1])), x])
-    y = sum(before[i : i + len(x)] * weight[:, i] for i in range(taps))
-    return silu(y + p.get("conv1d.bias", 0.0))
+    bias = p.get("conv1d.bias", np.zeros(()))
+    return bias + sum(before[i : i + len(x)] * weight[:, i] for i in range(taps))
+
+
+def attention(config: dict, p: Parameters, u: np.ndarray) -> np.ndarray:
+    """Every query against every key that is not later, one head after the other."""
+    cfg, (heads, groups, dim) = config["attn_cfg"], attention_sizes(config)
+    qkv = u @ p["in_proj.weight"].T + p.get("in_proj.bias", 0.0)
+    qkv = convolution(p, qkv) if "d_conv" in cfg else qkv
+    qkv = np.reshape(qkv, (len(u), heads + 2 * groups, dim))
+    rotated = cfg.get("rotary_emb_dim", 0)
+    turns = cfg.get("rotary_emb_base", 10000.0) ** (-np.arange(0, rotated, 2) / max(rotated, 1))
+    turned = np.exp(1j * np.outer(np.arange(len(u)), turns))[:, None]
+    pairs = (qkv[..., : rotated // 2] + 1j * qkv[..., rotated // 2 : rotated]) * turned
+    rotated_qk = np.concatenate([pairs.real, pairs.imag, qkv[..., rotated:]], axis=-1)
+    q, k, v = rotated_qk[:, :heads], rotated_qk[:, heads : heads + groups], qkv[:, heads + groups :]
+    later, found = np.triu(np.full((len(u), len(u)), -np.inf), 1), []
+    for head in range(heads):
+        group = head // (heads // groups)
+        scores = q[:, head] @ k[:, group].T * cfg.get("softmax_scale", dim**-0.5) + later
+        weights = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+        found.append(weights / np.sum(weights, axis=-1, keepdims=True) @ v[:, group])
+    return np.concatenate(found, axis=-1) @ p["out_proj.weight"].T + p.get("out_proj.bias", 0.0)
 
 
 def mamba1(config: dict, p: Parameters, u: np.ndarray) -> np.ndarray:
     n = sizes(config)
     x, z = np.split(u @ p["in_proj.weight"].T + p.get("in_proj.bias", 0.0), 2, axis=-1)
-    x = convolution(p, x)
+    x = silu(convolution(p, x))
     dt, B, C = np.split(x @ p["x_proj.weight"].T, [n["rank"], n["rank"] + n["state"]], axis=-1)
     dt = softplus(dt @ p["dt_proj.weight"].T + p["dt_proj.bias"])
     state, found = np.zeros((n["inner"], n["state"])), []
@@ -154,7 +194,7 @@ def mamba2(config: dict, p: Parameters, u: np.ndarray) -> np.ndarray:
     mlp = n["inner"] - n["ssm"]
     ends = np.cumsum([mlp, mlp, n["ssm"], n["ssm"] + 2 * groups * size])
     z0, x0, z, xBC, dt = np.split(u @ p["in_proj.weight"].T + p.get("in_proj.bias", 0.0), ends, axis=-1)
-    x, B, C = np.split(convolution(p, xBC), [n["ssm"], n["ssm"] + groups * size], axis=-1)
+    x, B, C = np.split(silu(convolution(p, xBC)), [n["ssm"], n["ssm"] + groups * size], axis=-1)
     x = np.reshape(x, (len(u), heads, -1))
     B, C = (np.repeat(np.reshape(y, (len(u), groups, size)), heads // groups, axis=1) for y in (B, C))
     dt = np.clip(softplus(dt + p["dt_bias"]), *cfg.get("dt_limit", (0.0, np.inf)))

@@ -94,4 +94,4 @@ def test_layers_of_hf(family):
     for t in range(TIME):
         y, cache = step(mixer, jnp.asarray(x[t]), cache)
         assert relative_error(y, expected[t]) <= BOUND
-    assert relative_error(after.keys, cache.keys) <= BOUND
+    assert relative_error(after.attention.keys, cache.attention.keys) <= BOUND

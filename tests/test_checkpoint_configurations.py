@@ -80,8 +80,8 @@ def test_configurations_that_contradict_themselves(saved):
             r"`backbone.layers.0.mixer.D`: got shape \(4,\), expected \(2,\)",
         ),
         (
-            {"attn_layer_idx": [1]},
-            r"`attn_layer_idx` must be left out \(layers of attention are not supported\), got \[1\]",
+            {"attn_layer_idx": [1], "attn_cfg": {"causal": True}},
+            "`attn_cfg.num_heads` is missing",
         ),
         ({"model_type": "other"}, "model_type 'other'"),
     ],

@@ -105,7 +105,6 @@ def test_strict_refuses_them(tmp_path, dialect):
 
 
 CHANGES_RESULTS = {
-    "attn_layer_idx": [1],
     "attn_layer_indices": [9, 18, 27],
     "sliding_window": 4096,
     "rope_scaling": {"type": "yarn", "factor": 4.0},

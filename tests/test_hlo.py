@@ -175,10 +175,10 @@ def test_a_token_is_written_into_keys_and_values_as_a_slice(program):
     (loop,) = program.loops(f"s32[{program.batch},{CAPACITY}]")
     (body,) = re.findall(r"body=%([\w.-]+)", loop)
     text = program.within(body)
-    caches = [cache for cache in program.cache() if isinstance(cache, ssmkit.AttentionState)]
+    caches = [cache for cache in program.cache() if isinstance(cache, ssmkit.AttentionCache)]
     assert len(caches) == (2 if program.build is attention else 0)
     for cache in caches:
-        shape = re.escape(program.carried(cache.keys))
+        shape = re.escape(program.carried(cache.attention.keys))
         made = set(re.findall(rf"= {shape}\S* ([\w-]+)\(", text)) - {"parameter", "get-tuple-element", "fusion"}
         assert made in ({"dynamic-update-slice"}, {"scatter"})
 

@@ -1,6 +1,7 @@
 """Every option of mamba_ssm's models, against its equations in float64."""
 
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from helpers import forward, trees_equal_bitwise
 
 import ssmkit
-from ssmkit.checkpoint import CheckpointError, describe, from_pretrained, open_tensors, save_pretrained
+from ssmkit.checkpoint import CheckpointError, architectures, describe, from_pretrained, open_tensors, save_pretrained
 from ssmkit.checkpoint._torch_pickle import write_torch_pickle
 from ssmkit.models import Mamba, Mamba2, Mamba2Config, MambaConfig
 
@@ -35,6 +36,7 @@ BASE = {
     "tie_embeddings": True,
 }
 SECOND = {"layer": "Mamba2", "d_state": 5, "headdim": 4}
+PUBLISHED = {"causal": True, "d_conv": 4, "out_proj_bias": False, "qkv_proj_bias": False, "rotary_emb_dim": 2}
 # What differs from the above, of the model and of its mixers.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mamba": ({}, {"d_state": 3}),
@@ -53,6 +55,27 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "norm before gate, groups": ({}, SECOND | {"norm_before_gate": True, "ngroups": 3, "dt_limit": [0.05, 0.3]}),
     "MLP": ({"d_intermediate": 20}, SECOND),
     "layer norms": ({"rms_norm": False}, SECOND),
+    "attention": (
+        {"attn_layer_idx": [1], "n_layer": 3, "attn_cfg": PUBLISHED | {"num_heads": 3, "head_dim": 6}},
+        SECOND,
+    ),
+    "attention of few keys, MLP, layer norms": (
+        {
+            "attn_layer_idx": [0],
+            "attn_cfg": {"causal": True, "num_heads": 4, "num_heads_kv": 2, "softmax_scale": 0.9},
+            "d_intermediate": 20,
+            "rms_norm": False,
+            "tie_embeddings": False,
+        },
+        SECOND | {"D_has_hdim": True},
+    ),
+    "attention, other positions": (
+        {
+            "attn_layer_idx": [0, 1],
+            "attn_cfg": {"causal": True, "num_heads": 2, "d_conv": 2, "rotary_emb_dim": 6, "rotary_emb_base": 50.0},
+        },
+        SECOND,
+    ),
     "everything": (
         {"d_intermediate": 256, "rms_norm": False, "tie_embeddings": False, "residual_in_fp32": False},
         SECOND | {"expand": 2.5, "d_ssm": 20, "norm_before_gate": True, "headdim": 5, "ngroups": 2, "conv_bias": False},
@@ -92,7 +115,8 @@ def test_logits(tmp_path, name):
     expected = reference.logits(configuration(name), parameters(name), TOKENS)
     tokens = jnp.asarray(TOKENS)
     check(forward(model, tokens), expected)
-    logits, cache = eqx.filter_jit(lambda m: m.prefill(tokens, m.init_cache(), length=jnp.asarray(20)))(model)
+    run = eqx.filter_jit(lambda m: m.prefill(tokens, m.reserve(m.init_cache(), 23), length=jnp.asarray(20)))
+    logits, cache = run(model)
     check(logits, expected[19])
     step = eqx.filter_jit(lambda m, token, cache: m.step(token, cache))
     for i in range(20, len(TOKENS)):
@@ -122,10 +146,39 @@ def test_written_as_they_were_read(tmp_path, name):
         assert tensors[key].read().tobytes() == value.tobytes()
     assert trees_equal_bitwise(from_pretrained(tmp_path / "again"), model)
     written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written.get("attn_cfg", {}) == configuration(name).get("attn_cfg", {})
     for key in ("d_intermediate", "rms_norm"):
         assert written.get(key, 0) == configuration(name).get(key, 0)
     for key in ("rmsnorm", "norm_before_gate", "expand"):
         assert written["ssm_cfg"].get(key) == VARIANTS[name][1].get(key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"causal": False}, "`attn_cfg.causal` must be True .*, got False"),
+        ({"rotary_emb_interleaved": True}, "`attn_cfg.rotary_emb_interleaved` must be False .*, got True"),
+        ({"mlp_dim": 8}, "`attn_cfg.mlp_dim` must be 0 .*, got 8"),
+        ({"rotary_emb_dim": 8}, "`rotary_dim` must be even and at most `attention_head_dim` = 6, got 8"),
+        ({"num_heads": None}, "`attn_cfg.num_heads` must be"),
+    ],
+)
+def test_attention_that_is_refused(tmp_path, changes, message):
+    write(tmp_path, "attention")
+    content = configuration("attention")
+    (tmp_path / "config.json").write_text(json.dumps(content | {"attn_cfg": content["attn_cfg"] | changes}))
+    with pytest.raises(CheckpointError, match=message):
+        from_pretrained(tmp_path)
+
+
+def test_one_architecture_claims_each_file():
+    """With layers of attention, and without any, whatever the settings of such layers are."""
+    content = configuration("attention")
+    layers = {"Mamba2": "mamba2", "Mamba1": "mamba"}
+    for attention, layer in itertools.product(([1], [], None), layers):
+        file = content | {"attn_layer_idx": attention, "ssm_cfg": {"layer": layer}}
+        claimed = [known.name for known in architectures() if any(d.matches(file) for d in known.dialects)]
+        assert claimed == ["mamba2_attention" if attention else layers[layer]]
 
 
 @pytest.mark.parametrize(

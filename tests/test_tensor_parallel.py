@@ -53,6 +53,7 @@ MIXERS: dict[str, Callable[..., ssmkit.AbstractMixer]] = {
     "rwkv6": lambda key: RWKV6Mixer(WIDTH, num_heads=4, key=key),
     "rwkv6-channel": lambda key: RWKV6ChannelMixer(WIDTH, key=key),
     "attention": lambda key: ssmkit.AttentionMixer(WIDTH, num_heads=4, key=key),
+    "attention-convolution": lambda key: ssmkit.AttentionMixer(WIDTH, num_heads=4, conv_kernel=3, key=key),
     "attention-one-group": lambda key: ssmkit.AttentionMixer(WIDTH, num_heads=4, num_kv_heads=1, key=key),
     "mlp": lambda key: ssmkit.GatedMLP(WIDTH, intermediate_size=64, key=key),
     "experts": lambda key: ssmkit.MixtureOfExperts(

@@ -1,6 +1,7 @@
 """Published hybrids of recurrences and attention: each is a configuration of parts, and their places in files."""
 
 from .lfm2 import Lfm2Config as Lfm2Config
+from .mamba2_attention import Mamba2AttentionConfig as Mamba2AttentionConfig
 from .nemotron_h import NemotronHConfig as NemotronHConfig
 from .recurrent_gemma import RecurrentGemmaConfig as RecurrentGemmaConfig
 from .xlstm import XLSTMConfig as XLSTMConfig

@@ -1,6 +1,6 @@
 """Softmax attention as a mixer: the operator between its projections."""
 
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,26 @@ from jaxtyping import Array, DTypeLike, Float
 
 from .._construction import checks_arguments
 from .._types import PRNGKeyArray
+from ..layers._apart import Apart
 from ..layers._array_kinds import ArrayKind
 from ..layers._linear import Linear, Part
 from ..layers._norms import RMSNorm
 from ..operators._attention import Attention, AttentionInputs, AttentionState
+from ..operators._conv import CausalConv1d, convolve_parts
 from ._mixer import AbstractRecurrentMixer, Advance
 
 
-class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
+class AttentionCache(NamedTuple):
+    """The cache of attention: the keys and values of earlier tokens, and the window of the convolution, if any."""
+
+    attention: AttentionState
+    window: Any = None
+
+
+class AttentionMixer(AbstractRecurrentMixer[AttentionCache]):
     r"""Grouped-query attention with rotary positions: projections, `ssmkit.Attention`, and an output projection.
 
+    With `conv_kernel`, a causal convolution without an activation follows the projections of queries, keys and values.
     With `qk_norm`, each head's query and key are normalised before their rotation. With `use_output_gate`, the heads'
     outputs are multiplied by $\sigma(W_g x)$ before the output projection.
     """
@@ -25,6 +35,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
+    conv: CausalConv1d | Apart | None
     gate: Linear | None
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
@@ -49,6 +60,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
         use_output_gate: bool = False,
         use_bias: bool = False,
         use_output_bias: bool = False,
+        conv_kernel: int | None = None,
         dtype: DTypeLike = jnp.float32,
         key: PRNGKeyArray,
     ):
@@ -66,6 +78,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
         - `use_output_gate`: whether outputs are gated.
         - `use_bias`: whether the projections of queries, keys and values have a bias.
         - `use_output_bias`: whether the output projection has a bias.
+        - `conv_kernel`: the number of taps of the convolution, which has a bias; `None` for no convolution.
         - `dtype`: the dtype of the projections; keys and values are stored in float32.
         - `key`: the key for the initialisation.
 
@@ -94,31 +107,38 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionState]):
             logit_softcapping=logit_softcapping,
         )
         inner, shared = num_heads * head_dim, self.attention.num_kv_heads * head_dim
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 6)
         self.q_proj = Linear(width, inner, use_bias=use_bias, dtype=dtype, key=keys[0])
         groups = [Part(shared, self.attention.num_kv_heads)]
         self.k_proj = Linear(width, shared, use_bias=use_bias, parts=groups, dtype=dtype, key=keys[1])
         self.v_proj = Linear(width, shared, use_bias=use_bias, parts=groups, dtype=dtype, key=keys[2])
+        self.conv = None
+        if conv_kernel is not None:
+            parts = [Part(inner, num_heads), *groups, *groups]
+            self.conv = CausalConv1d(inner + 2 * shared, conv_kernel, parts=parts, dtype=dtype, key=keys[5])
         self.gate = Linear(width, inner, dtype=dtype, key=keys[3]) if use_output_gate else None
         self.q_norm, self.k_norm = (RMSNorm(head_dim, eps=norm_eps) if qk_norm else None for _ in range(2))
         self.o_proj = Linear(inner, width, use_bias=use_output_bias, dtype=dtype, key=keys[4])
 
-    def init_cache(self) -> AttentionState:
-        """The empty state of the operator."""
-        return self.attention.init_state()
+    def init_cache(self) -> AttentionCache:
+        """The empty state of the operator, and an empty window."""
+        return AttentionCache(self.attention.init_state(), None if self.conv is None else self.conv.init_state())
 
-    def reserve(self, cache: AttentionState, tokens: int) -> AttentionState:
+    def reserve(self, cache: AttentionCache, tokens: int) -> AttentionCache:
         """As `AbstractMixer.reserve`."""
-        return self.attention.reserve(cache, tokens)
+        return cache._replace(attention=self.attention.reserve(cache.attention, tokens))
 
     def mix(
-        self, x: Float[Array, "*time width"], cache: AttentionState, advance: Advance
-    ) -> tuple[Float[Array, "*time width"], AttentionState]:
+        self, x: Float[Array, "*time width"], cache: AttentionCache, advance: Advance
+    ) -> tuple[Float[Array, "*time width"], AttentionCache]:
         """Project, attend and project back, for many tokens or for one."""
-        heads = lambda projected: jnp.reshape(projected, (*x.shape[:-1], -1, self.attention.head_dim))
-        query, key, value = (heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        projected, window = tuple(projection(x) for projection in (self.q_proj, self.k_proj, self.v_proj)), None
+        if self.conv is not None:
+            projected, window = convolve_parts(self.conv, projected, cache.window, advance)
+        query, key, value = (jnp.reshape(part, (*x.shape[:-1], -1, self.attention.head_dim)) for part in projected)
         query = query if self.q_norm is None else self.q_norm(query)
         key = key if self.k_norm is None else self.k_norm(key)
-        y, cache = advance(self.attention, AttentionInputs(query, key, value), cache)
+        y, state = advance(self.attention, AttentionInputs(query, key, value), cache.attention)
         y = jnp.reshape(y, (*x.shape[:-1], -1))
-        return self.o_proj(y if self.gate is None else y * jax.nn.sigmoid(self.gate(x))), cache
+        y = self.o_proj(y if self.gate is None else y * jax.nn.sigmoid(self.gate(x)))
+        return y, AttentionCache(state, window)
