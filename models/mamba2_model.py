@@ -37,11 +37,11 @@ class AbstractMamba2Config(AbstractMambaConfig):
         """The number of channels of a mixer."""
         return int(self.expand * self.hidden_size)
 
-    def implied(self) -> dict[str, int]:
+    def implied_by_mixer(self) -> dict[str, int]:
         """The default sizes, as in `Mamba2Mixer`."""
         return implied_sizes(self.intermediate_size, self.d_ssm, self.head_dim)
 
-    def contradictions(self) -> list[str]:
+    def contradictions_of_mixer(self) -> list[str]:
         """Messages if the heads do not make up the channels of the SSM, or the groups do not divide the heads."""
         sizes = self.d_ssm, self.num_heads, self.head_dim, self.n_groups
         return contradictions("`expand` * `hidden_size`", self.intermediate_size, *sizes)
@@ -84,6 +84,14 @@ class Mamba2Config(AbstractMamba2Config):
 
     **Raises:** `ValueError` listing every inconsistent key.
     """
+
+    def implied(self) -> dict[str, int]:
+        """As `AbstractCheckedConfig.implied`."""
+        return self.implied_by_mixer()
+
+    def contradictions(self) -> list[str]:
+        """As `AbstractCheckedConfig.contradictions`."""
+        return self.contradictions_of_mixer()
 
 
 # The keys of a configuration that are keywords of its mixers.

@@ -49,7 +49,7 @@ class Mamba2AttentionConfig(AbstractMamba2Config):
     def implied(self) -> dict[str, Any]:
         """The sizes that follow from others."""
         groups, dim = self.num_attention_heads, self.hidden_size // self.num_attention_heads
-        return super().implied() | {"num_key_value_heads": groups, "attention_head_dim": dim}
+        return self.implied_by_mixer() | {"num_key_value_heads": groups, "attention_head_dim": dim}
 
     def contradictions(self) -> list[str]:
         """Messages if a layer is not there, or if sizes do not fit."""
@@ -60,7 +60,7 @@ class Mamba2AttentionConfig(AbstractMamba2Config):
                 f"`rotary_dim` must be even and at most `attention_head_dim` = {self.attention_head_dim}, got "
                 f"{self.rotary_dim}"
             )
-        return super().contradictions() + wrong
+        return self.contradictions_of_mixer() + wrong
 
 
 def description(config: Mamba2AttentionConfig) -> ssmkit.LanguageModelConfig:
