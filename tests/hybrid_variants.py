@@ -2,24 +2,14 @@
 
 import pathlib
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from variant import Variant
+from variants_mamba2 import FALCON_H1, NEMOTRON_H
 
 import ssmkit
-
-
-class Variant(NamedTuple):
-    """A model of HF transformers."""
-
-    hf_class: str
-    """The name of its class, such as `Lfm2ForCausalLM`; that of its configuration follows."""
-    config: dict[str, Any]
-    """The arguments of its configuration."""
-    mend: Callable[[Any], None] = lambda model: None
-    """Mends what this version of HF transformers computes wrongly."""
 
 
 LFM2 = {
@@ -127,85 +117,7 @@ XLSTM = {
     ),
 }
 
-
-def _published_limits(model: Any) -> None:
-    """HF clips step sizes to at least `time_step_min`, and does not read the published `time_step_limit`."""
-    for layer in model.model.layers:
-        if layer.block_type == "linear_attention":
-            layer.mixer.time_step_limit = model.config.time_step_limit
-
-
-NEMOTRON_H = {
-    "nemotron_h": Variant(
-        "NemotronHForCausalLM",
-        dict(
-            vocab_size=97,
-            hidden_size=60,
-            hybrid_override_pattern="M-*EM",
-            num_attention_heads=6,
-            num_key_value_heads=3,
-            head_dim=14,
-            intermediate_size=75,
-            mamba_num_heads=6,
-            mamba_head_dim=7,
-            n_groups=3,
-            ssm_state_size=10,
-            conv_kernel=3,
-            chunk_size=16,
-            time_step_limit=(0.02, 0.7),
-            n_routed_experts=6,
-            num_experts_per_tok=3,
-            n_group=3,
-            topk_group=2,
-            moe_intermediate_size=11,
-            moe_shared_expert_intermediate_size=13,
-            moe_latent_size=28,
-            routed_scaling_factor=2.5,
-            mlp_bias=True,
-            use_bias=True,
-            layer_norm_epsilon=1e-3,
-        ),
-        _published_limits,
-    ),
-    "nemotron_h-dense": Variant(
-        "NemotronHForCausalLM",
-        dict(
-            vocab_size=50,
-            hidden_size=42,
-            hybrid_override_pattern="M*-",
-            num_attention_heads=3,
-            num_key_value_heads=1,
-            head_dim=10,
-            intermediate_size=33,
-            mamba_num_heads=7,
-            mamba_head_dim=9,
-            n_groups=1,
-            ssm_state_size=5,
-            conv_kernel=2,
-            use_conv_bias=False,
-            mlp_hidden_act="silu",
-            residual_in_fp32=True,
-        ),
-        _published_limits,
-    ),
-    "nemotron_h-experts": Variant(
-        "NemotronHForCausalLM",
-        dict(
-            vocab_size=50,
-            hidden_size=36,
-            hybrid_override_pattern="E*",
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            n_routed_experts=5,
-            moe_intermediate_size=9,
-            moe_shared_expert_intermediate_size=6,
-            norm_topk_prob=False,
-        ),
-    ),
-}
-
-VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA, **XLSTM, **NEMOTRON_H}
+VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA, **XLSTM, **NEMOTRON_H, **FALCON_H1}
 """All of them by name. The first one of each family has the name of its `model_type`."""
 
 

@@ -1,5 +1,6 @@
 """Published hybrids of recurrences and attention: each is a configuration of parts, and their places in files."""
 
+from .falcon_h1 import FalconH1Config as FalconH1Config
 from .lfm2 import Lfm2Config as Lfm2Config
 from .mamba2_attention import Mamba2AttentionConfig as Mamba2AttentionConfig
 from .nemotron_h import NemotronHConfig as NemotronHConfig

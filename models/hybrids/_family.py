@@ -38,9 +38,10 @@ _DEAD = HF_DEAD | frozenset(
 
 
 def described(config: AbstractCheckedConfig, **fields: Any) -> ssmkit.LanguageModelConfig:
-    """The description of a model, with the fields that all families have and the given ones."""
-    shared = ("vocab_size", "hidden_size", "tie_word_embeddings", *_IDS)
-    return ssmkit.LanguageModelConfig(**{name: getattr(config, name) for name in shared}, **fields)
+    """The description of a model: the given fields, and those of the same names that its configuration has."""
+    names = [field.name for field in dataclasses.fields(ssmkit.LanguageModelConfig)]
+    same = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    return ssmkit.LanguageModelConfig(**same | fields)
 
 
 def renamed(content: Content, names: Mapping[str, str]) -> dict[str, Any]:

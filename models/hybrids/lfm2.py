@@ -93,7 +93,7 @@ def _description(config: Lfm2Config) -> ssmkit.LanguageModelConfig:
     }
     mlp = {"mixer": "gated_mlp", "intermediate_size": config.mlp_size}
     layers = [layer for kind in config.layer_types for layer in (mixers[kind], mlp)]
-    return described(config, layers=layers, norm_eps=config.norm_eps)
+    return described(config, layers=layers)
 
 
 def _all_names(config: Lfm2Config) -> dict[str, Source]:

@@ -103,9 +103,5 @@ def description(config: NemotronHConfig) -> ssmkit.LanguageModelConfig:
         "mlp": layer("mlp", config, f"{mlp} intermediate_size"),
         "moe": layer("moe", config, f"{mlp} {experts}", gated=False, **scores),
     }
-    return described(
-        config,
-        layers=[mixers[kind] for kind in config.layers_block_type],
-        norm_eps=config.layer_norm_epsilon,
-        residual_in_fp32=config.residual_in_fp32,
-    )
+    layers = [mixers[kind] for kind in config.layers_block_type]
+    return described(config, layers=layers, norm_eps=config.layer_norm_epsilon)

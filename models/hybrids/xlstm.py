@@ -93,7 +93,7 @@ def _description(config: XLSTMConfig) -> ssmkit.LanguageModelConfig:
     mlp = {"mixer": "gated_mlp", "intermediate_size": config.mlp_size}
     cap = config.output_logit_soft_cap
     layers = config.num_hidden_layers * [mlstm, mlp]
-    return described(config, layers=layers, norm_eps=config.norm_eps, final_logit_softcapping=cap)
+    return described(config, layers=layers, final_logit_softcapping=cap)
 
 
 def _mlstm(config: XLSTMConfig) -> _names.Table:
