@@ -121,7 +121,7 @@ VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA, **XLSTM, **NEMOTRON_H
 """All of them by name. The first one of each family has the name of its `model_type`."""
 
 
-def hybrid(name: str, seed: int = 0) -> ssmkit.LanguageModel:
+def hybrid(name: str, seed: int = 0) -> ssmkit.AbstractLanguageModel[Any]:
     """The model of a variant, built by this package with random weights."""
     return ssmkit.build({"model_type": name.split("-")[0], **VARIANTS[name].config}, key=jax.random.key(seed))
 

@@ -12,6 +12,8 @@ from hybrid_variants import VARIANTS, hybrid, random_tensor
 
 import ssmkit
 from ssmkit.checkpoint import CheckpointError
+from ssmkit.models.hybrids import XLSTMConfig
+from ssmkit.models.hybrids.xlstm import ARCHITECTURE
 
 
 CONTENT = {"model_type": "xlstm", **VARIANTS["xlstm"].config}
@@ -65,3 +67,29 @@ def test_refused(key, value, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=message):
         ssmkit.from_pretrained(tmp_path)
+
+
+def test_a_file_of_the_hub():
+    """Its keys about kernels and initialisation change nothing, and none is unknown."""
+    hub = {
+        "architectures": ["xLSTMForCausalLM"],
+        "add_embedding_dropout": False,
+        "add_out_norm": True,
+        "add_post_blocks_norm": True,
+        "add_post_norm": False,
+        "add_qk_norm": False,
+        "chunkwise_kernel": "chunkwise--triton_xl_chunk",
+        "embedding_dim": 4096,
+        "hidden_size": 4096,
+        "model_type": "xlstm",
+        "num_blocks": 32,
+        "num_hidden_layers": 32,
+        "sequence_kernel": "native_sequence__triton",
+        "step_kernel": "triton",
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_bias": False,
+    }
+    (dialect,) = ARCHITECTURE.dialects
+    config = dialect.read_config(hub)
+    assert config == XLSTMConfig() and config.mlp_size == 10944 and dialect.unknown_keys(hub) == {}
