@@ -27,7 +27,8 @@ def scan_layers(model: Model) -> Model:
     returned unchanged.
 
     On a TPU, the loop reads the stacked weights in place. A GPU copies large matrices of each layer before it
-    multiplies with them, and a CPU copies all of them, which makes decoding slower.
+    multiplies with them, and a CPU copies all of them, which makes decoding slower. The experts of one token are read
+    in place everywhere.
 
     **Arguments:**
 

@@ -135,16 +135,35 @@ def test_what_is_not_a_number_stays_so():
 WHOLE = re.compile(r"^ *(?:ROOT )?%\S+ = \w+\[6,(?:40,6|6,40)\]\S* ([\w-]+)\(", re.MULTILINE)
 
 
+def whole_arrays(text):
+    """The operations that have an array of all experts of a layer as their result; a fusion computes a part."""
+    heads = re.finditer(r"^(?:ENTRY )?%(\S+) \(.*?^}", text, re.MULTILINE | re.DOTALL)
+    run = [head.group() for head in heads if not re.match("fused|wrapped", head.group(1))]
+    return {name for computation in run for name in WHOLE.findall(computation)}
+
+
 @pytest.mark.parametrize("kind", [None, "int8", "bfloat16"])
 def test_one_token_reads_its_experts_only(kind):
     """No operation computes an array of all experts: matrices come in whole, and one expert's are taken out."""
     mixer = mixture(intermediate_size=40)
     mixer = mixer if kind is None else ssmkit.quantize(mixer, kind)
-    text = each.lower(mixer, features(WIDTH)).compile().compiled.as_text()
-    heads = re.finditer(r"^(?:ENTRY )?%(\S+) \(.*?^}", text, re.MULTILINE | re.DOTALL)
-    run = [head.group() for head in heads if not re.match("fused|wrapped", head.group(1))]  # a fusion computes a part
-    names = {name for computation in run for name in WHOLE.findall(computation)}
+    names = whole_arrays(each.lower(mixer, features(WIDTH)).compile().compiled.as_text())
     assert names and names <= {"parameter", "get-tuple-element", "bitcast"}, names
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_a_loop_over_layers_takes_no_experts_out(kind):
+    """A token's step, and its derivatives, are those of layer after layer."""
+    layers = 3 * [{"mixer": "moe", "num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 40}]
+    model = ssmkit.build(ssmkit.LanguageModelConfig(vocab_size=9, hidden_size=WIDTH, layers=layers), key=KEY)
+    model = ssmkit.quantize(model, kind)
+    scanned = ssmkit.scan_layers(model)
+    step: Any = eqx.filter_jit(lambda model, token: model.step(token, model.init_cache())[0])
+    compiled = step.lower(scanned, jnp.int32(4)).compile()
+    assert not whole_arrays(compiled.compiled.as_text())
+    assert relative_error(compiled(scanned, jnp.int32(4)), step(model, jnp.int32(4))) < 1e-6
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda model: jnp.sum(jnp.sin(step(model, jnp.int32(4))))))
+    assert trees_close(gradient(scanned), ssmkit.scan_layers(gradient(model)), 1e-2 if kind == "bfloat16" else 1e-5)
 
 
 @pytest.mark.parametrize(

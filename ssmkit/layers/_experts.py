@@ -5,6 +5,7 @@ from typing import Annotated
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from .._types import PRNGKeyArray
@@ -23,6 +24,8 @@ class Experts(eqx.Module):
     up: StackedLinear
     down: Annotated[StackedLinear, ArrayKind.PROJECTION_OUT]
     activation: Callable[[Array], Array] = eqx.field(static=True)
+    first: Int[Array, ""] | None
+    """The number of the first of these experts, if the arrays hold those of other layers too."""
 
     def __init__(
         self,
@@ -36,12 +39,18 @@ class Experts(eqx.Module):
         key: PRNGKeyArray,
     ):
         """Initialise every matrix as a `Linear`."""
-        self.activation = activation
+        self.activation, self.first = activation, None
         gate_key, up_key, down_key = jax.random.split(key, 3)
         into = lambda key: StackedLinear(num_experts, width, intermediate_size, dtype=dtype, key=key)
         self.gate = into(gate_key) if gated else None
         self.up = into(up_key)
         self.down = StackedLinear(num_experts, intermediate_size, width, dtype=dtype, key=down_key)
+
+    def of_layer(self, layer: Int[Array, ""]) -> "Experts":
+        """The experts of one layer, where arrays have a leading axis of layers. No array is copied."""
+        every = jax.tree.map(lambda all: jnp.reshape(all, (-1, *all.shape[2:])), self)
+        first = layer * self.up.weight.shape[1]
+        return eqx.tree_at(lambda experts: experts.first, every, first, is_leaf=lambda node: node is None)
 
     def one(self, index: Int[Array, ""], x: Float[Array, "*tokens width"]) -> Float[Array, "*tokens width"]:
         """The output of one of the experts."""

@@ -31,6 +31,9 @@ def routed(
 
     Rows that come from `jax.vmap` are computed together. Reverse-mode derivatives exist in everything except `chosen`.
     """
+    if experts.first is not None:
+        chosen = chosen + experts.first
+        experts = eqx.tree_at(lambda experts: experts.first, experts, None)
     arrays, constant = eqx.partition(experts, eqx.is_inexact_array)
     return _routed(arrays, constant, x, chosen, weights)
 
