@@ -166,6 +166,14 @@ def test_a_loop_over_layers_takes_no_experts_out(kind):
     assert trees_close(gradient(scanned), ssmkit.scan_layers(gradient(model)), 1e-2 if kind == "bfloat16" else 1e-5)
 
 
+def test_a_model_is_saved_and_read(tmp_path):
+    layers = [{"mixer": "moe", "num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 5, "router": "sigmoid"}]
+    model = ssmkit.build(ssmkit.LanguageModelConfig(vocab_size=9, hidden_size=WIDTH, layers=layers), key=KEY)
+    ssmkit.save_pretrained(model, tmp_path)
+    assert eqx.tree_equal(ssmkit.from_pretrained(tmp_path), model)
+    assert eqx.tree_equal(ssmkit.from_pretrained(tmp_path, quantize="int8"), ssmkit.quantize(model, "int8"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

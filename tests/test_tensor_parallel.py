@@ -60,7 +60,7 @@ MIXERS: dict[str, Callable[..., ssmkit.AbstractMixer]] = {
         WIDTH, num_experts=6, num_experts_per_tok=2, intermediate_size=16, shared_intermediate_size=8, key=key
     ),
 }
-LEARNT = ["mamba2", "gla-convolution", "mamba", "lru", "rwkv6", "attention-one-group"]
+LEARNT = ["mamba2", "gla-convolution", "mamba", "lru", "rwkv6", "attention-one-group", "experts"]
 OTHERS = [name for name in MIXERS if name not in LEARNT]
 SMALL = Mamba2Config(
     vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, state_size=8, head_dim=8, tie_word_embeddings=True

@@ -21,8 +21,8 @@ class Int8Matrix(eqx.Module):
     """A matrix of 8-bit integers with one scale per row: entry `(o, i)` is `values[o, i] * scale[o]`.
 
     As the weight of a `Linear` or an `Embedding` it takes a quarter of the memory of float32. Make it by
-    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`. For a `BlockDiagonalLinear`, `values` and
-    `scale` have a leading axis of blocks.
+    `ssmkit.quantize` or `ssmkit.from_pretrained(..., quantize="int8")`. For a `BlockDiagonalLinear`, and for
+    experts, `values` and `scale` have a leading axis of matrices.
     """
 
     values: Int8[Array, "*blocks out in"]

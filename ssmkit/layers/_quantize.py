@@ -30,7 +30,7 @@ def quantize(model: Model, kind: str) -> Model:
 
     **Arguments:**
 
-    - `model`: any module with `ssmkit.Linear`, `ssmkit.BlockDiagonalLinear` and `ssmkit.Embedding` layers.
+    - `model`: any module with `ssmkit.Linear`, `ssmkit.BlockDiagonalLinear` and `ssmkit.Embedding` layers, or experts.
     - `kind`: `"int8"` takes a quarter of the memory of float32, with one scale per row (an output channel, or a token).
         `"bfloat16"` takes half of it.
 
