@@ -109,3 +109,16 @@ def test_a_model_that_drops_nothing_is_refused_a_rate():
     with pytest.raises(ValueError, match=r"Linear has no `ssmkit.Dropout`. Give it one"):
         ssmkit.with_dropout(ssmkit.Linear(2, 2, key=jax.random.key(0)), 0.1)
     assert ssmkit.with_dropout(parallel(), 0.1).dropout.rate == 0.1
+
+
+def test_multipliers_of_a_gated_mlp_are_factors_of_its_matrices():
+    """The factors are powers of two, so that both ways round equally."""
+    x = jax.random.normal(jax.random.key(1), (3, WIDTH))
+    plain = mlp(0)
+    scaled = eqx.tree_at(
+        lambda it: (it.gate.weight, it.down.weight), plain, (plain.gate.weight * 0.5, plain.down.weight * 4.0)
+    )
+    given = ssmkit.GatedMLP(WIDTH, intermediate_size=6, multipliers=(0.5, 4.0), key=jax.random.key(0))
+    np.testing.assert_array_equal(given.prefill(x, ())[0], scaled.prefill(x, ())[0])
+    with pytest.raises(ValueError, match=r"GatedMLP: `multipliers` must be 2 numbers, .*, got \(0.5,\)"):
+        ssmkit.GatedMLP(WIDTH, intermediate_size=6, multipliers=(0.5,), key=jax.random.key(0))
