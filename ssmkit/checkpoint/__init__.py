@@ -42,6 +42,10 @@ from ._dialect import (
     architectures as architectures,
 )
 from ._errors import CheckpointError as CheckpointError
+from ._generation import (
+    GenerationSettings as GenerationSettings,
+    generation_settings as generation_settings,
+)
 from ._hub import Place as Place, locate as locate
 from ._load import from_pretrained as from_pretrained
 from ._save import check_writable as check_writable, save_pretrained as save_pretrained

@@ -3,25 +3,21 @@
 import dataclasses
 import itertools
 import os
-import pathlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from .._config import checks_itself
-from .._kinds import token_ids
 from .._shown import one_line, shown
 from ._dialect import Architecture, Dialect, architectures
 from ._errors import CheckpointError
 from ._foreign import ADAPTER_FILE, foreign_files, lone_shards, refuse_foreign_file, stray_weights
+from ._generation import GENERATION_FILE, GenerationSettings, read_generation
 from ._hub import locate
 from ._json import read_json
 from ._skeleton import check_sizes
 from ._stored import StoredTensor
 from ._tensors import open_tensors, shard_names
-
-
-_GENERATION_FILE = "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +29,27 @@ class Checkpoint:
     config: Any
     tensors: Mapping[str, StoredTensor]
     """The tensors, by their names in the files; each has a `path`, `dtype`, `shape` and `nbytes`."""
+    generation: GenerationSettings = GenerationSettings()
+    """How the checkpoint is meant to generate, by its `generation_config.json`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the names of architecture and dialect. The process that unpickles must have registered both."""
-        return _checkpoint, (self.architecture.name, self.dialect.name, self.config, dict(self.tensors))
+        names = self.architecture.name, self.dialect.name
+        return _checkpoint, (*names, self.config, dict(self.tensors), self.generation)
 
 
-def _checkpoint(architecture: str, dialect: str, config: Any, tensors: Mapping[str, StoredTensor]) -> Checkpoint:
+def _checkpoint(
+    architecture: str,
+    dialect: str,
+    config: Any,
+    tensors: Mapping[str, StoredTensor],
+    generation: GenerationSettings,
+) -> Checkpoint:
     """Unpickle a `Checkpoint` by the names of its architecture and dialect."""
     for known in architectures():
         for spoken in known.dialects:
             if (known.name, spoken.name) == (architecture, dialect):
-                return Checkpoint(known, spoken, config, tensors)
+                return Checkpoint(known, spoken, config, tensors, generation)
     raise CheckpointError(f"No registered architecture is called `{architecture}` with a format `{dialect}`.")
 
 
@@ -69,7 +74,7 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
     place = locate(source, revision)
     if not isinstance(strict, bool):
         raise CheckpointError(f"`strict` must be True or False, got {shown(strict)}.")
-    folder = place.fetch(sorted({*_config_files(), _GENERATION_FILE, ADAPTER_FILE}))
+    folder = place.fetch(sorted({*_config_files(), GENERATION_FILE, ADAPTER_FILE}))
     file = place.path if place.path is not None and place.path != folder else None
     for path in (file, *map(folder.joinpath, _config_files())):
         if path is not None:
@@ -91,8 +96,9 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
         )
     # A folder may hold two dialects of one model: the dialect of the named weight file comes first.
     found.sort(key=lambda entry: file is not None and file.name not in entry[1].weight_files)
+    generation = read_generation(folder)
     for architecture, dialect, content in found:
-        config = _with_stop_tokens(configured(dialect, content), folder / _GENERATION_FILE)
+        config = _with_stop_tokens(configured(dialect, content), generation)
         unknown = dialect.unknown_keys(content)
         if strict and unknown:
             raise CheckpointError(
@@ -117,7 +123,7 @@ def detect(source: str | os.PathLike[str], revision: str | None, strict: bool) -
                     "model, its results are wrong; `strict=True` refuses such keys.",
                     stacklevel=3,
                 )
-            return Checkpoint(architecture, dialect, config, tensors)
+            return Checkpoint(architecture, dialect, config, tensors, generation)
     expected = " or ".join(f"`{name}`" for _, dialect, _ in found for name in dialect.weight_files)
     names = place.names()
     others = stray_weights(names)
@@ -151,19 +157,14 @@ def configured(dialect: Dialect, content: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _with_stop_tokens(config: Any, path: pathlib.Path) -> Any:
-    """The configuration with the stop tokens of the file of generation settings, as HF's `generate` uses them.
+def _with_stop_tokens(config: Any, generation: GenerationSettings) -> Any:
+    """The configuration with the stop tokens of the settings for generation, as HF's `generate` uses them.
 
-    The configuration stays unchanged if the file names no `eos_token_id`, or if it has no such field.
+    The configuration stays unchanged if they name no `eos_token_id`, or if it has no such field.
     """
-    if not path.exists() or not hasattr(config, "eos_token_id"):
+    if generation.eos_token_id is None or not hasattr(config, "eos_token_id"):
         return config
-    value = read_json(path).get("eos_token_id")
-    try:
-        end = token_ids(value)
-    except ValueError as error:
-        raise CheckpointError(f"`{path}` holds `eos_token_id` {shown(value)}, expected {error}.") from None
-    return config if end is None else dataclasses.replace(config, eos_token_id=end)
+    return dataclasses.replace(config, eos_token_id=generation.eos_token_id)
 
 
 def _unknown(contents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

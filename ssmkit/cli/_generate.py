@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ._console import aligned, print_json
+from ._logprobs import log_probs_of, table
 from ._models import device_name, enable_compilation_cache, encode, load_model, load_tokenizer
 from ._options import (
     DTypeOption,
@@ -20,7 +21,20 @@ from ._options import (
     TokenizerOption,
     make_mesh,
 )
-from ._prompts import read_prompts, unescaped
+from ._prompts import read_prompts
+from ._sampling import (
+    MinPOption,
+    RepetitionPenaltyOption,
+    SamplingOptions,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    settings_of,
+    stop_texts,
+    stop_tokens,
+)
 from ._streams import tell
 
 
@@ -46,24 +60,20 @@ def generate(
     revision: RevisionOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="The most new tokens.")] = 200,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="The number of continuations of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Choose among tokens at least this fraction as likely as the likeliest.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1, tokens that have occurred become less likely.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="The seed of the random choices.", show_default="a new one")
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    logprobs: Annotated[
+        int | None,
         typer.Option(
-            metavar="TEXT", help=r"End before this text; `\n` and `\t` are escapes. Can be given more than once."
+            min=0,
+            metavar="N",
+            help="Write the log-probability of every new token, and of the N most probable in its place.",
+            show_default="no",
         ),
     ] = None,
     tokenizer: TokenizerOption = None,
@@ -83,9 +93,12 @@ def generate(
     texts = read_prompts(prompt, prompt_file, batch)
     enable_compilation_cache()
     devices = make_mesh(mesh)
-    sampler = _sampler(temperature, top_k, top_p, min_p, repetition_penalty)
-    stop_texts = _stop_texts(stop or [])
+    options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
+    options.check()
+    stops = stop_texts(stop)
     loaded = load_model(model, revision, dtype, quantize, devices)
+    settings = settings_of(model, revision)
+    chosen = options.completed(settings)
     words = load_tokenizer(model, revision, tokenizer)
     prompts = [encode(words, text, special=not no_special_tokens) for text in texts]
     seed = random.randrange(2**32) if seed is None else seed
@@ -94,12 +107,13 @@ def generate(
         words,
         prompts,
         max_new_tokens,
-        sampler,
-        _stop_tokens(words, stop_texts, loaded.stop_tokens),
-        stop_texts,
+        chosen.sampler(),
+        stop_tokens(words, stops, loaded.stop_tokens),
+        stops,
         seed,
+        logprobs,
     )
-    used_seed = {} if temperature == 0.0 else {"seed": seed}
+    used_seed = {} if chosen.temperature == 0.0 else {"seed": seed}
     if len(prompts) * n == 1 and not json:
         new = _show_one(ask, "" if no_echo else texts[0])
     else:
@@ -109,9 +123,9 @@ def generate(
             print_json({"continuations": continuations} | used_seed)
         else:
             echoed = ["" if no_echo else text for text in texts for _ in range(n)]
-            _write_several([text + result["text"] for text, result in zip(echoed, results, strict=True)])
+            _write_several(echoed, results)
     count = f"{sum(map(len, prompts))} tokens" + (f" in {len(prompts)} texts" if batch is not None else "")
-    statistics = {"prompt": count} | new | {"device": device_name(devices)}
+    statistics = {"prompt": count} | new | {"device": device_name(devices)} | chosen.told(options, settings)
     tell(aligned(statistics | {name: str(value) for name, value in used_seed.items()}))
 
 
@@ -126,6 +140,7 @@ class _Request(NamedTuple):
     stops: list[int]
     stop_texts: list[str]
     seed: int
+    log_probs: int | None
 
     def stream(self, prompts: Any) -> "Stream":
         """Stream the texts of continuations."""
@@ -142,6 +157,7 @@ class _Request(NamedTuple):
             key=jax.random.key(self.seed),
             tokenizer=self.words,
             stop_text=self.stop_texts,
+            log_probs=self.log_probs,
         )
 
 
@@ -160,6 +176,8 @@ def _show_one(ask: _Request, text: str) -> dict[str, str]:
         _write(last)
     if not last.endswith("\n"):
         _write("\n")
+    if ask.log_probs is not None:
+        _write(table(log_probs_of(stream.generation, ask.words)[0]))
     count = int(stream.generation.lengths[0])
     statistics = {"new": f"{count} tokens"}
     if times:
@@ -194,57 +212,20 @@ def _several(ask: _Request, n: int) -> tuple[list[dict[str, Any]], dict[str, str
         {"text": text, "tokens": length, "finished": ended}
         for text, length, ended in zip(texts, lengths, finished, strict=True)
     ]
+    if ask.log_probs is not None:
+        for result, entries in zip(results, log_probs_of(stream.generation, ask.words), strict=True):
+            result["logprobs"] = entries
     new = f"{sum(lengths)} tokens in {len(texts)} texts"
     return results, {"new": new, "in": f"{seconds:.2f} s, compilation included"}
 
 
-def _write_several(texts: list[str]) -> None:
-    for i, text in enumerate(texts):
-        _write(f"=== {i + 1} of {len(texts)} ===\n{text}" + "\n" * (not text.endswith("\n")))
+def _write_several(echoed: list[str], results: list[dict[str, Any]]) -> None:
+    for i, (prompt, result) in enumerate(zip(echoed, results, strict=True)):
+        text = prompt + result["text"]
+        _write(f"=== {i + 1} of {len(results)} ===\n{text}" + "\n" * (not text.endswith("\n")))
+        _write(table(result.get("logprobs", [])))
 
 
 def _write(piece: str) -> None:
     sys.stdout.write(piece)
     sys.stdout.flush()
-
-
-def _stop_texts(stops: list[str]) -> list[str]:
-    """The stop texts, with their escapes resolved.
-
-    **Raises:** `ValueError` for an empty text.
-    """
-    if "" in stops:
-        raise ValueError("--stop must be a text of at least one character, got an empty one")
-    return [unescaped(stop) for stop in stops]
-
-
-def _stop_tokens(words: "Tokenizer", stops: list[str], own: tuple[int, ...]) -> list[int]:
-    """The ids to stop at: the model's own stop tokens, and stop texts that are special tokens.
-
-    Decoding leaves special tokens out, so that they would never be found in a text.
-    """
-    ids = {words.token_id(stop) for stop in stops}
-    return sorted(set(own) | {id for id in ids if id is not None and not words.decode([id])})
-
-
-def _sampler(
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-) -> "AbstractSampler":
-    """The sampler. At temperature 0 it is greedy: filters change nothing there, but the penalty does.
-
-    **Raises:** `ValueError` naming every option that is out of range.
-    """
-    from .. import Greedy, Sampler
-    from ..generation._sampling import out_of_range
-
-    given = (temperature or 1.0, top_k, top_p, min_p, repetition_penalty)
-    problems = out_of_range(given, lambda name: f"--{name.replace('_', '-')}", "0 takes the likeliest token")
-    if problems:
-        raise ValueError("; ".join(problems))
-    if temperature != 0.0:
-        return Sampler(*given)
-    return Greedy() if repetition_penalty is None else Sampler(top_k=1, repetition_penalty=repetition_penalty)

@@ -73,7 +73,7 @@ def load_model(
             )
         loaded = load_exported(source)
         return loaded if mesh is None else shard(loaded, mesh)
-    source, wanted = _or_embedded(source), "float32" if dtype is None else dtype
+    source, wanted = or_embedded(source), "float32" if dtype is None else dtype
     return from_pretrained(source, wanted, quantize=quantize, revision=revision, mesh=mesh)
 
 
@@ -88,10 +88,11 @@ def load_checkpoint(source: str | None, revision: str | None, dtype: str | None)
 
     if source is not None and is_exported(source):
         raise ValueError(f"`{source}` is an exported model, and no checkpoint: name the checkpoint that it was made of")
-    return from_pretrained(_or_embedded(source), dtype, revision=revision)
+    return from_pretrained(or_embedded(source), dtype, revision=revision)
 
 
-def _or_embedded(source: str | None) -> str:
+def or_embedded(source: str | None) -> str:
+    """The model of `--model`; the folder of the embedded model if none is named."""
     return os.fspath(default_model_path()) if source is None else source
 
 
@@ -118,7 +119,7 @@ def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | No
     with without_panics():
         if tokenizer is not None:
             return Tokenizer.from_file(tokenizer)
-        place = locate(_or_embedded(source), revision)
+        place = locate(or_embedded(source), revision)
         try:
             return Tokenizer.from_file(place.repo_id or place.fetch(()), revision=place.revision)
         except FileNotFoundError:
@@ -151,7 +152,7 @@ def companions(source: str | None, revision: str | None) -> dict[str, Path]:
     from ..checkpoint import locate
     from ..text._files import COMPANION_PATTERNS, COMPANIONS
 
-    folder = locate(_or_embedded(source), revision).fetch(COMPANIONS, patterns=COMPANION_PATTERNS)
+    folder = locate(or_embedded(source), revision).fetch(COMPANIONS, patterns=COMPANION_PATTERNS)
     found = [folder / name for name in COMPANIONS]
     found += [path for pattern in COMPANION_PATTERNS for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}

@@ -62,6 +62,7 @@ def stream(
     stop_token: StopTokens = None,
     cache: Cache | None = None,
     key: Keys | None = None,
+    log_probs: int | None = None,
     tokenizer: Tokenizer | None = None,
     stop_text: StopTexts = None,
 ) -> Stream[Cache]:
@@ -85,7 +86,7 @@ def stream(
     **Raises:** as `generate`, at the call rather than at the first token.
     """
     check_model(model)
-    asked = Asked(max_new_tokens, sampler, stop_token, key, tokenizer, stop_text)
+    asked = Asked(max_new_tokens, sampler, stop_token, key, tokenizer, stop_text, log_probs)
     if isinstance(prompts, Generation):
         if lengths is not None or cache is not None:
             raise ValueError("`prompts` is a generation, which has its own rows: leave out `lengths` and `cache`.")

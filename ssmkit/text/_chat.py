@@ -51,7 +51,7 @@ class Chat:
         self,
         messages: Any,
         *,
-        add_generation_prompt: bool,
+        prompt: bool,
         tools: Any,
         template: str | None,
         variables: Mapping[str, Any],
@@ -61,7 +61,7 @@ class Chat:
             raise ValueError(f"`messages` must be a list of at least one message, got {shown(messages)}.")
         conversation = [_message(f"`messages[{i}]`", message) for i, message in enumerate(messages)]
         given = {"messages": conversation, "tools": _tools(tools), "documents": None}
-        given["add_generation_prompt"] = bool(add_generation_prompt)
+        given["add_generation_prompt"] = prompt
         named = {name: _plain(f"`{name}`", value) for name, value in variables.items()}
         return render(self._chosen(template, tools), {**given, **self.special_tokens, **named})
 

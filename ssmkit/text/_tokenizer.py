@@ -181,6 +181,11 @@ class Tokenizer:
         except ValueError:
             return []
 
+    @checks_itself
+    def token_text(self, token: int) -> str:
+        """The text of one id alone. A special token has one too; a part of a character is a replacement character."""
+        return self._decode(_checked([token]), special=True)
+
     def token_id(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary, such as `<|endoftext|>`; `None` if there is none."""
         with library_errors("`token` must be a string of Unicode text"):
@@ -232,13 +237,8 @@ class Tokenizer:
         **Raises:** `ValueError` when there is no template, or when the template refuses the conversation, is damaged,
         does what the sandbox forbids, or exceeds its bounds.
         """
-        return self._chat.text(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            template=chat_template,
-            variables=variables,
-        )
+        prompt = bool(add_generation_prompt)
+        return self._chat.text(messages, prompt=prompt, tools=tools, template=chat_template, variables=variables)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
         """The ids of a conversation: those of `apply_chat_template`, with only the special tokens that it writes.
