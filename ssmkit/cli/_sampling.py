@@ -79,14 +79,15 @@ class SamplingOptions(NamedTuple):
         elif own.temperature is None:
             says_how = settings.do_sample or any(value is not None for value in own[:4])
             own = own._replace(temperature=1.0 if says_how else _TEMPERATURE)
-        return SamplingOptions(*(mine if given is None else given for given, mine in zip(self, own, strict=True)))
+        return own._replace(**{name: value for name, value in self._asdict().items() if value is not None})
 
     def sampler(self) -> "AbstractSampler":
         """The sampler of completed options. At temperature 0 filters change nothing, but the penalty does."""
         from .. import Greedy, Sampler
 
         if self.temperature != 0.0:
-            return Sampler(*self)
+            filters = self.top_k, self.top_p, self.min_p, self.repetition_penalty
+            return Sampler(_TEMPERATURE if self.temperature is None else self.temperature, *filters)
         penalty = self.repetition_penalty
         return Greedy() if penalty is None else Sampler(top_k=1, repetition_penalty=penalty)
 
