@@ -24,7 +24,7 @@ from ssmkit.checkpoint import (
     unknown_keys,
 )
 
-from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
+from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf, written_limit
 from ._mamba_family_formats import made, names, refuse_unless
 from ._state_spaces_formats import (
     STACK_DEAD,
@@ -96,15 +96,13 @@ def _read_hf(content: Mapping[str, Any]) -> Mamba2Config:
 
 
 def _write_hf(config: Mamba2Config, dtype: str) -> dict[str, Any]:
-    """As `Dialect.write_config`. Unbounded step sizes, the usual default, are left out: JSON has no infinity."""
+    """As `Dialect.write_config`."""
     whole = config.intermediate_size
     refuse_unless(config, "hf", D_has_hdim=False, d_ssm=whole, rmsnorm=True, norm_before_gate=False, **HF_ONLY)
     content = write_hf(config, _HF_KEYS, architecture="Mamba2ForCausalLM", model_type="mamba2", dtype=dtype)
-    if config.time_step_limit == _UNBOUNDED:
-        del content["time_step_limit"]
-    elif math.isinf(config.time_step_limit[1]):
-        content["time_step_limit"] = [config.time_step_limit[0], {"__float__": "Infinity"}]
-    return content
+    del content["time_step_limit"]
+    limit = written_limit(config.time_step_limit)
+    return content if limit is None else content | {"time_step_limit": limit}
 
 
 def _read_state_spaces(content: Mapping[str, Any]) -> Mamba2Config:

@@ -22,6 +22,8 @@ ARCHITECTURES = {
     "mamba2": "ssmkit.models.mamba2_formats:ARCHITECTURE",
     "mamba": "ssmkit.models.mamba_formats:ARCHITECTURE",
     "falcon_h1": "ssmkit.models.hybrids.falcon_h1:ARCHITECTURE",
+    "bamba": "ssmkit.models.hybrids.bamba:ARCHITECTURE",
+    "granitemoehybrid": "ssmkit.models.hybrids.granitemoehybrid:ARCHITECTURE",
     "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
     "mamba2_attention": "ssmkit.models.hybrids.mamba2_attention_formats:ARCHITECTURE",
     "nemotron_h": "ssmkit.models.hybrids.nemotron_h_formats:ARCHITECTURE",

@@ -116,7 +116,9 @@ def test_multipliers_of_a_gated_mlp_are_factors_of_its_matrices():
     x = jax.random.normal(jax.random.key(1), (3, WIDTH))
     plain = mlp(0)
     scaled = eqx.tree_at(
-        lambda it: (it.gate.weight, it.down.weight), plain, (plain.gate.weight * 0.5, plain.down.weight * 4.0)
+        lambda it: (it.gate.weight, it.down.weight),
+        plain,
+        (jnp.multiply(plain.gate.weight, 0.5), jnp.multiply(plain.down.weight, 4.0)),
     )
     given = ssmkit.GatedMLP(WIDTH, intermediate_size=6, multipliers=(0.5, 4.0), key=jax.random.key(0))
     np.testing.assert_array_equal(given.prefill(x, ())[0], scaled.prefill(x, ())[0])

@@ -32,6 +32,7 @@ from ssmkit.checkpoint import (
 )
 from ssmkit.export import _manifest
 from ssmkit.models import Mamba, Mamba2, Mamba2Config, MambaConfig
+from ssmkit.models.hybrids import Mamba2AttentionConfig
 
 
 # Any chain of steps
@@ -274,6 +275,10 @@ SMALL = {"vocab_size": 5, "hidden_size": 4, "num_hidden_layers": 2, "state_size"
 MODELS = {
     "mamba": lambda: Mamba(MambaConfig(**SMALL), key=jax.random.key(0)),
     "ssmkit": lambda: build(LanguageModelConfig(vocab_size=5, hidden_size=4, layers=HYBRID), key=jax.random.key(0)),
+    "mamba2_attention": lambda: build(
+        Mamba2AttentionConfig(**SMALL, head_dim=2, attention_layers=(1,), num_attention_heads=2),
+        key=jax.random.key(0),
+    ),
     "mamba2": lambda: Mamba2(Mamba2Config(**SMALL, head_dim=2, D_has_hdim=True), key=jax.random.key(0)),
 }
 

@@ -1,7 +1,7 @@
 """Where the arrays of common parts lie in files: tables from an array's path in the part to its tensor."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from ssmkit.checkpoint import Reshape, Slice, Source, Stack
@@ -9,6 +9,9 @@ from ssmkit.checkpoint import Reshape, Slice, Source, Stack
 
 Table: TypeAlias = dict[str, Any]
 """For each path in a part the name of its tensor, or a tuple of the name and steps as in `Source`."""
+
+Part: TypeAlias = tuple[str, Table]
+"""The name of a part in the files, which may be empty, and its arrays."""
 
 
 def under(path: str, name: str, table: Table) -> dict[str, Source]:
@@ -20,8 +23,13 @@ def under(path: str, name: str, table: Table) -> dict[str, Source]:
     - `name`: the name of the part in the files.
     - `table`: its arrays.
     """
+    return {path: Source(entry[0], tuple(entry[1:])) for path, entry in within(path, name, table).items()}
+
+
+def within(path: str, name: str, table: Table) -> Table:
+    """The table of a part for the part that holds it. The arguments are those of `under`."""
     entries = {inner: (entry,) if isinstance(entry, str) else entry for inner, entry in table.items()}
-    return {f"{path}.{inner}": Source(f"{name}.{entry[0]}", tuple(entry[1:])) for inner, entry in entries.items()}
+    return {f"{path}.{inner}": (f"{name}.{entry[0]}", *entry[1:]) for inner, entry in entries.items()}
 
 
 def linear(path: str, name: str) -> dict[str, str]:
@@ -74,6 +82,20 @@ def experts(count: int, **names: str) -> Table:
     return {f"experts.{path}.weight": (f"experts.{{}}.{name}.weight", Stack(count)) for path, name in names.items()}
 
 
+def fused_experts(name: str, intermediate_size: int) -> Table:
+    """A router and gated experts. One array holds the gates of all experts and, below each, the other projection."""
+    part = lambda index: (
+        f"{name}.input_linear.weight",
+        Slice(index * intermediate_size, 2 * intermediate_size, axis=1),
+    )
+    return {
+        "router.weight": f"{name}.router.layer.weight",
+        "experts.gate.weight": part(0),
+        "experts.up.weight": part(1),
+        "experts.down.weight": f"{name}.output_linear.weight",
+    }
+
+
 def mamba2(conv_kernel: int) -> Table:
     """A `Mamba2Mixer`."""
     return {
@@ -85,6 +107,27 @@ def mamba2(conv_kernel: int) -> Table:
         "D": "D",
         "norm.weight": "norm.weight",
     }
+
+
+def two_per_layer(
+    kinds: Iterable[str], mixers: Mapping[str, Part], mlp: Part, *, norms: tuple[str, str], layers: str = "model.layers"
+) -> dict[str, Source]:
+    """The sources of blocks of which every two make up a layer in the files: a mixer, and then an MLP.
+
+    **Arguments:**
+
+    - `kinds`: the kind of each layer's mixer.
+    - `mixers`: the mixer of each kind.
+    - `mlp`: the part after every mixer.
+    - `norms`: the names of the norms before the mixer and before the MLP.
+    - `layers`: the name of the layers.
+    """
+    sources: dict[str, Source] = {}
+    for i, kind in enumerate(kinds):
+        for block, norm, (part, table) in zip((2 * i, 2 * i + 1), norms, (mixers[kind], mlp), strict=True):
+            sources[f"blocks.{block}.norm.weight"] = Source(f"{layers}.{i}.{norm}.weight")
+            sources |= under(f"blocks.{block}.mixer", ".".join(filter(None, (layers, str(i), part))), table)
+    return sources
 
 
 def ends(

@@ -27,3 +27,9 @@ def flat(content: Mapping[str, Any]) -> dict[str, Any]:
     if table != {"rope_type": "default"}:
         content["rope_scaling"] = table
     return content
+
+
+def table(config: Any) -> dict[str, Any]:
+    """The value of `rope_parameters` for a configuration with `rope_theta` and `partial_rotary_factor`."""
+    keys = ("rope_theta", "partial_rotary_factor")
+    return {"rope_type": "default", **{name: getattr(config, name) for name in keys}}

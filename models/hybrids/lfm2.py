@@ -103,14 +103,9 @@ def _all_names(config: Lfm2Config) -> dict[str, Source]:
     }
     attention = _names.attention(q_norm="q_layernorm", k_norm="k_layernorm", o_proj="out_proj")
     mixers = {"conv": ("conv", conv), "full_attention": ("self_attn", attention)}
-    names = _names.ends(norm="model.embedding_norm")
-    for i, kind in enumerate(config.layer_types):
-        (part, table), mixer, mlp, layer = mixers[kind], f"blocks.{2 * i}", f"blocks.{2 * i + 1}", f"model.layers.{i}"
-        names[f"{mixer}.norm.weight"] = Source(f"{layer}.operator_norm.weight")
-        names[f"{mlp}.norm.weight"] = Source(f"{layer}.ffn_norm.weight")
-        names |= _names.under(f"{mixer}.mixer", f"{layer}.{part}", table)
-        names |= _names.under(f"{mlp}.mixer", f"{layer}.feed_forward", _names.gated_mlp("w1", "w3", "w2"))
-    return names
+    mlp, norms = ("feed_forward", _names.gated_mlp("w1", "w3", "w2")), ("operator_norm", "ffn_norm")
+    layers = _names.two_per_layer(config.layer_types, mixers, mlp, norms=norms)
+    return _names.ends(norm="model.embedding_norm") | layers
 
 
 def _spelled(content: Content) -> Content:

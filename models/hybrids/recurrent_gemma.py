@@ -127,15 +127,13 @@ def _recurrent(config: RecurrentGemmaConfig) -> _names.Table:
 
 
 def _all_names(config: RecurrentGemmaConfig) -> dict[str, Source]:
-    tables = {"recurrent": _recurrent(config), "attention": _names.attention()}
-    names = _names.ends(norm="model.final_norm")
-    for i, kind in enumerate(config.layers):
-        mixer, mlp, layer = f"blocks.{2 * i}", f"blocks.{2 * i + 1}", f"model.layers.{i}"
-        names[f"{mixer}.norm.weight"] = Source(f"{layer}.temporal_pre_norm.weight")
-        names[f"{mlp}.norm.weight"] = Source(f"{layer}.channel_pre_norm.weight")
-        names |= _names.under(f"{mixer}.mixer", f"{layer}.temporal_block", tables[kind])
-        names |= _names.under(f"{mlp}.mixer", f"{layer}.mlp_block", _names.gated_mlp())
-    return names
+    mixers = {
+        "recurrent": ("temporal_block", _recurrent(config)),
+        "attention": ("temporal_block", _names.attention()),
+    }
+    mlp, norms = ("mlp_block", _names.gated_mlp()), ("temporal_pre_norm", "channel_pre_norm")
+    layers = _names.two_per_layer(config.layers, mixers, mlp, norms=norms)
+    return _names.ends(norm="model.final_norm") | layers
 
 
 ARCHITECTURE = family(
