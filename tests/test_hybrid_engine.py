@@ -49,7 +49,7 @@ def expected(count):
 
 
 def room(generation):
-    return generation.cache[2].keys.shape[2]
+    return generation.cache[2].attention.keys.shape[2]
 
 
 def test_unequal_prompts_one_of_them_in_two_pieces():
@@ -131,6 +131,7 @@ def test_a_cache_without_room_or_of_another_form():
     window, full = first.cache[1:]
     with pytest.raises(ValueError, match="`cache` must have a leading batch axis of 2 on every array"):
         ssmkit.generate(model(), [[7]] * 2, 2, cache=(first.cache[0], full, window))
-    lost = full._replace(length=full.length + 1000)
+    state = full.attention
+    lost = full._replace(attention=state._replace(length=state.length + 1000))
     with pytest.raises(ValueError, match="the cache has lost tokens"):
         ssmkit.generate(model(), [[7]] * 2, 2, cache=(*first.cache[:2], lost))
