@@ -36,6 +36,7 @@ from .export import (
 )
 from .generation import rows as rows
 from .generation._cache_file import load_cache as load_cache, save_cache as save_cache
+from .generation._chat import Chat as Chat, ChatCounts as ChatCounts, chat_stop_tokens as chat_stop_tokens
 from .generation._generate import generate as generate, resume as resume
 from .generation._requests import Request as Request
 from .generation._sampling import AbstractSampler as AbstractSampler, Greedy as Greedy, Sampler as Sampler

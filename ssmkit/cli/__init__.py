@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from ._bench import bench
+from ._chat import chat
 from ._compile import compile_
 from ._convert import convert
 from ._export import export
@@ -24,7 +25,7 @@ from ._train import train
 # Plain text: help and messages read the same on a terminal, in a pipe and in a log.
 app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 _COMPLETE = "_SSMKIT_COMPLETE"
-for _command in (generate, score, inspect, convert, export, train):
+for _command in (generate, chat, score, inspect, convert, export, train):
     app.command()(_command)
 app.command("compile")(compile_)
 app.add_typer(bench, name="bench")
@@ -43,7 +44,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """State-space models: generate, score, inspect, convert, export, compile, train, bench.
+    """State-space models: generate, chat, score, inspect, convert, export, compile, train, bench.
 
     Results go to standard output, everything else to standard error.
     """

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -80,3 +81,17 @@ def read_input() -> str:
         raise ValueError(f"standard input is not UTF-8 text: {error}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), "standard input") from None
+
+
+def input_lines() -> Iterator[str]:
+    """The lines of standard input as they come, without their ends, as UTF-8 in every locale.
+
+    **Raises:** as `read_input`.
+    """
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    for line in getattr(sys.stdin, "buffer", sys.stdin):
+        try:
+            yield (line if isinstance(line, str) else line.decode("utf-8")).rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 text: {error}") from None

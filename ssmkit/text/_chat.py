@@ -24,7 +24,7 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclasses.dataclass(frozen=True)
-class Chat:
+class ChatFormat:
     """How conversations are written for a tokenizer."""
 
     templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -40,7 +40,7 @@ class Chat:
         return self.templates.get(_DEFAULT)
 
     @checks_itself
-    def with_template(self, template: str) -> "Chat":
+    def with_template(self, template: str) -> "ChatFormat":
         """The same with this template alone."""
         if not isinstance(template, str):
             raise ValueError(f"`template` must be a text, got {shown(template)}.")
@@ -107,7 +107,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return _read_object(folder / SETTINGS)
 
 
-def read_chat(folder: Path, settings: Mapping[str, Any]) -> Chat:
+def read_chat(folder: Path, settings: Mapping[str, Any]) -> ChatFormat:
     """Read the chat templates and special tokens of a tokenizer as HF transformers 5 does.
 
     Files of templates replace the templates in the settings.
@@ -126,7 +126,7 @@ def read_chat(folder: Path, settings: Mapping[str, Any]) -> Chat:
     files = {_DEFAULT: folder / TEMPLATE} if (folder / TEMPLATE).exists() else {}
     files |= {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
     templates = {name: read_template(path) for name, path in files.items()}
-    return Chat(templates or _templates(settings.get("chat_template"), folder / SETTINGS), named, rest)
+    return ChatFormat(templates or _templates(settings.get("chat_template"), folder / SETTINGS), named, rest)
 
 
 def read_template(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._config import checks_itself
 from .._reading import open_named, read_regular
-from ._chat import MORE_TEMPLATES, SETTINGS, SPECIAL_TOKENS, TEMPLATE, Chat, read_chat, read_settings
+from ._chat import MORE_TEMPLATES, SETTINGS, SPECIAL_TOKENS, TEMPLATE, ChatFormat, read_chat, read_settings
 from ._json import library_errors, parse
 from ._sentencepiece import SentencePiece
 
@@ -38,7 +38,9 @@ _LARGEST = 256 << 20  # bytes; the largest vocabularies take some 40 MB
 
 
 @checks_itself
-def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> tuple["RawTokenizer | SentencePiece", Chat]:
+def read_tokenizer(
+    source: str | os.PathLike[str], revision: str | None
+) -> tuple["RawTokenizer | SentencePiece", ChatFormat]:
     """Read the tokenizer of a folder, of a file or of a model on the hub, as `ssmkit.Tokenizer.from_file` does."""
     path = _find(source, revision)
     content = read_regular(path, _LARGEST)
@@ -55,7 +57,7 @@ def read_tokenizer(source: str | os.PathLike[str], revision: str | None) -> tupl
         return SentencePiece(content, begin=begin, end=end), chat
 
 
-def contents(raw: "RawTokenizer | SentencePiece", chat: Chat) -> dict[str, bytes]:
+def contents(raw: "RawTokenizer | SentencePiece", chat: ChatFormat) -> dict[str, bytes]:
     """The names and contents of the files from which `read_tokenizer` reads both; the tokenizer itself is first."""
     if isinstance(raw, SentencePiece):
         ends = {"add_bos_token": raw.adds_begin, "add_eos_token": raw.adds_end}

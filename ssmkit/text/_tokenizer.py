@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .._config import checks_itself
 from .._files import replacing
-from ._chat import Chat
+from ._chat import ChatFormat
 from ._files import contents, read_tokenizer
 from ._json import library_errors
 from ._pieces import REPLACEMENT, Decoding
@@ -32,7 +32,7 @@ class Tokenizer:
     If the underlying library panics, it writes its own lines to standard error before the error is raised.
     """
 
-    def __init__(self, raw: "RawTokenizer | SentencePiece", chat: Chat = Chat()):  # noqa: B008 (immutable)
+    def __init__(self, raw: "RawTokenizer | SentencePiece", chat: ChatFormat = ChatFormat()):  # noqa: B008 (immutable)
         """**Arguments:**
 
         - `raw`: a `tokenizers.Tokenizer`.
@@ -182,9 +182,17 @@ class Tokenizer:
             return []
 
     @checks_itself
+    def written(self, tokens: Iterable[SupportsIndex]) -> str:
+        """The text of ids with their special tokens, which `decode` leaves out.
+
+        **Raises:** `ValueError` for invalid ids.
+        """
+        return self._decode(_checked(tokens), special=True)
+
+    @checks_itself
     def token_text(self, token: int) -> str:
         """The text of one id alone. A special token has one too; a part of a character is a replacement character."""
-        return self._decode(_checked([token]), special=True)
+        return self.written([token])
 
     def token_id(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary, such as `<|endoftext|>`; `None` if there is none."""

@@ -1,0 +1,68 @@
+"""`ssmkit chat`."""
+
+import io
+
+import pytest
+
+
+TEMPLATE = """{% for m in messages %}{{ m.role }}: {{ m.content }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+REFUSING = "{% if messages | length > 2 %}{{ raise_exception('enough') }}{% endif %}" + TEMPLATE
+
+
+@pytest.fixture
+def talk(run, checkpoint, tmp_path, monkeypatch):
+    """Talk with the checkpoint: exit code, standard output, standard error."""
+
+    def talk(lines, *words, template=TEMPLATE):
+        (tmp_path / "template.jinja").write_text(template)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        options = ["--chat-template", tmp_path / "template.jinja", "--max-new-tokens", 4, "-t", 0]
+        return run("chat", "--model", checkpoint, *options, *words)
+
+    return talk
+
+
+def numbers(line):
+    return [int(word) for word in line.split() if word.isdecimal()]
+
+
+def test_each_line_is_a_turn(talk):
+    code, out, err = talk("To be?\n\nOr\\nnot\n")
+    assert code == 0 and out.endswith("\n")
+    *_, last, total, restarts, caches, device = err.splitlines()
+    assert last.startswith("last turn") and total.startswith("all turns") and restarts.split() == ["restarts", "0"]
+    prefilled, reused, generated = numbers(last)
+    first = numbers(talk("To be?\n")[2])[0]
+    assert first <= reused <= first + 4 and generated == 4
+    assert numbers(total) == [first + prefilled, reused, 8]
+    assert caches.startswith("caches") and device.split()[0] == "device"
+
+
+def test_commands(talk):
+    code, out, err = talk("To be?\n/stats\n/reset\nTo be?\n/system Be brief.\nTo be?\n/help\n/exit\nNever\n")
+    assert code == 0
+    assert numbers(err.splitlines()[0])[1:] == [0, 4]
+    answers = talk("To be?\n")[1]
+    assert out.startswith(answers + answers)
+    final = err.splitlines()[-5:]
+    assert numbers(final[1])[2] == 12 and final[2].split() == ["restarts", "2"]
+    system = talk("To be?\n", "--system", "Be brief.")[1]
+    assert out == answers + answers + system
+    assert "/system TEXT" in err
+
+
+def test_an_unknown_command_and_a_message_that_the_template_refuses(talk):
+    code, out, err = talk("/rest\n")
+    assert (code, out) == (2, "") and "/rest is no command: /reset, /system" in err
+    code, out, err = talk("To be?\nOr not?\n", template=REFUSING)
+    assert code == 2 and out and "enough" in err
+
+
+def test_without_a_template(run, checkpoint, monkeypatch):
+    for words, name in [((), "the embedded model"), (("--model", checkpoint), f"`{checkpoint}`")]:
+        code, out, err = run("chat", *words)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"error: {name} has no chat template, which says how turns become text: pass --chat-template FILE\n"
+        )
