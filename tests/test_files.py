@@ -13,6 +13,7 @@ from damage import full_disk
 import ssmkit
 from ssmkit._files import replacing, replacing_files, replacing_folder
 from ssmkit.models import Mamba2, Mamba2Config
+from ssmkit.text._chat import ChatFormat
 from ssmkit.text._tokenizer import Tokenizer
 
 
@@ -177,6 +178,18 @@ def test_a_tokenizer_is_saved_with_its_model(model, tmp_path):
         ssmkit.save_pretrained(model, tmp_path / "both", tokenizer=longer)
     assert caught.value.filename == str(tmp_path / "both" / "tokenizer.json")
     assert contents(tmp_path / "both") == before
+
+
+@pytest.mark.parametrize("format", ["hf", "state-spaces"])
+def test_a_chat_template_is_saved_with_its_model(model, tmp_path, format):
+    """With the special tokens that it names."""
+    chat = ChatFormat({"default": "{{ eos_token }}"}, {"eos_token": "</s>"})
+    tokenizer = Tokenizer(Tokenizer.train(["a text"], 260)._raw, chat)
+    ssmkit.save_pretrained(model, tmp_path, format=format, tokenizer=tokenizer)
+    again = Tokenizer.from_file(tmp_path)
+    assert (again.chat_template, again.special_tokens) == ("{{ eos_token }}", {"eos_token": "</s>"})
+    assert again.apply_chat_template([{"role": "user", "content": ""}]) == "</s>"
+    assert {*tokenizer.files()} < {*os.listdir(tmp_path)}
 
 
 def test_exporting_to_a_full_disk_leaves_what_was_there(model, tmp_path):

@@ -39,8 +39,9 @@ def save_pretrained(
     - `model`: a model of a known architecture.
     - `directory`: the folder, created if necessary; files of the same names are replaced.
     - `format`: a dialect of the model's architecture, such as `"hf"` or `"state-spaces"`; `None` for the first dialect.
-    - `tokenizer`: the tokenizer of the model, written beside it. The command line, and
-        `Tokenizer.from_file(directory)`, find it there. Without it, the command line needs `--tokenizer`.
+    - `tokenizer`: the tokenizer of the model, written beside it with its chat template and its named special tokens.
+        The command line, and `Tokenizer.from_file(directory)`, find it there. Without it, the command line needs
+        `--tokenizer`.
 
     **Raises:** `CheckpointError` when the architecture is not known, or the format cannot express the model;
     `OSError` naming the file that cannot be written, such as on a full disk.
@@ -69,7 +70,8 @@ def save_pretrained(
         weights: lambda path: save_weights(path, tensors),
     }
     if tokenizer is not None:
-        writers["tokenizer.json"] = tokenizer.save
+        for name, content in tokenizer.files().items():
+            writers[name] = lambda path, content=content: path.write_bytes(content)
     with replacing_files(directory, writers) as paths:
         for name, write in writers.items():
             with writing(directory / name):
