@@ -132,6 +132,18 @@ def test_a_stream_that_is_left_leaves_no_trace():
     assert (chat.messages, chat.total, chat.ids) == (other.messages, other.total, other.ids)
 
 
+def test_an_answer_that_is_stopped_ends_there():
+    """With the text that was held back, which may have become a stop text."""
+    words = tokenizer(HEADED)
+    chat = ssmkit.Chat(model(), words, max_new_tokens=40, stop_text="d?")
+    stream = chat.send(TURNS[0])
+    stream.stop()
+    assert list(stream) == ["d"] == [chat.messages[-1]["content"]] and chat.turn.generated == 1
+    (prompt, answer), *_ = prompts_and_answers(chat, TURNS[1:2])
+    assert prompt == words.encode_chat(chat.messages[:-1]) and chat.total.restarts == 0
+    assert answer[:8] == from_the_beginning(prompt, 8)
+
+
 def test_the_end_of_a_text_ends_an_answer():
     words = ssmkit.Tokenizer(tokenizer(PLAIN)._raw, ChatFormat({"default": PLAIN}, {"eos_token": "w"}))
     assert ssmkit.chat_stop_tokens(model(), words) == [words.token_id("w")]

@@ -1,8 +1,11 @@
 """`ssmkit chat`."""
 
 import io
+import signal
 
 import pytest
+
+from ssmkit.cli import _chat
 
 
 TEMPLATE = """{% for m in messages %}{{ m.role }}: {{ m.content }}
@@ -14,13 +17,18 @@ REFUSING = "{% if messages | length > 2 %}{{ raise_exception('enough') }}{% endi
 def talk(run, checkpoint, tmp_path, monkeypatch):
     """Talk with the checkpoint: exit code, standard output, standard error."""
 
-    def talk(lines, *words, template=TEMPLATE):
+    def talk(lines, *words, template=TEMPLATE, stdin=lambda lines: io.TextIOWrapper(io.BytesIO(lines.encode()))):
         (tmp_path / "template.jinja").write_text(template)
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        monkeypatch.setattr("sys.stdin", stdin(lines))
         options = ["--chat-template", tmp_path / "template.jinja", "--max-new-tokens", 4, "-t", 0]
         return run("chat", "--model", checkpoint, *options, *words)
 
     return talk
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def numbers(line):
@@ -66,3 +74,27 @@ def test_without_a_template(run, checkpoint, monkeypatch):
         assert err == (
             f"error: {name} has no chat template, which says how turns become text: pass --chat-template FILE\n"
         )
+
+
+def test_a_terminal_goes_on_after_mistakes(talk):
+    code, out, err = talk("/rest\nTo be?\nOr not?\n/stats\n", template=REFUSING, stdin=Terminal)
+    assert code == 0 and out.count("> ") == 5
+    assert "error: /rest is no command" in err and "enough" in err and "4 generated" in err
+
+
+@pytest.mark.parametrize("presses, generated", [(1, 5), (2, 4)])
+def test_ctrl_c_ends_an_answer_and_another_forgets_the_turn(talk, monkeypatch, presses, generated):
+    """It comes with the first piece of the first answer, which is a dispatch of one token; the next is not begun."""
+    left, write = [signal.SIGINT] * presses, _chat._write
+
+    def pressed(piece):
+        write(piece)
+        while left:
+            signal.raise_signal(left.pop())
+
+    monkeypatch.setattr(_chat, "_write", pressed)
+    before = signal.getsignal(signal.SIGINT)
+    code, _, err = talk("To be?\nOr not?\n/stats\n", stdin=Terminal)
+    assert code == 0 and signal.getsignal(signal.SIGINT) is before
+    assert ("This turn is forgotten." in err) == (presses == 2)
+    assert f"{generated} generated" in err.splitlines()[-3]

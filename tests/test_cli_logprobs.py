@@ -26,7 +26,7 @@ def test_json_has_every_token(run, checkpoint, tmp_path):
     for row, entry in enumerate(found):
         assert [token["id"] for token in entry["logprobs"]] == np.asarray(out.tokens[row]).tolist()
         for i, token in enumerate(entry["logprobs"]):
-            assert token["text"] == tokenizer.token_text(token["id"])
+            assert token["text"] == tokenizer.written([token["id"]])
             np.testing.assert_allclose(token["logprob"], out.log_probs[row, i], rtol=1e-5)
             assert [best["id"] for best in token["top"]] == np.asarray(out.top_tokens[row, i]).tolist()
             assert token["top"][0] == {name: token[name] for name in ("id", "text", "logprob")}  # it is greedy

@@ -101,3 +101,18 @@ def test_batches_of_a_stream_stop_row_by_row():
         [21, 22, 23, 24, 25, 26, 27],
     ]
     assert list(ssmkit.stream(Counting(), [[1]], 2)) == [[2], [3]]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_a_stream_that_is_stopped_has_its_generation(taken):
+    """With the tokens that were computed, and nothing is lost after them."""
+    model, prompt = mamba2(), ROWS[2]
+    whole = ssmkit.generate(model, [prompt], 40).tokens[0].tolist()
+    stream = ssmkit.stream(model, prompt, 40)
+    tokens = [next(stream) for _ in range(taken)]
+    stream.stop()
+    tokens += stream
+    assert tokens == whole[: [0, 1, 17][taken]] and stream.generation.lengths.tolist() == [len(tokens)]
+    assert not stream.generation.finished[0]
+    more = ssmkit.resume(model, stream.generation, 40 - len(tokens))
+    assert tokens + more.tokens[0].tolist() == whole

@@ -65,7 +65,7 @@ def save_pretrained(
 
     weights = dialect.weight_files[0]
     save_weights = _save_safetensors if weights.endswith(".safetensors") else write_torch_pickle
-    writers: dict[str, Callable[[pathlib.Path], None]] = {
+    writers: dict[str, Callable[[pathlib.Path], object]] = {
         dialect.config_file: lambda path: _write_text(path, json.dumps(config, indent=2) + "\n"),
         weights: lambda path: save_weights(path, tensors),
     }

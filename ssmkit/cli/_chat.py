@@ -1,6 +1,8 @@
 """`ssmkit chat`."""
 
+import contextlib
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ from ._streams import input_lines, tell
 
 
 if TYPE_CHECKING:
-    from .. import Chat, ChatCounts
+    from .. import Chat, ChatCounts, Stream
     from ..text._tokenizer import Tokenizer
 
 
@@ -59,7 +61,8 @@ def chat(
     r"""Talk with a model.
 
     Each line is a turn; `\n` and `\t` are escapes. Answers are written as they are generated. Lines that begin with a
-    slash are commands: /reset, /system TEXT, /stats, /help and /exit. Ctrl-D leaves too.
+    slash are commands: /reset, /system TEXT, /stats, /help and /exit. Ctrl-D leaves too. On a terminal, Ctrl-C ends an
+    answer, and a second Ctrl-C forgets the turn.
     """
     enable_compilation_cache()
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
@@ -74,6 +77,7 @@ def chat(
     settings = settings_of(model, revision)
     chosen = options.completed(settings)
     seed = random.randrange(2**32) if seed is None else seed
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
     session = _Session(
         Chat(
             loaded,
@@ -84,17 +88,21 @@ def chat(
             stop_token=stop_tokens(words, stops, tuple(chat_stop_tokens(loaded, words))),
             stop_text=stops,
             key=jax.random.key(seed),
-        )
+        ),
+        _stopped_by_interrupt if is_terminal else lambda _: contextlib.nullcontext(),
     )
     used_seed = {} if chosen.temperature == 0.0 else {"seed": str(seed)}
     about = {"device": device_name()} | chosen.told(options, settings) | used_seed
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
     if is_terminal:
         tell(aligned(about) + "\nCtrl-D or /exit leaves, /help lists the commands.")
     for line in _typed() if is_terminal else input_lines():
         try:
             if not session.take(line):
                 break
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            tell("\nThis turn is forgotten.")
         except ValueError as error:
             if not is_terminal:
                 raise
@@ -133,11 +141,27 @@ def _typed() -> Iterator[str]:
             return
 
 
+@contextlib.contextmanager
+def _stopped_by_interrupt(stream: "Stream") -> Iterator[None]:
+    """The first Ctrl-C ends the stream with the tokens so far; a second one is a `KeyboardInterrupt`."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stream.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Session:
     """A chat, what it took, and the commands that a user can type."""
 
-    def __init__(self, chat: "Chat"):
-        self._chat = chat
+    def __init__(self, chat: "Chat", guard: Callable[["Stream"], contextlib.AbstractContextManager[None]]):
+        """**Arguments:** `guard`: the context in which an answer is streamed."""
+        self._chat, self._guard = chat, guard
         self._seconds = [0.0, 0.0]  # of the last answer, and of all of them
         self._commands: dict[str, Callable[[str], bool]] = {
             "/reset": self._reset,
@@ -162,9 +186,11 @@ class _Session:
                 raise ValueError(f"{name} is no command: {', '.join(self._commands)}; a space before it sends it")
             return self._commands[name](rest.strip())
         started, last = time.perf_counter(), ""
-        for piece in self._chat.send(unescaped(line)):
-            last = piece
-            _write(piece)
+        stream = self._chat.send(unescaped(line))
+        with self._guard(stream):
+            for piece in stream:
+                last = piece
+                _write(piece)
         if not last.endswith("\n"):
             _write("\n")
         seconds = time.perf_counter() - started

@@ -23,7 +23,7 @@ def log_probs_of(generation: "Generation", words: "Tokenizer") -> list[list[dict
     """
     arrays = generation.tokens, generation.log_probs, generation.top_tokens, generation.top_log_probs
     tokens, own, top, values = (np.asarray(array).tolist() for array in arrays)
-    entry = lambda id, value: {"id": id, "text": words.token_text(id), "logprob": value}
+    entry = lambda id, value: {"id": id, "text": words.written([id]), "logprob": value}
     return [
         [
             entry(tokens[row][i], own[row][i])

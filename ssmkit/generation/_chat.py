@@ -1,7 +1,7 @@
 """A conversation with a model, whose cache is kept from turn to turn."""
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 import jax
@@ -131,7 +131,8 @@ class Chat(Generic[Cache]):
         - `content`: the message of the user.
 
         **Returns:** the pieces of the answer's text, as `ssmkit.stream` yields them. Both messages belong to the
-        conversation once the stream has ended. A stream that is not read to its end leaves no trace.
+        conversation once the stream has ended. A stream that is not read to its end leaves no trace; one that was ended
+            by `stop` ends the answer there.
 
         **Raises:** `ValueError` when the template refuses the conversation; and as `ssmkit.stream`.
         """
@@ -142,7 +143,7 @@ class Chat(Generic[Cache]):
         pieces = stream(
             self._model, prompt.generation, tokenizer=self._tokenizer, stop_text=self._stop_text, **self._asked
         )
-        return Stream(self._answer(said, prompt, counts, pieces))
+        return Stream(lambda goes_on: self._answer(said, prompt, counts, pieces, goes_on))
 
     def _consumed(self, messages: list[dict[str, Any]]) -> tuple[_State, ChatCounts]:
         """The state after a conversation, from which its answer is generated."""
@@ -187,13 +188,20 @@ class Chat(Generic[Cache]):
         return []
 
     def _answer(
-        self, said: list[dict[str, Any]], prompt: _State, counts: ChatCounts, pieces: Stream[Cache]
+        self,
+        said: list[dict[str, Any]],
+        prompt: _State,
+        counts: ChatCounts,
+        pieces: Stream[Cache],
+        goes_on: Callable[[], bool],
     ) -> Generator[str, None, Generation[Cache]]:
         answer = ""
         for (piece,) in pieces:
             answer += piece or ""
             if piece:
                 yield piece
+            if not goes_on():
+                pieces.stop()
         generation = pieces.generation
         new = np.asarray(generation.tokens)[0, : int(generation.lengths[0])].tolist()
         before, ids = self._tokenizer.written(prompt.ids), prompt.ids + new

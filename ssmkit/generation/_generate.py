@@ -1,7 +1,7 @@
 """The public functions for generation. The decode loop is in `_engine.py`."""
 
-from collections.abc import Sequence
-from typing import TypeAlias, overload
+from collections.abc import Generator, Sequence
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from jaxtyping import Array, Int
@@ -14,7 +14,7 @@ from ..text._tokenizer import Tokenizer
 from ._keys import Keys
 from ._sampling import AbstractSampler, Greedy
 from ._state import Generation, TextGeneration
-from ._task import Asked, at_once, exhausted, from_generation, from_prompts, turns
+from ._task import Asked, at_once, from_generation, from_prompts, turns
 
 
 # The number of tokens per dispatch if the host must search for stop texts.
@@ -112,7 +112,7 @@ def generate(
     check_model(model)
     asked = Asked(max_new_tokens, sampler, stop_token, key, tokenizer, stop_text, log_probs)
     task = from_prompts(model, prompts, lengths, cache, asked)
-    generation = exhausted(turns(task, _TURN, _TURN)) if task.has_stop_texts else at_once(task)
+    generation = _end_of(turns(task, _TURN, _TURN)) if task.has_stop_texts else at_once(task)
     if task.transcripts is None:
         return generation
     return TextGeneration([transcript.text for transcript in task.transcripts], generation)
@@ -147,3 +147,12 @@ def resume(
     check_model(model)
     asked = Asked(max_new_tokens, sampler, stop_token, key, log_probs=log_probs)
     return at_once(from_generation(model, generation, asked))
+
+
+def _end_of(turns: Generator[Any, None, Generation]) -> Generation:
+    """The result of all turns, whose items are dropped."""
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value

@@ -1,7 +1,7 @@
 """Streaming of generated tokens."""
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Generic
 
 import numpy as np
@@ -27,9 +27,14 @@ _TURN = 16
 class Stream(Iterator[Any], Generic[Cache]):
     """An iterator over generated items. At its end it has the resulting `generation`."""
 
-    def __init__(self, items: Generator[Any, None, Generation[Cache]]):
-        """**Arguments:** `items`: a generator that returns the generation at its end."""
-        self._items = items
+    def __init__(self, items: Callable[[Callable[[], bool]], Generator[Any, None, Generation[Cache]]]):
+        """**Arguments:**
+
+        - `items`: makes a generator that returns the generation at its end. It gets a function that says whether to go
+            on; the generator ends soon after it says no.
+        """
+        self._goes_on = True
+        self._items = items(lambda: self._goes_on)
         self._generation: Generation[Cache] | None = None
 
     def __next__(self) -> Any:
@@ -39,6 +44,14 @@ class Stream(Iterator[Any], Generic[Cache]):
         except StopIteration as end:
             self._generation = end.value or self._generation
             raise StopIteration from None
+
+    def stop(self) -> None:
+        """End the stream early: no further tokens are computed, and those that are computed are its last items.
+
+        The stream then has a `generation` with the tokens so far, from which to continue. This may be called at any
+        time, also by a signal's handler.
+        """
+        self._goes_on = False
 
     @property
     def generation(self) -> Generation[Cache]:
@@ -90,11 +103,12 @@ def stream(
     if isinstance(prompts, Generation):
         if lengths is not None or cache is not None:
             raise ValueError("`prompts` is a generation, which has its own rows: leave out `lengths` and `cache`.")
-        return Stream(_columns(turns(from_generation(model, prompts, asked), 1, _TURN)))
+        task = from_generation(model, prompts, asked)
+        return Stream(lambda goes_on: _columns(turns(task, 1, _TURN, goes_on)))
     single = is_one(prompts)
     task = from_prompts(model, [prompts] if single else prompts, lengths, cache, asked)
-    items = turns(task, 1, _TURN)
-    return Stream(_row(items) if single else _columns(items))
+    columns = _row if single else _columns
+    return Stream(lambda goes_on: columns(turns(task, 1, _TURN, goes_on)))
 
 
 def _row(turns: Generator[list[list[Any]], None, Generation]) -> Generator[Any, None, Generation]:

@@ -1,7 +1,7 @@
 """The common part of `generate`, `resume` and `stream`: the check of their arguments, and two ways to run them."""
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -140,13 +140,16 @@ def at_once(task: Task) -> Generation:
     return _concluded(task, [_records(result, most)], result.rows, np.asarray(result.lengths)[:count])
 
 
-def turns(task: Task, first: int, length: int) -> Generator[list[list[Any]], None, Generation]:
+def turns(
+    task: Task, first: int, length: int, goes_on: Callable[[], bool] = lambda: True
+) -> Generator[list[list[Any]], None, Generation]:
     """Generate a few tokens per turn, with one dispatch per turn.
 
     **Arguments:**
 
     - `first`: the number of tokens of the first turn, at most `length`.
     - `length`: the number of tokens of every other turn.
+    - `goes_on`: is asked before every turn. If it says no, the iterator ends, after the text that was held back.
 
     **Returns:** an iterator over turns. A turn has the new ids of every row, or the pieces of its text; an ended row
     has fewer or none. At its end the iterator returns the result of all turns, as `at_once` does.
@@ -154,6 +157,11 @@ def turns(task: Task, first: int, length: int) -> Generator[list[list[Any]], Non
     start = task.start if isinstance(task.start, Rows) else task.run([0] * len(task.limits), 0, task.start).rows
     left, ask, records, lengths = task.limits, first, [], [0] * len(task.limits)
     while any(limits := _next_limits(left, ask, np.asarray(start.finished))):
+        if not goes_on():
+            if task.transcripts is not None:
+                rows = zip(task.transcripts, limits, strict=True)
+                yield [[transcript.end()] if limit else [] for transcript, limit in rows]
+            break
         is_last = [limit == most for limit, most in zip(limits, left, strict=True)]
         turn, items = _turn(task, limits, length, is_last, start)
         records.append(_records(turn, max(limits)))
@@ -166,15 +174,6 @@ def turns(task: Task, first: int, length: int) -> Generator[list[list[Any]], Non
 
 def _next_limits(left: Sequence[int], most: int, finished: np.ndarray) -> list[int]:
     return [0 if finished[i] else min(count, most) for i, count in enumerate(left)]
-
-
-def exhausted(generator: Generator[Any, None, Tree]) -> Tree:
-    """The return value of a generator, whose items are dropped."""
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 def _turn(task: Task, limits: list[int], capacity: int, is_last: Sequence[bool], start: Rows):

@@ -42,10 +42,16 @@ class Transcript:
             pieces.append(self._before.push(self._decoding.push(token)) if is_text else "")
             if self.ended:
                 break
-        if is_last and pieces and not self.ended:
-            pieces[-1] += self._before.push(self._decoding.end()) + self._before.end()
         self.text += "".join(pieces)
+        if is_last and pieces and not self.ended:
+            pieces[-1] += self.end()
         return pieces
+
+    def end(self) -> str:
+        """The text that was held back, when no tokens follow."""
+        held = self._before.push(self._decoding.end()) + self._before.end()
+        self.text += held
+        return held
 
 
 def read_tokenizer(tokenizer: Any) -> Tokenizer | None:

@@ -183,16 +183,11 @@ class Tokenizer:
 
     @checks_itself
     def written(self, tokens: Iterable[SupportsIndex]) -> str:
-        """The text of ids with their special tokens, which `decode` leaves out.
+        """The text of ids with their special tokens, which `decode` leaves out. A part of a character is U+FFFD.
 
         **Raises:** `ValueError` for invalid ids.
         """
         return self._decode(_checked(tokens), special=True)
-
-    @checks_itself
-    def token_text(self, token: int) -> str:
-        """The text of one id alone. A special token has one too; a part of a character is a replacement character."""
-        return self.written([token])
 
     def token_id(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary, such as `<|endoftext|>`; `None` if there is none."""
