@@ -14,7 +14,7 @@ from registry import LANGUAGE_MODELS, MIXERS, OPERATORS
 
 import ssmkit
 from ssmkit import _slices
-from ssmkit.operators import _ring
+from ssmkit.operators import _pieces
 from ssmkit.parallel import make_mesh
 
 
@@ -124,8 +124,7 @@ def test_fewer_tokens_than_devices(case):
 
 @pytest.mark.once
 def test_attention_in_pieces_of_keys(monkeypatch):
-    monkeypatch.setattr(_ring, "_SCORES", 1)
-    monkeypatch.setattr(_ring, "_FEWEST", 2)  # of the three keys of a slice, and of the room
+    monkeypatch.setattr(_pieces, "_SIZE", 2)  # of the three tokens of a slice, and of the room
     check(next(case for case in OPERATORS if case.id == "attention"))
 
 

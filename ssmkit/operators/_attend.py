@@ -1,112 +1,117 @@
-"""Softmax attention over given keys and values."""
+"""Softmax attention to given keys and values: all scores at once where they are few, and piece by piece elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from .._products import product
 
 
-_MASKED = -1e30  # what a float32 softmax makes exactly zero
+MASKED = -1e30  # what a float32 softmax makes exactly zero
+FEW = 1 << 19  # up to so many scores of all heads, one matrix is as quick as pieces
 
 
 class Tokens(NamedTuple):
     """The keys, values, position and sequence number of every token; the number is -1 for entries without a token."""
 
-    keys: Float[Array, "time groups dim"]
-    values: Float[Array, "time groups dim"]
+    keys: Float[Array, "groups time dim"]
+    values: Float[Array, "groups time dim"]
     position: Int[Array, " time"]
     sequence: Int[Array, " time"]
 
 
-def attend(
-    query: Float[Array, "query heads dim"],
+class Queries(NamedTuple):
+    """The queries, position and sequence number of every token; the number is negative for one that needs no output."""
+
+    query: Float[Array, "groups members time dim"]
+    position: Int[Array, " time"]
+    sequence: Int[Array, " time"]
+
+
+class Scoring(NamedTuple):
+    """What attention makes of a query and a key. The fields are as for `ssmkit.Attention`."""
+
+    scale: float
+    softcapping: float | None
+    window: int | None
+
+
+def grouped(query: Float[Array, "time heads dim"], groups: int) -> Float[Array, "groups members time dim"]:
+    """The queries of each group of neighbouring heads together, so that its keys and values are read as they lie."""
+    time, _, dim = query.shape
+    return jnp.transpose(jnp.reshape(query, (time, groups, -1, dim)), (1, 2, 0, 3))
+
+
+def ungrouped(x: Float[Array, "groups members time dim"]) -> Float[Array, "time heads dim"]:
+    """The inverse of `grouped`."""
+    return jnp.reshape(jnp.transpose(x, (2, 0, 1, 3)), (x.shape[2], -1, x.shape[3]))
+
+
+def are_few(queries: Queries, sources: Sequence[Tokens]) -> bool:
+    """Whether all scores may exist at once."""
+    groups, members, time, _ = queries.query.shape
+    return groups * members * time * sum(tokens.keys.shape[1] for tokens in sources) <= FEW
+
+
+def attend_at_once(
+    queries: Queries, sources: Sequence[Tokens], scoring: Scoring
+) -> Float[Array, "groups members time dim"]:
+    """The mean of the values that each query sees, weighted by the softmax of its products with their keys.
+
+    A query that sees no key gets the mean of all values.
+
+    **Arguments:**
+
+    - `queries`: the queries.
+    - `sources`: one or several arrays of tokens.
+    - `scoring`: how the products count.
+    """
+    keys, values = (jnp.concatenate(arrays, axis=1) for arrays in ([x[i] for x in sources] for i in (0, 1)))
+    position, sequence = (jnp.concatenate(arrays) for arrays in ([x[i] for x in sources] for i in (2, 3)))
+    seen = sees(queries, Tokens(keys, values, position, sequence), scoring.window)
+    return attend_to_seen(queries.query, keys, values, seen, scoring)
+
+
+def attend_to_seen(
+    query: Float[Array, "groups members query dim"],
     keys: Float[Array, "groups key dim"],
     values: Float[Array, "groups key dim"],
     seen: Bool[Array, "query key"],
-    scale: float,
-    softcapping: float | None,
-) -> Float[Array, "query heads dim"]:
-    """The mean of the values that each query sees, weighted by the softmax of its products with their keys.
+    scoring: Scoring,
+) -> Float[Array, "groups members query dim"]:
+    """As `attend_at_once`, where it is known which keys each query sees."""
+    return weighted(jax.nn.softmax(scores_of(query, keys, seen, scoring), axis=-1), values)
 
-    **Arguments:**
 
-    - `query`, `keys`, `values`: groups of neighbouring heads share keys and values.
-    - `seen`: which keys each query sees. A query that sees no key gets the mean of all values.
-    - `scale`, `softcapping`: as for `ssmkit.Attention`.
-    """
-    scores = scores_of(query, keys, seen, scale, softcapping)
-    return weighted(jax.nn.softmax(scores, axis=-1), values, query.dtype)
+def sees(queries: Queries, tokens: Tokens, window: int | None) -> Bool[Array, "query key"]:
+    """Which tokens each query sees: those of its own sequence that are not after it, and not before its window."""
+    behind = queries.position[:, None] - tokens.position[None]
+    seen = (queries.sequence[:, None] == tokens.sequence[None]) & (behind >= 0)
+    return seen if window is None else seen & (behind < window)
 
 
 def scores_of(
-    query: Float[Array, "query heads dim"],
+    query: Float[Array, "groups members query dim"],
     keys: Float[Array, "groups key dim"],
     seen: Bool[Array, "query key"],
-    scale: float,
-    softcapping: float | None,
+    scoring: Scoring,
 ) -> Float[Array, "groups members query key"]:
     """The products of queries and keys, capped. They are so low for keys that are not seen that their weight is 0."""
-    (count, _, dim), groups = query.shape, keys.shape[0]
-    # One matrix of queries per group, so that keys and values are read as they lie.
-    grouped = jnp.reshape(query, (count, groups, -1, dim))
-    rows = jnp.reshape(jnp.transpose(grouped, (1, 2, 0, 3)), (groups, -1, dim))
-    scores = scale * product("grd,gsd->grs", rows, keys.astype(query.dtype))
-    if softcapping is not None:
-        scores = softcapping * jnp.tanh(scores / softcapping)
-    scores = jnp.reshape(scores, (groups, -1, count, scores.shape[-1]))
-    return jnp.where(seen[None, None], scores, _MASKED)
+    groups, members, count, dim = query.shape
+    rows = jnp.reshape(query, (groups, members * count, dim))
+    scores = scoring.scale * product("grd,gsd->grs", rows, keys.astype(query.dtype))
+    if scoring.softcapping is not None:
+        scores = scoring.softcapping * jnp.tanh(scores / scoring.softcapping)
+    return jnp.where(seen, jnp.reshape(scores, (groups, members, count, -1)), MASKED)
 
 
 def weighted(
-    weights: Float[Array, "groups members query key"], values: Float[Array, "groups key dim"], dtype: DTypeLike
-) -> Float[Array, "query heads dim"]:
+    weights: Float[Array, "groups members query key"], values: Float[Array, "groups key dim"]
+) -> Float[Array, "groups members query dim"]:
     """The sums of weighted values."""
-    (groups, _, count, _), dim = weights.shape, values.shape[-1]
-    y = product("grs,gsd->grd", jnp.reshape(weights, (groups, -1, weights.shape[-1])), values.astype(dtype))
-    return jnp.reshape(jnp.transpose(jnp.reshape(y, (groups, -1, count, dim)), (2, 0, 1, 3)), (count, -1, dim))
-
-
-def attend_in_bands(
-    query: Float[Array, "time heads dim"], old: Tokens, new: Tokens, attend: Callable[..., Array]
-) -> Float[Array, "time heads dim"]:
-    """Attend in a window of `W` tokens, in blocks of at most `W` queries: memory grows with `time`, not its square.
-
-    **Arguments:**
-
-    - `query`: the queries of the new tokens.
-    - `old`: the `W` tokens before the new tokens, in order.
-    - `new`: the new tokens.
-    - `attend`: `attend(query, keys, values, seen)`.
-    """
-    window, time = old.keys.shape[0], query.shape[0]
-    size = min(window, time)
-    blocks = -(-time // size)
-    new = Tokens(*[padded(x, blocks * size, fill) for x, fill in zip(new, (0, 0, 0, -1), strict=True)])
-    columns = Tokens(*[_overlapping(jnp.concatenate([a, b]), blocks, window) for a, b in zip(old, new, strict=True)])
-    block = lambda x: jnp.reshape(x, (blocks, size, *x.shape[1:]))
-
-    def one(query, position, sequence, seen_by):
-        behind = position[:, None] - seen_by.position[None]
-        seen = (seen_by.sequence[None] == sequence[:, None]) & (behind >= 0) & (behind < window)
-        keys, values = jnp.swapaxes(seen_by.keys, 0, 1), jnp.swapaxes(seen_by.values, 0, 1)
-        return attend(query, keys, values, seen)
-
-    rows = block(padded(query, blocks * size, 0)), block(new.position), block(new.sequence)
-    return jnp.reshape(jax.vmap(one)(*rows, columns), (-1, *query.shape[1:]))[:time]
-
-
-def padded(x: Shaped[Array, "time ..."], size: int, fill: int) -> Shaped[Array, "size ..."]:
-    """The array with so many entries, of which the last ones are `fill`."""
-    return jnp.pad(x, [(0, size - x.shape[0])] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-
-
-def _overlapping(x: Array, blocks: int, window: int) -> Array:
-    """The `window` entries before each block, followed by the block. If there are several blocks, each has `window`."""
-    if blocks == 1:
-        return x[None]
-    parts = jnp.reshape(x, (blocks + 1, window, *x.shape[1:]))
-    return jnp.concatenate([parts[:-1], parts[1:]], axis=1)
+    groups, members, count, keys = weights.shape
+    rows = jnp.reshape(weights, (groups, members * count, keys))
+    return jnp.reshape(product("grs,gsd->grd", rows, values.astype(weights.dtype)), (groups, members, count, -1))

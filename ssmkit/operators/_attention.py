@@ -13,10 +13,10 @@ from .._extent import CheckedExtent, Extent, extent_of
 from .._sharding import sharded_by_xla, undivided
 from .._slices import AXIS, Exchange, in_slices, is_spread
 from .._types import Valid, at_least_float32, check_valid, checks_itself, shown, whole
-from ._attend import Tokens, attend, attend_in_bands
+from ._attend import Scoring, Tokens, attend_to_seen, grouped, ungrouped
 from ._checks import many_tokens, one_token
 from ._operator import AbstractSequenceOperator
-from ._ring import attend_around, attend_in_window
+from ._ring import attend, attend_around, attend_in_window
 from ._rotary import rotate
 
 
@@ -153,24 +153,16 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         began = 0 if extent.starts is None else jax.lax.cummax(jnp.where(extent.starts, index, 0))
         position = index - began + jnp.where(sequence == 0, state.length, 0)
         query, key = (self._rotated(x, position) for x in (query, key))
-        after = self._written(state, key, value, position, sequence, extent)
-        new = Tokens(key, value, position, sequence)
+        after, valid = self._written(state, key, value, position, sequence, extent), extent.valid(time)
+        counted = sequence if valid is None else jnp.where(valid, sequence, -1)
+        new = Tokens(key, value, position, counted)
         if is_spread() and time > 0:
-            y, _ = in_slices(_scan, self, (query, new), self._old(state), CheckedExtent(extent.length))
-        elif self.sliding_window is not None:
-            y = attend_in_bands(query, self._old(state), new, self._attend)
-        elif extent.starts is None:
-            place = jnp.arange(after.keys.shape[1], dtype=jnp.int32)
-            seen = (place < after.length)[None] & (place[None] <= position[:, None])
-            y = self._attend(query, after.keys, after.values, seen)
+            y, _ = in_slices(_scan, self._scoring, (query, new), self._old(state), CheckedExtent(extent.length))
+        elif self.sliding_window is None and extent.starts is None:
+            y = attend(query, position, counted, (self._old(after),), self._scoring)
         else:
-            place = jnp.arange(state.keys.shape[1], dtype=jnp.int32)
-            old = (place < state.length)[None] & (sequence == 0)[:, None]
-            new = (sequence[None] == sequence[:, None]) & (index[None] <= index[:, None])
-            pairs = (state.keys, key), (state.values, value)
-            keys, values = (jnp.concatenate([a, jnp.swapaxes(b, 0, 1)], axis=1) for a, b in pairs)
-            y = self._attend(query, keys, values, jnp.concatenate([old, new], axis=1))
-        return self._only_in_room(y, state, position, extent.valid(time)), after
+            y = attend(query, position, counted, (self._old(state), _by_group(new)), self._scoring)
+        return self._only_in_room(y, state, position, valid), after
 
     @sharded_by_xla
     @checks_itself
@@ -189,23 +181,24 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         count = position + (1 if valid is None else valid.astype(jnp.int32))
         after = AttentionState(write(state.keys, key), write(state.values, value), self._told(count, room))
         seen = jnp.arange(room, dtype=jnp.int32) <= position  # of a full ring, all
-        y = self._attend(query[None], after.keys, after.values, seen[None])
+        queries = grouped(query[None], self.num_kv_heads)
+        y = ungrouped(attend_to_seen(queries, after.keys, after.values, seen[None], self._scoring))
         return self._only_in_room(y, state, position[None], None if valid is None else valid[None])[0], after
 
-    def _attend(self, query: Array, keys: Array, values: Array, seen: Array) -> Array:
-        return attend(query, keys, values, seen, self.scale, self.logit_softcapping)
+    @property
+    def _scoring(self) -> Scoring:
+        return Scoring(self.scale, self.logit_softcapping, self.sliding_window)
 
     def _old(self, state: AttentionState) -> Tokens:
         """The tokens of a state: those of a window in order, others at the start of the room."""
         room = state.keys.shape[1]
         index = jnp.arange(room, dtype=jnp.int32)
-        by_token = lambda x: jnp.swapaxes(x, 0, 1)
+        none = jnp.zeros_like(index)
         if self.sliding_window is None:
-            there = jnp.where(index < state.length, 0, -1)
-            return Tokens(by_token(state.keys), by_token(state.values), index, there)
+            return Tokens(state.keys, state.values, index, jnp.where(index < state.length, none, none - 1))
         earlier = state.length - room + index
-        keys, values = (by_token(x[:, earlier % room]) for x in (state.keys, state.values))
-        return Tokens(keys, values, earlier, jnp.where(earlier >= 0, 0, -1))
+        keys, values = (x[:, earlier % room] for x in (state.keys, state.values))
+        return Tokens(keys, values, earlier, jnp.where(earlier >= 0, none, none - 1))
 
     def _written(
         self,
@@ -286,13 +279,17 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         return state
 
 
+def _by_group(tokens: Tokens) -> Tokens:
+    """Tokens whose keys and values have time as their first axis, with groups as that."""
+    return tokens._replace(keys=jnp.swapaxes(tokens.keys, 0, 1), values=jnp.swapaxes(tokens.values, 0, 1))
+
+
 def _scan(
-    attention: Attention, inputs: tuple[Array, Tokens], old: Tokens, extent: CheckedExtent, exchange: Exchange
+    scoring: Scoring, inputs: tuple[Array, Tokens], old: Tokens, extent: CheckedExtent, exchange: Exchange
 ) -> tuple[Array, tuple[()]]:
     """The outputs over a slice of the tokens, whose positions are known. The state is written elsewhere."""
-    query, own = inputs
+    query, own = inputs[0], _by_group(inputs[1])
     if (valid := extent.valid(query.shape[0])) is not None:
         own = own._replace(sequence=jnp.where(valid, own.sequence, -1))
-    if attention.sliding_window is not None:
-        return attend_in_window(query, old, own, attention._attend), ()
-    return attend_around(query, old, own, attention.scale, attention.logit_softcapping), ()
+    run = attend_around if scoring.window is None else attend_in_window
+    return run(query, old, own, scoring), ()
