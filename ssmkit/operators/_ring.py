@@ -81,7 +81,8 @@ def attend_in_window(
         shape[axis] = window
         return jnp.where(jnp.reshape(is_fresh, shape), later, earlier)
 
-    before = Tokens(*[halo(axis, *arrays) for axis, arrays in zip((1, 1, 0, 0), zip(old, *received, strict=True), strict=True)])
+    pairs = zip((1, 1, 0, 0), zip(old, *received, strict=True), strict=True)
+    before = Tokens(*[halo(axis, *arrays) for axis, arrays in pairs])
     return attend(query, own.position, own.sequence, (before, own), scoring)
 
 
