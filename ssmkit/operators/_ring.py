@@ -129,7 +129,7 @@ def _backward(scoring: Scoring, devices: int, kept: Any, d_y: Array) -> tuple[An
     `d_y` with the value's distance from the output.
     """
     queries, still, own, y, log_sum = kept
-    time, none, pieces = y.shape[2], None, _pieces.in_pieces(queries, scoring)  # positions have no gradients
+    time, pieces = y.shape[2], _pieces.in_pieces(queries, scoring)
     d_y, y = (_pieces.cut(x, 2, 0, scoring) for x in (d_y, y))
     saved = _pieces.Saved(d_y, jnp.sum(d_y * y, axis=-1), log_sum)
 
@@ -150,7 +150,8 @@ def _backward(scoring: Scoring, devices: int, kept: Any, d_y: Array) -> tuple[An
     if devices > 1:
         (d_query, d_own, _), _ = jax.lax.scan(travel, (d_query, d_own, own), None, length=devices - 1)
         d_own = _moved(d_own)
-    as_tokens: Any = lambda gradients: Tokens(*gradients, none, none)
+    none: Any = None  # positions have no gradients
+    as_tokens: Any = lambda found: Tokens(found[0], found[1], none, none)
     return Queries(_pieces.joined(d_query, 2, time), none, none), tuple(map(as_tokens, d_still)), as_tokens(d_own)
 
 
