@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import ssmkit
-from ssmkit.checkpoint import Kind, Reshape, Source, anything, items, only, optional
+from ssmkit.checkpoint import Kind, Reshape, Source, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names, _rope
@@ -24,7 +24,7 @@ class Lfm2Config(AbstractCheckedConfig):
     - `intermediate_size`: the width of the MLPs' hidden layers. With `block_auto_adjust_ff_dim` it is two thirds of
         that, times `block_ffn_dim_multiplier`, rounded up to a multiple of `block_multiple_of`.
     - `num_attention_heads`, `num_key_value_heads`: the heads of the attention layers.
-    - `rope_theta`, `rope_scaling`: as `ssmkit.AttentionMixer`.
+    - `rope_theta`: as `ssmkit.AttentionMixer`. `rope_scaling` must be `None`: scaled rotations are not supported.
     - `conv_L_cache`, `conv_bias`: the taps of the convolutions, and whether their layers have biases.
     - `norm_eps`: the epsilon of every norm.
 
@@ -58,7 +58,7 @@ class Lfm2Config(AbstractCheckedConfig):
             "layer_types": items(only("conv", "full_attention")),
             "norm_eps": above_0,
             "rope_theta": above_0,
-            "rope_scaling": optional(anything),
+            "rope_scaling": only(None),
         }
 
     def implied(self) -> dict[str, Any]:
