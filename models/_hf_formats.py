@@ -49,6 +49,10 @@ HF_DEAD = frozenset(
     """.split()
 )
 
+HF_WEIGHT_FILES = tuple(
+    name for weights in ("model.safetensors", "pytorch_model.bin") for name in (weights, f"{weights}.index.json")
+)
+
 # Keys with the only value that HF's models support.
 HF_ONLY: dict[str, Any] = {"rms_norm": True, "d_intermediate": 0}
 
@@ -131,11 +135,10 @@ def hf(
     - `dead`: the keys that never change the model.
     - `read_config`, `write_config`: as for `Dialect`.
     """
-    weights = ("model.safetensors", "pytorch_model.bin")
     return Dialect(
         name="hf",
         config_file="config.json",
-        weight_files=tuple(name for weight in weights for name in (weight, f"{weight}.index.json")),
+        weight_files=HF_WEIGHT_FILES,
         matches=lambda content: content.get("model_type") in tuple(models),
         read_config=read_config,
         unknown_keys=lambda content: _unknown_hf(content, models[content["model_type"]], dead),

@@ -108,7 +108,7 @@ def test_narrow_matrices(kind):
 
 
 def test_no_token_is_dropped():
-    """Of many tokens, all may choose one expert; the tiles of tokens are full, or hold a single token."""
+    """All of many tokens may choose one expert; the tiles of tokens are full, or hold a single token."""
     mixer, x = mixture(num_experts_per_tok=1), features(257, WIDTH)
     always = eqx.tree_at(lambda m: m.router.weight, mixer, jnp.zeros((6, WIDTH), jnp.float32).at[4].set(1.0))
     want = expected(always, jnp.abs(x), {})

@@ -18,10 +18,11 @@ from ssmkit.checkpoint import (
     read_keys,
     token_ids,
     unknown_keys,
+    without,
 )
 
 from .._config import AbstractCheckedConfig, kinds_of
-from .._hf_formats import HF_DEAD
+from .._hf_formats import HF_DEAD, HF_WEIGHT_FILES
 from .._unsupported_keys import UNSUPPORTED
 
 
@@ -122,7 +123,8 @@ def family(
     kinds = kinds_of(config)
     fields = {field.name: field for field in dataclasses.fields(config)}  # pyright: ignore[reportArgumentType]
     refused = {name: key for name, key in UNSUPPORTED.items() if name not in dead}
-    keys = {**refused, **{name: Key(kind, default=OWN) for name, kind in (only or {}).items()}}
+    keys = {**refused, "rope_scaling": Key(without("scaled rotations are not supported"), default=None)}
+    keys |= {name: Key(kind, default=OWN) for name, kind in (only or {}).items()}
     for name, field in fields.items():
         kind = token_ids if name in _IDS else kinds[name] if field.default is not None else optional(kinds[name])
         keys[name] = Key(kind, name, REQUIRED if field.default is dataclasses.MISSING else OWN)
@@ -147,11 +149,10 @@ def family(
         except ValueError:  # reading the file says why
             return {}
 
-    weights = ("model.safetensors", "pytorch_model.bin")
     dialect = Dialect(
         name="hf",
         config_file="config.json",
-        weight_files=tuple(name for weight in weights for name in (weight, f"{weight}.index.json")),
+        weight_files=HF_WEIGHT_FILES,
         matches=lambda content: content.get("model_type") == model_type,
         read_config=read,
         unknown_keys=unknown,

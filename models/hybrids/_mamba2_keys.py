@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ssmkit.checkpoint import Kind, pair
+from ssmkit.checkpoint import Kind
 
 from .._config import size
 from ._family import layer
@@ -10,7 +10,7 @@ from ._family import layer
 
 def kinds() -> dict[str, Kind]:
     """The kinds of the keys whose types do not say enough."""
-    return {"mamba_d_head": _size_or_auto, "time_step_limit": pair}
+    return {"mamba_d_head": _size_or_auto}
 
 
 def implied(config: Any) -> dict[str, Any]:
@@ -29,12 +29,18 @@ def contradictions(config: Any) -> list[str]:
     return wrong
 
 
-def mamba2_layer(config: Any) -> dict[str, Any]:
-    """The table of a Mamba-2 layer, as in `ssmkit.LanguageModelConfig`."""
+def mamba2_layer(config: Any, more: str = "") -> dict[str, Any]:
+    """The table of a Mamba-2 layer, as in `ssmkit.LanguageModelConfig`.
+
+    **Arguments:**
+
+    - `config`: the configuration.
+    - `more`: further fields that are keywords of the mixer, as for `layer`.
+    """
     keywords = """num_heads=mamba_n_heads head_dim=mamba_d_head n_groups=mamba_n_groups state_size=mamba_d_state
         conv_kernel=mamba_d_conv expand=mamba_expand chunk_size=mamba_chunk_size use_conv_bias=mamba_conv_bias
         use_bias=mamba_proj_bias time_step_limit norm_eps=rms_norm_eps"""
-    return layer("mamba2", config, keywords)
+    return layer("mamba2", config, f"{keywords} {more}")
 
 
 def _size_or_auto(value: Any) -> int | None:

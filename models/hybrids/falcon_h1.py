@@ -9,8 +9,8 @@ from ssmkit.checkpoint import Kind, Source, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0, finite
 from .._hf_formats import written_limit
-from . import _names, _rope
-from ._family import Content, described, family, layer
+from . import _mamba2_keys, _names, _rope
+from ._family import described, family, layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class FalconH1Config(AbstractCheckedConfig):
         """As `AbstractCheckedConfig.kinds`."""
         of_parts = {"mlp_multipliers": items(finite, 2), "ssm_multipliers": items(finite, 5)}
         others = [name for name in cls.__annotations__ if name.endswith("_multiplier")]
-        return dict.fromkeys(("rms_norm_eps", "rope_theta", *others), above_0) | of_parts
+        return _mamba2_keys.kinds() | dict.fromkeys(("rms_norm_eps", "rope_theta", *others), above_0) | of_parts
 
     def implied(self) -> dict[str, Any]:
         """The sizes that follow from others, and multipliers of 1."""
@@ -102,16 +102,14 @@ class FalconH1Config(AbstractCheckedConfig):
 
 
 def _description(config: FalconH1Config) -> ssmkit.LanguageModelConfig:
-    mamba = """intermediate_size=mamba_d_ssm num_heads=mamba_n_heads head_dim=mamba_d_head n_groups=mamba_n_groups
-        state_size=mamba_d_state conv_kernel=mamba_d_conv chunk_size=mamba_chunk_size use_conv_bias=mamba_conv_bias
-        use_bias=mamba_proj_bias use_output_bias=projectors_bias rmsnorm=mamba_rms_norm norm_eps=rms_norm_eps
-        norm_before_gate=mamba_norm_before_gate time_step_limit multipliers=ssm_multipliers"""
+    mamba = """intermediate_size=mamba_d_ssm use_output_bias=projectors_bias rmsnorm=mamba_rms_norm
+        norm_before_gate=mamba_norm_before_gate multipliers=ssm_multipliers"""
     attention = """num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim rope_theta
         use_bias=attention_bias use_output_bias=attention_bias"""
     scale = config.key_multiplier * config.head_dim**-0.5
     both = {
         "mixer": "parallel",
-        "mixers": [layer("mamba2", config, mamba), layer("attention", config, attention, scale=scale)],
+        "mixers": [_mamba2_keys.mamba2_layer(config, mamba), layer("attention", config, attention, scale=scale)],
         "in_multipliers": [config.ssm_in_multiplier, config.attention_in_multiplier],
         "out_multipliers": [config.ssm_out_multiplier, config.attention_out_multiplier],
     }
@@ -132,18 +130,13 @@ def _all_names(config: FalconH1Config) -> dict[str, Source]:
     return names
 
 
-def _spelled(content: Content) -> Content:
-    """As for `family`. A size that is `"auto"` is as one that is left out."""
-    return {name: value for name, value in _rope.flat(content).items() if (name, value) != ("mamba_d_head", "auto")}
-
-
 ARCHITECTURE = family(
     FalconH1Config,
     model_type="falcon_h1",
     hf_class="FalconH1ForCausalLM",
     description=_description,
     names=_all_names,
-    spelled=_spelled,
+    spelled=_rope.flat,
     written=lambda config: {"time_step_limit": written_limit(config.time_step_limit)},
     only={"hidden_act": only("silu", "swish"), "partial_rotary_factor": only(1, 1.0)},
     dead=("mamba_use_mlp", "mlp_expansion_factor"),

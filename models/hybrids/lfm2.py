@@ -24,7 +24,7 @@ class Lfm2Config(AbstractCheckedConfig):
     - `intermediate_size`: the width of the MLPs' hidden layers. With `block_auto_adjust_ff_dim` it is two thirds of
         that, times `block_ffn_dim_multiplier`, rounded up to a multiple of `block_multiple_of`.
     - `num_attention_heads`, `num_key_value_heads`: the heads of the attention layers.
-    - `rope_theta`: as `ssmkit.AttentionMixer`. `rope_scaling` must be `None`: scaled rotations are not supported.
+    - `rope_theta`: as `ssmkit.AttentionMixer`.
     - `conv_L_cache`, `conv_bias`: the taps of the convolutions, and whether their layers have biases.
     - `norm_eps`: the epsilon of every norm.
 
@@ -43,7 +43,6 @@ class Lfm2Config(AbstractCheckedConfig):
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | tuple[int, ...] | None = 0
     rope_theta: float = 1000000.0
-    rope_scaling: Any = None
     conv_bias: bool = False
     conv_L_cache: int = 3
     block_multiple_of: int = 256
@@ -58,7 +57,6 @@ class Lfm2Config(AbstractCheckedConfig):
             "layer_types": items(only("conv", "full_attention")),
             "norm_eps": above_0,
             "rope_theta": above_0,
-            "rope_scaling": only(None),
         }
 
     def implied(self) -> dict[str, Any]:

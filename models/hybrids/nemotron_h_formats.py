@@ -24,7 +24,7 @@ _OTHER_SPELLINGS = {
 
 def _all_names(config: NemotronHConfig) -> dict[str, Source]:
     experts = _names.experts(config.n_routed_experts, up="up_proj", down="down_proj")
-    experts |= {f"shared.{path}": f"shared_experts.{name}" for path, name in _names.mlp().items()}
+    experts |= _names.within("shared", "shared_experts", _names.mlp())
     experts |= {"router.weight": "gate.weight", "router.bias": "gate.e_score_correction_bias"}
     experts |= _names.linears(latent_in="fc1_latent_proj", latent_out="fc2_latent_proj")
     mlp, mamba = _names.mlp(), _names.mamba2(config.conv_kernel)

@@ -135,6 +135,12 @@ def architectures() -> list[Architecture]:
     return [_architecture(name) for name in ARCHITECTURES.names()]
 
 
+def architectures_of(model: Any) -> list[Architecture]:
+    """The architectures that a model is of, by its class and that of its configuration: one, or none."""
+    config = getattr(model, "config", None)
+    return [known for known in architectures() if type(model) is known.model and isinstance(config, known.config)]
+
+
 def _architecture(name: str) -> Architecture:
     try:
         found = ARCHITECTURES[name]

@@ -19,7 +19,7 @@ from .._scan_layers import unscanned
 from ..layers._apart import together
 from ..layers._matrix import Int8Matrix
 from ..text._tokenizer import Tokenizer
-from ._dialect import Dialect, architectures
+from ._dialect import Dialect, architectures, architectures_of
 from ._errors import CheckpointError
 from ._skeleton import array_path
 from ._torch_pickle import write_torch_pickle
@@ -130,13 +130,12 @@ def _layout(model: Any, format: str | None) -> tuple[Dialect, Callable[[Any, str
         raise CheckpointError(
             "`model` is quantised to int8, which no format here can express. Save what it was made of."
         )
-    same = [architecture for architecture in architectures() if type(model) is architecture.model]
+    known, same = architectures_of(model), [each for each in architectures() if type(model) is each.model]
     if not same:
         raise CheckpointError(
             f"`{type(model).__name__}` is of no known architecture. Write the model as a `ssmkit.LanguageModelConfig`, "
             "or add an architecture by an entry point of the group `ssmkit.architectures`."
         )
-    known = [architecture for architecture in same if isinstance(getattr(model, "config", None), architecture.config)]
     if not known:
         described = any(architecture.config is LanguageModelConfig for architecture in same)
         name = (LanguageModelConfig if described else same[0].config).__name__

@@ -16,7 +16,8 @@ from .._config import checks_itself
 from .._files import replacing_folder
 from .._language_model import AbstractLanguageModel
 from .._types import shown, whole
-from ..checkpoint import CheckpointError, architectures
+from ..checkpoint import CheckpointError
+from ..checkpoint._dialect import architectures_of
 from ..checkpoint._layout import Layout
 from ._audit import foreign_operations
 from ._manifest import MANIFEST, WEIGHTS, File, Manifest, Spec
@@ -184,8 +185,8 @@ def _version(name: str) -> str:
 
 def _layouts(model: Any, parts: Parts) -> dict[str, Layout]:
     """The sources of the weights in every checkpoint format of the model's architecture, if it is registered."""
-    found, made = {}, (type(model), type(getattr(model, "config", None)))
-    for dialect in [d for known in architectures() if made == (known.model, known.config) for d in known.dialects]:
+    found = {}
+    for dialect in [dialect for known in architectures_of(model) for dialect in known.dialects]:
         with contextlib.suppress(CheckpointError):  # arrays that no checkpoint has, such as scales of quantised weights
             found[dialect.name] = dialect.layout(model.config, parts.weights)
     return found
