@@ -59,7 +59,7 @@ def _read(folder: pathlib.Path) -> None:
         sum(map(tokenizer.byte_length, ids[:100]))
     tokenizer.decode(range(min(tokenizer.vocab_size + 2, 1000)))
     tokenizer.token_id("</s>")
-    contents(tokenizer._raw)
+    contents(tokenizer._raw, tokenizer._chat)
 
 
 def _kind(name: str, make, damage) -> Kind:

@@ -21,6 +21,7 @@ IDS = np.zeros(40, np.int32)
 SIZES = {"vocab_size": 7, "num_hidden_layers": 1}
 SOURCE = "`source` must be a path or the id of a model on the Hugging Face hub, got "
 ONE_KEY = "`key` must be one key, made by `jax.random.key(seed)`, got "
+ACTIVATIONS = "elu, gelu, gelu_exact, gelu_pytorch_tanh, relu, relu2, sigmoid, silu, softplus, tanh"
 SHAPE = "`shape` must be a tuple of integers, each at least 1, got "
 NO_MODEL = "`model` must be an `ssmkit.AbstractLanguageModel`, got "
 
@@ -139,9 +140,9 @@ MESSAGES = [
     "ValueError: `blocks` must be an integer, got '2'.",
     "ValueError: `rows` must be at least 1, got -1.",
     "ValueError: `kernel_size` must be an integer, got 2.5.",
-    "ValueError: `activation` must be one of elu, gelu, relu, sigmoid, silu, softplus, tanh, or a function, got 3.",
+    f"ValueError: `activation` must be one of {ACTIVATIONS}, or a function, got 3.",
     "ValueError: GLAMixer: `width` must be an integer, got '16'.",
-    "ValueError: `feature_map` must be one of elu, gelu, relu, sigmoid, silu, softplus, tanh, or a function, got 'x'.",
+    f"ValueError: `feature_map` must be one of {ACTIVATIONS}, or a function, got 'x'.",
     "ValueError: `num_heads` * `head_dim` must be `expand` * `width` = 64, got 3 * 16: choose another `head_dim`.",
     "ValueError: `expand` * `width` must be at least 1, got 0.01 * 16.",
     "ValueError: `time_step_min` must be above 0 and at most `time_step_max`, got 0.2 and 0.1.",

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 
 if TYPE_CHECKING:
     from .. import Generation
@@ -21,6 +19,8 @@ def log_probs_of(generation: "Generation", words: "Tokenizer") -> list[list[dict
     **Returns:** for each row a list with an entry for each of its tokens. An entry has the `id`, the `text` and the
     `logprob` of the token, and a list of such entries as `top`.
     """
+    import numpy as np
+
     arrays = generation.tokens, generation.log_probs, generation.top_tokens, generation.top_log_probs
     tokens, own, top, values = (np.asarray(array).tolist() for array in arrays)
     entry = lambda id, value: {"id": id, "text": words.written([id]), "logprob": value}
