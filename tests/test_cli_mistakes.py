@@ -144,6 +144,21 @@ def test_a_revision_of_a_model_on_the_hub(run, checkpoint, tmp_path, monkeypatch
     assert_one_line(*run("inspect", checkpoint, *options), "`revision` names a version of a model on the hub")
 
 
+def test_a_revision_of_a_tokenizer_on_the_hub(run, checkpoint, monkeypatch):
+    """It is that of `--tokenizer` only, whatever the model's is."""
+    asked = []
+
+    def download(repo_id, *, allow_patterns, revision):
+        asked.append((repo_id, revision))
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    command = ("generate", "To be", "--max-new-tokens", "1", "--model", checkpoint, "--tokenizer-revision", "v2")
+    assert run(*command, "--tokenizer", "someone/words")[0] == 0
+    assert set(asked) == {("someone/words", "v2")}
+    assert_one_line(*run(*command), "--tokenizer-revision needs --tokenizer")
+
+
 def test_standard_input_that_is_no_text(run, checkpoint, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert_one_line(*run("generate", "-", "--model", checkpoint), "standard input is not UTF-8 text")

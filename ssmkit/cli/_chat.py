@@ -13,7 +13,7 @@ import typer
 
 from ._console import aligned
 from ._models import device_name, enable_compilation_cache, load_model, load_tokenizer
-from ._options import DTypeOption, ModelOption, QuantizeOption, RevisionOption, TokenizerOption
+from ._options import DTypeOption, ModelOption, QuantizeOption, RevisionOption, TokenizerOption, TokenizerRevisionOption
 from ._prompts import unescaped
 from ._sampling import (
     MinPOption,
@@ -55,6 +55,7 @@ def chat(
     seed: SeedOption = None,
     stop: StopOption = None,
     tokenizer: TokenizerOption = None,
+    tokenizer_revision: TokenizerRevisionOption = None,
     dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
 ) -> None:
@@ -68,7 +69,7 @@ def chat(
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     options.check()
     stops = stop_texts(stop)
-    words = _with_template(load_tokenizer(model, revision, tokenizer), model, chat_template)
+    words = _with_template(load_tokenizer(model, revision, tokenizer, tokenizer_revision), model, chat_template)
     import jax
 
     from .. import Chat, chat_stop_tokens

@@ -19,6 +19,7 @@ from ._options import (
     QuantizeOption,
     RevisionOption,
     TokenizerOption,
+    TokenizerRevisionOption,
     make_mesh,
 )
 from ._prompts import read_prompts
@@ -77,6 +78,7 @@ def generate(
         ),
     ] = None,
     tokenizer: TokenizerOption = None,
+    tokenizer_revision: TokenizerRevisionOption = None,
     no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
@@ -99,7 +101,7 @@ def generate(
     loaded = load_model(model, revision, dtype, quantize, devices)
     settings = settings_of(model, revision)
     chosen = options.completed(settings)
-    words = load_tokenizer(model, revision, tokenizer)
+    words = load_tokenizer(model, revision, tokenizer, tokenizer_revision)
     prompts = [encode(words, text, special=not no_special_tokens) for text in texts]
     seed = random.randrange(2**32) if seed is None else seed
     ask = _Request(

@@ -108,7 +108,9 @@ def device_name(mesh: "Mesh | None" = None) -> str:
     return name if mesh is None else f"{name}, {said(mesh.shape)}"
 
 
-def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | None) -> "Tokenizer":
+def load_tokenizer(
+    source: str | None, revision: str | None, tokenizer: str | None, tokenizer_revision: str | None
+) -> "Tokenizer":
     """Load the tokenizer of `--tokenizer`, or the one beside the model, of the model's revision.
 
     **Raises:** `FileNotFoundError` when there is no tokenizer, `ValueError` when it cannot be read.
@@ -116,9 +118,13 @@ def load_tokenizer(source: str | None, revision: str | None, tokenizer: str | No
     from ..checkpoint import locate
     from ..text._tokenizer import Tokenizer
 
+    if tokenizer is None and tokenizer_revision is not None:
+        raise ValueError(
+            "--tokenizer-revision needs --tokenizer; the model's own tokenizer is of the model's --revision"
+        )
     with without_panics():
         if tokenizer is not None:
-            return Tokenizer.from_file(tokenizer)
+            return Tokenizer.from_file(tokenizer, revision=tokenizer_revision)
         place = locate(or_embedded(source), revision)
         try:
             return Tokenizer.from_file(place.repo_id or place.fetch(()), revision=place.revision)

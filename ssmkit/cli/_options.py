@@ -55,6 +55,12 @@ TokenizerOption = Annotated[
         show_default="the model's own",
     ),
 ]
+TokenizerRevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The branch, tag or commit of --tokenizer.", show_default="the hub's main branch"
+    ),
+]
 NoSpecialTokensOption = Annotated[
     bool, typer.Option("--no-special-tokens", help="Leave out the tokens that the tokenizer puts around a text.")
 ]

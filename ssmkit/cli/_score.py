@@ -18,6 +18,7 @@ from ._options import (
     QuantizeOption,
     RevisionOption,
     TokenizerOption,
+    TokenizerRevisionOption,
     make_mesh,
 )
 from ._streams import read_input
@@ -43,6 +44,7 @@ def score(
     model: ModelOption = None,
     revision: RevisionOption = None,
     tokenizer: TokenizerOption = None,
+    tokenizer_revision: TokenizerRevisionOption = None,
     no_special_tokens: NoSpecialTokensOption = False,
     dtype: DTypeOption = None,
     quantize: QuantizeOption = None,
@@ -60,7 +62,8 @@ def score(
     if not text:
         raise ValueError(f"{'standard input' if file == '-' else file} is empty")
     devices = make_mesh(mesh)
-    loaded, words = load_model(model, revision, dtype, quantize, devices), load_tokenizer(model, revision, tokenizer)
+    loaded = load_model(model, revision, dtype, quantize, devices)
+    words = load_tokenizer(model, revision, tokenizer, tokenizer_revision)
     result = score_text(loaded, words, text, special=not no_special_tokens)
     if as_json:
         print_json(result._asdict() | {"device": device_name(devices)})
