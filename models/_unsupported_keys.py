@@ -8,11 +8,11 @@ from typing import Any
 from ssmkit.checkpoint import Key, without
 
 
-_ATTENTION = "layers of attention are not supported"
-_LAYERS = "layers of several kinds are not supported"
-_EXPERTS = "mixtures of experts are not supported"
-_FACTOR = "only a factor of 1 is supported"
-_CAP = "capped logits are not supported"
+_ATTENTION = "this architecture has no such attention"
+_LAYERS = "this architecture has no such layers"
+_EXPERTS = "this architecture has no such experts"
+_FACTOR = "this architecture has no such factor"
+_CAP = "this architecture has no capped logits"
 _OTHER_INPUT = "only one causal stack of layers is supported"
 _ADAPTER = "adapters are not supported: merge it into the model's weights first"
 _LINEAR = ("linear_attention", "mamba", "mamba2")

@@ -141,8 +141,8 @@ def test_keys_known_to_change_results_are_refused(tmp_path, dialect):
     with pytest.raises(CheckpointError) as error:
         from_pretrained(tmp_path)
     assert {problem.split("`")[1] for problem in error.value.problems} == set(CHANGES_RESULTS)
-    assert "`sliding_window` must be left out (layers of attention are not supported), got 4096" in str(error.value)
-    assert "`logits_scaling` must be 1 (only a factor of 1 is supported), got 8.0" in str(error.value)
+    assert "`sliding_window` must be left out (this architecture has no such attention), got 4096" in str(error.value)
+    assert "`logits_scaling` must be 1 (this architecture has no such factor), got 8.0" in str(error.value)
 
 
 @each_dialect
