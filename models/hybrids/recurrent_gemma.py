@@ -12,7 +12,7 @@ from ssmkit.checkpoint import Kind, Reshape, Source, Transpose, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names, _rope
-from ._family import described, family
+from ._family import described, family, renamed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ ARCHITECTURE = family(
     hf_class="RecurrentGemmaForCausalLM",
     description=_description,
     names=_all_names,
-    spelled=_rope.flat,
+    spelled=lambda content: renamed(_rope.flat(content), {"_block_types": "block_types"}),
     only={"hidden_activation": only("gelu_pytorch_tanh"), "embeddings_scale_by_sqrt_dim": only(True)},
     dead=("final_w_init_variance_scale", "w_init_variance_scale"),
 )
