@@ -144,6 +144,19 @@ def _lfm2(attention: tuple[int, ...], num_hidden_layers: int, **keys: Any) -> Ge
     return _geometry("lfm2", num_hidden_layers=num_hidden_layers, layer_types=layers, **keys)
 
 
+def _falcon_h1(num_hidden_layers: int, **keys: Any) -> Geometry:
+    """With states of 64 per channel, and one group of B and C."""
+    keys = {"mamba_d_state": 64, "mamba_n_groups": 1, "mamba_rms_norm": False, "rope_theta": 1e11} | keys
+    return _geometry("falcon_h1", num_hidden_layers=num_hidden_layers, **keys)
+
+
+def _granite(attention: tuple[int, ...], num_hidden_layers: int, **keys: Any) -> Geometry:
+    """With attention without positions in these layers, Mamba-2 in the others, and no experts."""
+    layers = ["attention" if i in attention else "mamba" for i in range(num_hidden_layers)]
+    keys = {"position_embedding_type": "nope", "num_local_experts": 0, "rms_norm_eps": 1e-5} | keys
+    return _geometry("granitemoehybrid", num_hidden_layers=num_hidden_layers, layer_types=layers, **keys)
+
+
 GEOMETRIES: dict[str, Geometry] = {
     "130m": _mamba2(50288, 768, 24),
     "370m": _mamba2(50288, 1024, 48),
@@ -161,6 +174,36 @@ GEOMETRIES: dict[str, Geometry] = {
         num_key_value_heads=8,
         intermediate_size=6656,
     ),
+    # Falcon-H1-Tiny-90M
+    "falcon-h1-90m": _falcon_h1(
+        24,
+        vocab_size=32768,
+        hidden_size=512,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=768,
+        mamba_d_ssm=768,
+        mamba_n_heads=24,
+        mamba_d_head=32,
+        embedding_multiplier=0.034423828125,
+        lm_head_multiplier=0.078125,
+    ),
+    "granite-4.0-h-350m": _granite(
+        (10, 13, 17, 27),
+        32,
+        vocab_size=100352,
+        hidden_size=768,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        shared_intermediate_size=2048,
+        mamba_n_heads=48,
+        mamba_d_head=32,
+        mamba_d_state=128,
+        embedding_multiplier=12,
+        residual_multiplier=0.246,
+        attention_multiplier=0.015625,
+        logits_scaling=3,
+    ),
     "10m": _mamba2(4096, 384, 8),  # for training
     "tiny": _mamba2(256, 64, 2, state_size=16, head_dim=16),  # for tests
     "tiny-lfm2": _lfm2(
@@ -172,5 +215,43 @@ GEOMETRIES: dict[str, Geometry] = {
         num_key_value_heads=2,
         intermediate_size=96,
         block_multiple_of=32,
+    ),
+    "tiny-falcon-h1": _falcon_h1(
+        2,
+        vocab_size=256,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        mamba_d_ssm=96,
+        mamba_n_heads=6,
+        mamba_d_head=16,
+        mamba_n_groups=2,
+        mamba_d_state=16,
+        embedding_multiplier=5.0,
+        lm_head_multiplier=0.3,
+        mlp_multipliers=[0.7, 1.4],
+        key_multiplier=0.6,
+        attention_in_multiplier=0.8,
+        attention_out_multiplier=1.2,
+        ssm_in_multiplier=1.3,
+        ssm_out_multiplier=0.9,
+        ssm_multipliers=[0.8, 1.5, 0.7, 1.1, 0.5],
+    ),
+    "tiny-granite": _granite(
+        (1,),
+        3,
+        vocab_size=256,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        shared_intermediate_size=96,
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_d_state=16,
+        embedding_multiplier=12,
+        residual_multiplier=0.3,
+        attention_multiplier=0.2,
+        logits_scaling=4,
     ),
 }

@@ -81,7 +81,8 @@ def test_narrow_weights_are_fewer_bytes():
         ("780m", 0.78e9, 6448),
         ("1.3b", 1.34e9, 8512),
     ]
-    + [("2.7b", 2_702_599_680, 10576), ("lfm2-350m", 354_483_968, 3072)],
+    + [("2.7b", 2_702_599_680, 10576), ("lfm2-350m", 354_483_968, 3072)]
+    + [("falcon-h1-90m", 91_131_072, 1688), ("granite-4.0-h-350m", 340_332_224, 3376)],
 )
 def test_geometries_are_the_published_ones(name, parameters, rows):
     geometry = GEOMETRIES[name]

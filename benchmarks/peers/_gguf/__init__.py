@@ -8,11 +8,16 @@ import numpy as np
 from ssmkit.checkpoint import describe
 
 from ..._checkpoint import read_config, read_tensors
-from . import lfm2, mamba2
+from . import falcon_h1, granite, lfm2, mamba2
 from ._architecture import Architecture, Config
 
 
-ARCHITECTURES: dict[str, Architecture] = {"lfm2": lfm2.ARCHITECTURE, "mamba2": mamba2.ARCHITECTURE}
+ARCHITECTURES: dict[str, Architecture] = {
+    "falcon_h1": falcon_h1.ARCHITECTURE,
+    "granitemoehybrid": granite.ARCHITECTURE,
+    "lfm2": lfm2.ARCHITECTURE,
+    "mamba2": mamba2.ARCHITECTURE,
+}
 """By the `model_type` of HF's configuration."""
 
 _Q8_0 = gguf.GGMLQuantizationType.Q8_0
