@@ -20,6 +20,8 @@ PLAIN = """{% for m in messages %}{{ '<u>' if m.role == 'user' else '<a>' }}{{ m
 REWRITING = """{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}j{% else -%}
 <a>{{ m.content[(m.content | length) // 2 :] }}j{% endif %}{% endfor %}
 {%- if add_generation_prompt %}<a>{% endif %}"""
+# An answer is opened by a letter that is not written before earlier answers, as `<think>` is not.
+THINKING = PLAIN.replace("<a>{% endif %}", "<a>v{% endif %}")
 HEADED = """{% for m in messages %}{{ m.role[0] }}:{{ m.content }}
 
 {% endfor %}{% if add_generation_prompt %}a:{% endif %}"""
@@ -84,6 +86,21 @@ def test_an_answer_that_changes_later_is_consumed_again_but_not_its_prompt():
     chat = ssmkit.Chat(model(), tokenizer(REWRITING), max_new_tokens=8, stop_token=9)
     (first, answer), *_ = prompts_and_answers(chat, TURNS[:2])
     assert len(answer) > 2 and chat.turn.reused == len(first)
+
+
+def test_words_that_open_an_answer_and_are_not_repeated():
+    """The second turn cannot know of them. From then on no turn consumes a message twice, but for answers."""
+    words = tokenizer(THINKING)
+    chat = ssmkit.Chat(model(), words, max_new_tokens=8, stop_token=9)
+    reused, before = [], []
+    for turn in TURNS:
+        said = [*chat.messages, {"role": "user", "content": turn}]
+        before.append(len(words.encode_chat(said, add_generation_prompt=False)))
+        ((prompt, answer),) = prompts_and_answers(chat, [turn])
+        assert prompt == words.encode_chat(said) and answer == from_the_beginning(prompt, len(answer))
+        assert chat.turn.reused + chat.turn.prefilled == len(prompt)
+        reused.append(chat.turn.reused)
+    assert reused == [0, 0, before[1], before[2]] and chat.total.restarts == 1
 
 
 def test_tokens_that_the_tokenizer_would_not_choose():

@@ -51,8 +51,10 @@ class Chat(Generic[Cache]):
 
     The template writes the whole conversation at every turn. Two caches are kept: one after the last prompt, and one
     after its answer. The turn continues from the longest of them whose text is the beginning of what is written now. If
-    neither is, because the template or the user has changed earlier messages, the conversation is consumed from its
-    beginning. The answer is therefore always that to the conversation as written.
+    none is, because the template or the user has changed earlier messages, the conversation is consumed from its
+    beginning. From then on a third cache is kept, after the last message and before the words by which a template opens
+    an answer, because some templates do not repeat these words. The answer is therefore always that to the conversation
+    as written.
     """
 
     messages: list[dict[str, Any]]
@@ -105,6 +107,7 @@ class Chat(Generic[Cache]):
         self._asked = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop_token": stops}
         self._stop_text, self._variables = stop_text, dict(variables or {})
         self._states: list[_State] = []
+        self._has_restarted = False
         self._turns = 0
 
     @property
@@ -139,32 +142,48 @@ class Chat(Generic[Cache]):
         if not isinstance(content, str):
             raise ValueError(f"`content` must be a text, got {shown(content)}.")
         said = [*self.messages, {"role": "user", "content": content}]
-        prompt, counts = self._consumed(said)
+        kept, counts = self._consumed(said)
         pieces = stream(
-            self._model, prompt.generation, tokenizer=self._tokenizer, stop_text=self._stop_text, **self._asked
+            self._model, kept[0].generation, tokenizer=self._tokenizer, stop_text=self._stop_text, **self._asked
         )
-        return Stream(lambda goes_on: self._answer(said, prompt, counts, pieces, goes_on))
+        return Stream(lambda goes_on: self._answer(said, kept, counts, pieces, goes_on))
 
-    def _consumed(self, messages: list[dict[str, Any]]) -> tuple[_State, ChatCounts]:
-        """The state after a conversation, from which its answer is generated."""
-        text = self._tokenizer.apply_chat_template(messages, **self._variables)
-        ids = self._tokenizer.encode(text, special=False)
-        start, new = next(self._beginnings(text, ids), (None, ids))
+    def _consumed(self, messages: list[dict[str, Any]]) -> tuple[list[_State], ChatCounts]:
+        """The states after a conversation, first the one from which its answer is generated."""
+        opened = self._written(messages)
+        is_restart = bool(self._states) and next(self._beginnings(self._states, *opened), None) is None
+        parts = [opened]
+        if self._has_restarted or is_restart:
+            parts.insert(0, self._written(messages, add_generation_prompt=False))
+        kept, prefilled = [], 0
+        for text, ids in parts:
+            start, new = next(self._beginnings([*kept, *self._states], text, ids), (None, ids))
+            kept.insert(0, self._after(start, text, new))
+            prefilled += len(new)
+        return kept, ChatCounts(prefilled, max(0, len(kept[0].ids) - prefilled), restarts=int(is_restart))
+
+    def _written(self, messages: list[dict[str, Any]], **settings: Any) -> tuple[str, list[int]]:
+        """The text of a conversation, and its ids."""
+        text = self._tokenizer.apply_chat_template(messages, **settings, **self._variables)
+        return text, self._tokenizer.encode(text, special=False)
+
+    def _after(self, start: _State | None, text: str, new: list[int]) -> _State:
+        """The state whose text is `text`, from the one before the ids `new`, or from the beginning."""
         key = None if self._key is None else jax.random.fold_in(self._key, self._turns)
         cache = None if start is None else start.generation.cache
         generation = generate(self._model, [new], 0, self._asked["sampler"], cache=cache, key=key)
         if start is None:
-            is_restart = bool(self._states)
-            return _State(text, ids, generation), ChatCounts(len(ids), restarts=int(is_restart))
+            return _State(text, new, generation)
         rows, earlier = generation.rows, start.generation.rows.history
         if rows.history is not None and earlier is not None:  # the first is of the new tokens only
             rows = dataclasses.replace(rows, history=rows.history | earlier)
-        state = _State(text, start.ids + new, dataclasses.replace(generation, rows=rows))
-        return state, ChatCounts(len(new), reused=len(start.ids))
+        return _State(text, start.ids + new, dataclasses.replace(generation, rows=rows))
 
-    def _beginnings(self, text: str, ids: list[int]) -> Generator[tuple[_State, list[int]], None, None]:
-        """The states that are the beginning of a conversation, the longest first, and the ids that follow them."""
-        for state in self._states:
+    def _beginnings(
+        self, states: list[_State], text: str, ids: list[int]
+    ) -> Generator[tuple[_State, list[int]], None, None]:
+        """Those of `states`, longest first, that are the beginning of a conversation, and the ids that follow them."""
+        for state in states:
             count = len(state.ids)
             if ids[:count] == state.ids and len(ids) > count:
                 yield state, ids[count:]
@@ -190,7 +209,7 @@ class Chat(Generic[Cache]):
     def _answer(
         self,
         said: list[dict[str, Any]],
-        prompt: _State,
+        kept: list[_State],
         counts: ChatCounts,
         pieces: Stream[Cache],
         goes_on: Callable[[], bool],
@@ -202,7 +221,7 @@ class Chat(Generic[Cache]):
                 yield piece
             if not goes_on():
                 pieces.stop()
-        generation = pieces.generation
+        generation, prompt = pieces.generation, kept[0]
         new = np.asarray(generation.tokens)[0, : int(generation.lengths[0])].tolist()
         before, ids = self._tokenizer.written(prompt.ids), prompt.ids + new
         whole = self._tokenizer.written(ids)
@@ -210,7 +229,8 @@ class Chat(Generic[Cache]):
         if bool(generation.finished[0]) and new[-1] not in self._asked["stop_token"]:  # a stop text has ended it
             answer = answer.rstrip()
         self.messages = [*said, {"role": "assistant", "content": answer}]
-        self._states = [_State(text, ids, generation), prompt]
+        self._states = [_State(text, ids, generation), *kept]
+        self._has_restarted |= counts.restarts > 0
         self.turn = counts._replace(generated=len(new))
         self.total = ChatCounts(*map(sum, zip(self.total, self.turn, strict=True)))
         self._turns += 1
