@@ -28,8 +28,9 @@ def mamba2():
 
 
 def attention():
-    """With a window and without."""
-    layers = [{"mixer": "attention", "num_heads": 2, "sliding_window": window} for window in (20, None)]
+    """With a window and without, and with as many keys as queries, and one."""
+    options = [{"sliding_window": window, "num_kv_heads": groups} for window in (20, None) for groups in (2, 1)]
+    layers = [{"mixer": "attention", "num_heads": 2, **each} for each in options]
     return ssmkit.build(
         ssmkit.LanguageModelConfig(vocab_size=VOCAB, hidden_size=16, layers=layers), key=jax.random.key(0)
     )

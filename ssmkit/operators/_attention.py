@@ -177,7 +177,9 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         query, key = (self._rotated(x[None], position[None])[0] for x in (query, key))
         place = position if self.sliding_window is None else position % room
         place = place if valid is None else jnp.where(valid, place, room)
-        write = lambda kept, new: kept.at[:, place].set(new.astype(kept.dtype), mode="drop")
+        # With one group, XLA's CPU backend copies the whole array, unless it writes several places.
+        places = jnp.stack([place, jnp.full_like(place, room)]) if self.num_kv_heads == 1 else place[None]
+        write = lambda kept, new: kept.at[:, places].set(new[:, None].astype(kept.dtype), mode="drop")
         count = position + (1 if valid is None else valid.astype(jnp.int32))
         after = AttentionState(write(state.keys, key), write(state.values, value), self._told(count, room))
         seen = jnp.arange(room, dtype=jnp.int32) <= position  # of a full ring, all
