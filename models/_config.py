@@ -43,6 +43,16 @@ def or_none(kind: Kind) -> Kind:
     return parse_or_none
 
 
+def size_or_auto(value: Any) -> int | None:
+    """A kind: a size, or `"auto"` for one that follows from others."""
+    if value == "auto":
+        return None
+    try:
+        return size(value)
+    except ValueError as expected:
+        raise ValueError(f'{expected}, or "auto"') from None
+
+
 def _ids(value: Any) -> int | tuple[int, ...] | None:
     """A kind: ids of special tokens."""
     try:

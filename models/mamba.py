@@ -121,13 +121,17 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
 
     $$y = W_{out} ((\operatorname{S6}(x', W_\Delta \delta, B, C) + D \odot x') \odot \operatorname{silu}(z)).$$
 
-    FalconMamba divides each of $\delta$, B and C by its root mean square first (arXiv 2410.05355).
+    FalconMamba divides each of $\delta$, B and C by its root mean square first (arXiv 2410.05355). Jamba also
+    multiplies each of them by weights (arXiv 2403.19887).
     """
 
     in_proj: ssmkit.Linear | ssmkit.Apart
     conv: ssmkit.CausalConv1d
     x_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
     dt_proj: ssmkit.Linear
+    dt_norm: ssmkit.RMSNorm | None
+    B_norm: ssmkit.RMSNorm | None
+    C_norm: ssmkit.RMSNorm | None
     recurrence: MambaRecurrence
     D: Float[Array, " channel"]
     out_proj: Annotated[ssmkit.Linear, ssmkit.ArrayKind.PROJECTION_OUT]
@@ -147,6 +151,7 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         use_bias: bool = False,
         use_conv_bias: bool = True,
         mixer_rms_eps: float | None = None,
+        use_mixer_rms_weights: bool = False,
         time_step_min: float = 0.001,
         time_step_max: float = 0.1,
         time_step_floor: float = 1e-4,
@@ -161,6 +166,7 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         - `state_size`, `conv_kernel`, `chunk_size`, `use_bias`, `use_conv_bias`, `mixer_rms_eps`, `time_step_min`,
             `time_step_max`, `time_step_floor`: as `MambaConfig`.
         - `intermediate_size`: the number of channels; `expand * width`, rounded down, when `None`.
+        - `use_mixer_rms_weights`: whether the norms of `mixer_rms_eps` have weights.
         - `time_step_rank`: as `MambaConfig`; `width / 16`, rounded up, when `None`.
         - `dtype`: the dtype of projections and convolution; the parameters of the recurrence and D stay float32.
         - `key`: the key for the initialisation.
@@ -174,6 +180,8 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
             raise ValueError(f"`expand` * `width` must be at least 1, got {expand} * {width}.")
         if mixer_rms_eps is not None and mixer_rms_eps <= 0:
             raise ValueError(f"`mixer_rms_eps` must be above 0, or None, got {mixer_rms_eps}.")
+        if mixer_rms_eps is None and use_mixer_rms_weights:
+            raise ValueError("`use_mixer_rms_weights` must be False without `mixer_rms_eps`, got True.")
         keys = jax.random.split(key, 6)
         halves = 2 * [ssmkit.Part(inner, inner)]
         self.in_proj = ssmkit.Linear(width, 2 * inner, use_bias=use_bias, parts=halves, dtype=dtype, key=keys[0])
@@ -189,6 +197,10 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         self.D = jnp.ones((inner,), jnp.float32)
         self.out_proj = ssmkit.Linear(inner, width, use_bias=use_bias, dtype=dtype, key=keys[5])
         self.mixer_rms_eps = mixer_rms_eps
+        self.dt_norm = self.B_norm = self.C_norm = None
+        if mixer_rms_eps is not None and use_mixer_rms_weights:
+            norms = (ssmkit.RMSNorm(size, eps=mixer_rms_eps) for size in (rank, state_size, state_size))
+            self.dt_norm, self.B_norm, self.C_norm = norms
 
     def init_cache(self) -> MambaCache:
         """An empty window and a zero state, float32."""
@@ -198,17 +210,25 @@ class MambaMixer(ssmkit.AbstractRecurrentMixer[MambaCache]):
         self, x: Float[Array, "*time width"], cache: MambaCache, advance: ssmkit.Advance
     ) -> tuple[Float[Array, "*time width"], MambaCache]:
         """The equations of the class, for many tokens or for one."""
-        size, eps = self.recurrence.state_shape[1], self.mixer_rms_eps
+        size = self.recurrence.state_shape[1]
         x, z = self.in_proj.split(x)
         x, window = advance(self.conv, x, cache.window)
         x = ssmkit.silu(x)
         projected = self.x_proj(x)
         parts = jnp.split(projected, [projected.shape[-1] - 2 * size, projected.shape[-1] - size], axis=-1)
-        dt, B, C = parts if eps is None else [ssmkit.rms_normalise(part, eps=eps) for part in parts]
+        dt, B, C = self._normalised(parts)
         inputs = MambaInputs(x=x, dt=self.dt_proj(dt), B=B, C=C)
         y, state = advance(self.recurrence, inputs, cache.state)
         y = (y[..., 0] + jnp.broadcast_to(self.D, x.shape) * x) * ssmkit.silu(z)
         return self.out_proj(y), MambaCache(window=window, state=state)
+
+    def _normalised(self, parts: list[Array]) -> list[Array]:
+        eps = self.mixer_rms_eps
+        if eps is None:
+            return parts
+        norms = (self.dt_norm, self.B_norm, self.C_norm)
+        apply = lambda norm, part: ssmkit.rms_normalise(part, eps=eps) if norm is None else norm(part)
+        return [apply(*pair) for pair in zip(norms, parts, strict=True)]
 
 
 # The keys of a configuration that are keywords of its mixers.

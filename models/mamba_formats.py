@@ -13,6 +13,7 @@ from typing import Any
 
 from ssmkit.checkpoint import Architecture, Key, number, only, optional, positive, without
 
+from ._config import size_or_auto
 from ._hf_formats import HF_DEAD, HF_KEYS, HF_ONLY, hf, hf_keys, read_hf, write_hf
 from ._mamba_family_formats import made, names, refuse_unless
 from ._state_spaces_formats import (
@@ -27,21 +28,11 @@ from ._state_spaces_formats import (
 from .mamba import Mamba, MambaConfig
 
 
-def _rank(value: Any) -> int | None:
-    """A `Key.parse`: an integer of at least 1, or "auto"."""
-    if value == "auto":
-        return None
-    try:
-        return positive(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, or 'auto'") from None
-
-
 _HF_KEYS = {
     **hf_keys(vocab_size=50280, hidden_size=768, layers=32, state_size=16, tied=True, tokens=(0, 0, 0)),
     **HF_KEYS,
     "intermediate_size": Key(optional(positive), "intermediate_size", None),
-    "time_step_rank": Key(_rank, "time_step_rank", "auto"),
+    "time_step_rank": Key(size_or_auto, "time_step_rank", "auto"),
     "chunk_size": Key(optional(positive), "chunk_size", None),
 }
 _HF_MODELS = {  # the keys of each `model_type`
@@ -65,7 +56,7 @@ _STATE_SPACES_KEYS = {
     },
     "ssm_cfg.layer": Key(only("Mamba1"), default="Mamba1"),
     "ssm_cfg.d_state": Key(positive, "state_size", 16),
-    "ssm_cfg.dt_rank": Key(_rank, "time_step_rank", "auto"),
+    "ssm_cfg.dt_rank": Key(size_or_auto, "time_step_rank", "auto"),
 }
 _STATE_SPACES_DEAD = (*STATE_SPACES_DEAD, *STACK_DEAD, "ssm_cfg.dt_init", "ssm_cfg.dt_scale", "ssm_cfg.use_fast_path")
 

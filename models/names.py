@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "falcon_h1": "ssmkit.models.hybrids.falcon_h1:ARCHITECTURE",
     "bamba": "ssmkit.models.hybrids.bamba:ARCHITECTURE",
     "granitemoehybrid": "ssmkit.models.hybrids.granitemoehybrid:ARCHITECTURE",
+    "jamba": "ssmkit.models.hybrids.jamba:ARCHITECTURE",
     "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
     "mamba2_attention": "ssmkit.models.hybrids.mamba2_attention_formats:ARCHITECTURE",
     "nemotron_h": "ssmkit.models.hybrids.nemotron_h_formats:ARCHITECTURE",

@@ -49,6 +49,7 @@ MIXERS = [
     _mixer("mamba-mixer-biases-kernel3", use_bias=True, conv_kernel=3, time_step_rank=None),
     _mixer("mamba-mixer-one-state-no-conv-bias-kernel1", state_size=1, use_conv_bias=False, conv_kernel=1),
     _mixer("mamba-mixer-falcon", mixer_rms_eps=1e-6, expand=16, intermediate_size=9),
+    _mixer("mamba-mixer-norm-weights", mixer_rms_eps=1e-3, use_mixer_rms_weights=True),
     Case("mamba-mlp-block", lambda key: Mamba(mamba_config(d_intermediate=7), key=key).blocks[1], normal(WIDTH)),
     Case("mamba-mlp", lambda key: MambaMLP(WIDTH, intermediate_size=7, key=key), normal(WIDTH)),
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from variant import Variant
+from variants_jamba import JAMBA
 from variants_mamba2 import FALCON_H1, NEMOTRON_H
 
 import ssmkit
@@ -249,7 +250,8 @@ BAMBA = {
     ),
 }
 
-VARIANTS: dict[str, Variant] = {**LFM2, **GRANITE, **BAMBA, **RECURRENT_GEMMA, **XLSTM, **NEMOTRON_H, **FALCON_H1}
+_MAMBA2 = {**GRANITE, **BAMBA, **NEMOTRON_H, **FALCON_H1}
+VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA, **XLSTM, **JAMBA, **_MAMBA2}
 """All of them by name. The first one of each family has the name of its `model_type`."""
 
 

@@ -141,6 +141,11 @@ def test_sizes_follow_from_each_other():
     assert (wide.intermediate_size, wide.time_step_rank) == (8192, 256)
 
 
+def test_weights_without_norms_are_refused():
+    with pytest.raises(ValueError, match="`use_mixer_rms_weights` must be False without `mixer_rms_eps`, got True"):
+        mamba_mixer(jax.random.key(0), use_mixer_rms_weights=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

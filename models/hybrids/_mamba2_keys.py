@@ -4,13 +4,13 @@ from typing import Any
 
 from ssmkit.checkpoint import Kind
 
-from .._config import size
+from .._config import size_or_auto
 from ._family import layer
 
 
 def kinds() -> dict[str, Kind]:
     """The kinds of the keys whose types do not say enough."""
-    return {"mamba_d_head": _size_or_auto}
+    return {"mamba_d_head": size_or_auto}
 
 
 def implied(config: Any) -> dict[str, Any]:
@@ -41,13 +41,3 @@ def mamba2_layer(config: Any, more: str = "") -> dict[str, Any]:
         conv_kernel=mamba_d_conv expand=mamba_expand chunk_size=mamba_chunk_size use_conv_bias=mamba_conv_bias
         use_bias=mamba_proj_bias time_step_limit norm_eps=rms_norm_eps"""
     return layer("mamba2", config, f"{keywords} {more}")
-
-
-def _size_or_auto(value: Any) -> int | None:
-    """A kind: a size, or `"auto"` for one that follows from others."""
-    if value == "auto":
-        return None
-    try:
-        return size(value)
-    except ValueError as expected:
-        raise ValueError(f'{expected}, or "auto"') from None

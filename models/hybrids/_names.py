@@ -109,24 +109,19 @@ def mamba2(conv_kernel: int) -> Table:
     }
 
 
-def two_per_layer(
-    kinds: Iterable[str], mixers: Mapping[str, Part], mlp: Part, *, norms: tuple[str, str], layers: str = "model.layers"
-) -> dict[str, Source]:
+def two_per_layer(layers: Iterable[tuple[Part, Part]], *, norms: tuple[str, str]) -> dict[str, Source]:
     """The sources of blocks of which every two make up a layer in the files: a mixer, and then an MLP.
 
     **Arguments:**
 
-    - `kinds`: the kind of each layer's mixer.
-    - `mixers`: the mixer of each kind.
-    - `mlp`: the part after every mixer.
+    - `layers`: the mixer and the MLP of each layer.
     - `norms`: the names of the norms before the mixer and before the MLP.
-    - `layers`: the name of the layers.
     """
     sources: dict[str, Source] = {}
-    for i, kind in enumerate(kinds):
-        for block, norm, (part, table) in zip((2 * i, 2 * i + 1), norms, (mixers[kind], mlp), strict=True):
-            sources[f"blocks.{block}.norm.weight"] = Source(f"{layers}.{i}.{norm}.weight")
-            sources |= under(f"blocks.{block}.mixer", ".".join(filter(None, (layers, str(i), part))), table)
+    for i, parts in enumerate(layers):
+        for block, norm, (part, table) in zip((2 * i, 2 * i + 1), norms, parts, strict=True):
+            sources[f"blocks.{block}.norm.weight"] = Source(f"model.layers.{i}.{norm}.weight")
+            sources |= under(f"blocks.{block}.mixer", ".".join(filter(None, ("model.layers", str(i), part))), table)
     return sources
 
 

@@ -101,7 +101,7 @@ def _all_names(config: BambaConfig) -> dict[str, Source]:
         "attention": ("self_attn", _names.attention()),
     }
     mlp, norms = ("feed_forward", _names.gated_mlp()), ("input_layernorm", "pre_ff_layernorm")
-    layers = _names.two_per_layer(config.layers, mixers, mlp, norms=norms)
+    layers = _names.two_per_layer([(mixers[kind], mlp) for kind in config.layers], norms=norms)
     return _names.ends(norm="model.final_layernorm") | layers
 
 

@@ -121,8 +121,8 @@ def _all_names(config: GraniteMoeHybridConfig) -> dict[str, Source]:
     if config.num_local_experts > 0:
         sizes = "block_sparse_moe", config.intermediate_size
         mlp = "", _names.fused_experts(*sizes) | _names.within("shared", *mlp)
-    norms = ("input_layernorm", "post_attention_layernorm")
-    return _names.ends() | _names.two_per_layer(config.layer_types, mixers, mlp, norms=norms)
+    layers = [(mixers[kind], mlp) for kind in config.layer_types]
+    return _names.ends() | _names.two_per_layer(layers, norms=("input_layernorm", "post_attention_layernorm"))
 
 
 def _spelled(content: Content) -> Content:

@@ -102,7 +102,7 @@ def _all_names(config: Lfm2Config) -> dict[str, Source]:
     attention = _names.attention(q_norm="q_layernorm", k_norm="k_layernorm", o_proj="out_proj")
     mixers = {"conv": ("conv", conv), "full_attention": ("self_attn", attention)}
     mlp, norms = ("feed_forward", _names.gated_mlp("w1", "w3", "w2")), ("operator_norm", "ffn_norm")
-    layers = _names.two_per_layer(config.layer_types, mixers, mlp, norms=norms)
+    layers = _names.two_per_layer([(mixers[kind], mlp) for kind in config.layer_types], norms=norms)
     return _names.ends(norm="model.embedding_norm") | layers
 
 

@@ -132,7 +132,7 @@ def _all_names(config: RecurrentGemmaConfig) -> dict[str, Source]:
         "attention": ("temporal_block", _names.attention()),
     }
     mlp, norms = ("mlp_block", _names.gated_mlp()), ("temporal_pre_norm", "channel_pre_norm")
-    layers = _names.two_per_layer(config.layers, mixers, mlp, norms=norms)
+    layers = _names.two_per_layer([(mixers[kind], mlp) for kind in config.layers], norms=norms)
     return _names.ends(norm="model.final_norm") | layers
 
 
