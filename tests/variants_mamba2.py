@@ -62,6 +62,7 @@ NEMOTRON_H = {
             use_conv_bias=False,
             mlp_hidden_act="silu",
             residual_in_fp32=True,
+            tie_word_embeddings=True,
         ),
         _published_limits,
     ),

@@ -18,8 +18,9 @@ class NemotronHConfig(AbstractCheckedConfig):
 
     **Arguments:**
 
-    - `vocab_size`, `hidden_size`, `tie_word_embeddings`, `residual_in_fp32`, `bos_token_id`, `eos_token_id`,
-        `pad_token_id`: as `ssmkit.LanguageModelConfig`.
+    - `vocab_size`, `hidden_size`, `residual_in_fp32`, `bos_token_id`, `eos_token_id`, `pad_token_id`: as
+        `ssmkit.LanguageModelConfig`.
+    - `tie_word_embeddings`: kept for the file only. The head always has a matrix of its own, as in HF transformers.
     - `layers_block_type`: for each layer `"mamba"`, `"attention"`, `"mlp"` or `"moe"`.
     - `num_hidden_layers`: the number of layers, which follows from their types.
     - `mamba_num_heads`, `mamba_head_dim`, `n_groups`, `ssm_state_size`, `conv_kernel`, `chunk_size`, `use_bias`,
@@ -104,4 +105,4 @@ def description(config: NemotronHConfig) -> ssmkit.LanguageModelConfig:
         "moe": layer("moe", config, f"{mlp} {experts}", gated=False, **scores),
     }
     layers = [mixers[kind] for kind in config.layers_block_type]
-    return described(config, layers=layers, norm_eps=config.layer_norm_epsilon)
+    return described(config, layers=layers, norm_eps=config.layer_norm_epsilon, tie_word_embeddings=False)
