@@ -82,8 +82,16 @@ def test_a_terminal_goes_on_after_mistakes(talk):
     assert "error: /rest is no command" in err and "enough" in err and "4 generated" in err
 
 
+@pytest.fixture
+def on_a_terminal():
+    """What Ctrl-C does in a terminal; a shell's background jobs are started so that they ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("presses, generated", [(1, 5), (2, 4)])
-def test_ctrl_c_ends_an_answer_and_another_forgets_the_turn(talk, monkeypatch, presses, generated):
+def test_ctrl_c_ends_an_answer_and_another_forgets_the_turn(talk, monkeypatch, on_a_terminal, presses, generated):
     """It comes with the first piece of the first answer, which is a dispatch of one token; the next is not begun."""
     left, write = [signal.SIGINT] * presses, _chat._write
 
@@ -93,8 +101,7 @@ def test_ctrl_c_ends_an_answer_and_another_forgets_the_turn(talk, monkeypatch, p
             signal.raise_signal(left.pop())
 
     monkeypatch.setattr(_chat, "_write", pressed)
-    before = signal.getsignal(signal.SIGINT)
     code, _, err = talk("To be?\nOr not?\n/stats\n", stdin=Terminal)
-    assert code == 0 and signal.getsignal(signal.SIGINT) is before
+    assert code == 0 and signal.getsignal(signal.SIGINT) is on_a_terminal
     assert ("This turn is forgotten." in err) == (presses == 2)
     assert f"{generated} generated" in err.splitlines()[-3]
