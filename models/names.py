@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "granitemoehybrid": "ssmkit.models.hybrids.granitemoehybrid:ARCHITECTURE",
     "jamba": "ssmkit.models.hybrids.jamba:ARCHITECTURE",
     "lfm2": "ssmkit.models.hybrids.lfm2:ARCHITECTURE",
+    "lfm2_moe": "ssmkit.models.hybrids.lfm2_moe:ARCHITECTURE",
     "mamba2_attention": "ssmkit.models.hybrids.mamba2_attention_formats:ARCHITECTURE",
     "nemotron_h": "ssmkit.models.hybrids.nemotron_h_formats:ARCHITECTURE",
     "recurrent_gemma": "ssmkit.models.hybrids.recurrent_gemma:ARCHITECTURE",

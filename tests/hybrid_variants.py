@@ -8,46 +8,11 @@ import jax
 import numpy as np
 from variant import Variant
 from variants_jamba import JAMBA
+from variants_lfm2 import LFM2
 from variants_mamba2 import FALCON_H1, NEMOTRON_H
 
 import ssmkit
 
-
-LFM2 = {
-    "lfm2": Variant(
-        "Lfm2ForCausalLM",
-        dict(
-            vocab_size=97,
-            hidden_size=60,
-            intermediate_size=100,
-            num_hidden_layers=3,
-            num_attention_heads=6,
-            num_key_value_heads=3,
-            conv_L_cache=4,
-            conv_bias=True,
-            block_multiple_of=7,
-            block_ffn_dim_multiplier=1.3,
-            layer_types=["conv", "full_attention", "conv"],
-            rope_parameters={"rope_theta": 5000.0, "rope_type": "default"},
-            tie_word_embeddings=False,
-        ),
-    ),
-    "lfm2-one key, odd heads": Variant(
-        "Lfm2ForCausalLM",
-        dict(
-            vocab_size=50,
-            hidden_size=42,
-            intermediate_size=33,
-            block_auto_adjust_ff_dim=False,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            num_key_value_heads=1,
-            conv_L_cache=2,
-            norm_eps=1e-3,
-            layer_types=["full_attention", "conv"],
-        ),
-    ),
-}
 
 RECURRENT_GEMMA = {
     "recurrent_gemma": Variant(

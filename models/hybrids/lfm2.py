@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import ssmkit
@@ -9,7 +10,10 @@ from ssmkit.checkpoint import Kind, Reshape, Source, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names, _rope
-from ._family import Content, described, family, renamed
+from ._family import Content, described, family, layer, renamed
+
+
+MLP: _names.Part = "feed_forward", _names.gated_mlp("w1", "w3", "w2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,36 +81,41 @@ class Lfm2Config(AbstractCheckedConfig):
         return size
 
 
-def _description(config: Lfm2Config) -> ssmkit.LanguageModelConfig:
-    mixers = {
-        "conv": {"mixer": "short_conv", "conv_kernel": config.conv_L_cache, "use_bias": config.conv_bias},
-        "full_attention": {
-            "mixer": "attention",
-            "num_heads": config.num_attention_heads,
-            "num_kv_heads": config.num_key_value_heads,
-            "rope_theta": config.rope_theta,
-            "qk_norm": True,
-            "norm_eps": config.norm_eps,
-        },
+def mixers(config: Any) -> dict[str, Any]:
+    """The table of each kind of layer, as in `ssmkit.LanguageModelConfig`. `Lfm2MoeConfig` has the same keys."""
+    attention = "num_heads=num_attention_heads num_kv_heads=num_key_value_heads rope_theta norm_eps"
+    return {
+        "conv": layer("short_conv", config, "conv_kernel=conv_L_cache use_bias=conv_bias"),
+        "full_attention": layer("attention", config, attention, qk_norm=True),
     }
-    mlp = {"mixer": "gated_mlp", "intermediate_size": config.mlp_size}
-    layers = [layer for kind in config.layer_types for layer in (mixers[kind], mlp)]
-    return described(config, layers=layers)
 
 
-def _all_names(config: Lfm2Config) -> dict[str, Source]:
+def mixer_parts(config: Any) -> dict[str, _names.Part]:
+    """The arrays of each kind of layer. `Lfm2MoeConfig` has the same keys."""
     conv = _names.linears("in_proj", "out_proj") | {
         "conv.weight": ("conv.weight", Reshape((-1, 1, config.conv_L_cache))),
         "conv.bias": "conv.bias",
     }
     attention = _names.attention(q_norm="q_layernorm", k_norm="k_layernorm", o_proj="out_proj")
-    mixers = {"conv": ("conv", conv), "full_attention": ("self_attn", attention)}
-    mlp, norms = ("feed_forward", _names.gated_mlp("w1", "w3", "w2")), ("operator_norm", "ffn_norm")
-    layers = _names.two_per_layer([(mixers[kind], mlp) for kind in config.layer_types], norms=norms)
-    return _names.ends(norm="model.embedding_norm") | layers
+    return {"conv": ("conv", conv), "full_attention": ("self_attn", attention)}
 
 
-def _spelled(content: Content) -> Content:
+def all_names(layers: Iterable[tuple[_names.Part, _names.Part]]) -> dict[str, Source]:
+    """As for `family`, for the mixer and the MLP of each layer."""
+    return _names.ends(norm="model.embedding_norm") | _names.two_per_layer(layers, norms=("operator_norm", "ffn_norm"))
+
+
+def _description(config: Lfm2Config) -> ssmkit.LanguageModelConfig:
+    kinds, mlp = mixers(config), {"mixer": "gated_mlp", "intermediate_size": config.mlp_size}
+    return described(config, layers=[each for kind in config.layer_types for each in (kinds[kind], mlp)])
+
+
+def _all_names(config: Lfm2Config) -> dict[str, Source]:
+    parts = mixer_parts(config)
+    return all_names((parts[kind], MLP) for kind in config.layer_types)
+
+
+def spelled(content: Content) -> Content:
     """Older files list the layers of attention, and have other names for two keys."""
     others = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
     content = renamed(_rope.flat(content), others)
@@ -123,7 +132,7 @@ ARCHITECTURE = family(
     hf_class="Lfm2ForCausalLM",
     description=_description,
     names=_all_names,
-    spelled=_spelled,
+    spelled=spelled,
     dead="""
         block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu block_use_xavier_init
         conv_dim conv_dim_out conv_use_xavier_init num_heads theta use_pos_enc
