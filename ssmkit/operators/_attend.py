@@ -26,7 +26,7 @@ class Tokens(NamedTuple):
 class Queries(NamedTuple):
     """The queries, position and sequence number of every token; the number is negative for one that needs no output."""
 
-    query: Float[Array, "groups members time dim"]
+    query: Float[Array, "time groups members dim"]
     position: Int[Array, " time"]
     sequence: Int[Array, " time"]
 
@@ -39,26 +39,37 @@ class Scoring(NamedTuple):
     window: int | None
 
 
-def grouped(query: Float[Array, "time heads dim"], groups: int) -> Float[Array, "groups members time dim"]:
-    """The queries of each group of neighbouring heads together, so that its keys and values are read as they lie."""
-    time, _, dim = query.shape
-    return jnp.transpose(jnp.reshape(query, (time, groups, -1, dim)), (1, 2, 0, 3))
+def grouped(query: Float[Array, "time heads dim"], groups: int) -> Float[Array, "time groups members dim"]:
+    """The queries with an axis of groups of neighbouring heads, which share keys and values."""
+    time, heads, dim = query.shape
+    return jnp.reshape(query, (time, groups, heads // groups, dim))
 
 
-def ungrouped(x: Float[Array, "groups members time dim"]) -> Float[Array, "time heads dim"]:
+def ungrouped(x: Float[Array, "time groups members dim"]) -> Float[Array, "time heads dim"]:
     """The inverse of `grouped`."""
-    return jnp.reshape(jnp.transpose(x, (2, 0, 1, 3)), (x.shape[2], -1, x.shape[3]))
+    time, groups, members, dim = x.shape
+    return jnp.reshape(x, (time, groups * members, dim))
+
+
+def by_group(x: Float[Array, "time groups members *dim"]) -> Float[Array, "groups members time *dim"]:
+    """The queries of each group together, so that its keys and values are read as they lie."""
+    return jnp.moveaxis(x, 0, 2)
+
+
+def by_time(x: Float[Array, "groups members time *dim"]) -> Float[Array, "time groups members *dim"]:
+    """The inverse of `by_group`."""
+    return jnp.moveaxis(x, 2, 0)
 
 
 def are_few(queries: Queries, sources: Sequence[Tokens]) -> bool:
     """Whether all scores may exist at once."""
-    groups, members, time, _ = queries.query.shape
+    time, groups, members, _ = queries.query.shape
     return groups * members * time * sum(tokens.keys.shape[1] for tokens in sources) <= FEW
 
 
 def attend_at_once(
     queries: Queries, sources: Sequence[Tokens], scoring: Scoring
-) -> Float[Array, "groups members time dim"]:
+) -> Float[Array, "time groups members dim"]:
     """The mean of the values that each query sees, weighted by the softmax of its products with their keys.
 
     A query that sees no key gets the mean of all values.
@@ -76,14 +87,14 @@ def attend_at_once(
 
 
 def attend_to_seen(
-    query: Float[Array, "groups members query dim"],
+    query: Float[Array, "query groups members dim"],
     keys: Float[Array, "groups key dim"],
     values: Float[Array, "groups key dim"],
     seen: Bool[Array, "query key"],
     scoring: Scoring,
-) -> Float[Array, "groups members query dim"]:
+) -> Float[Array, "query groups members dim"]:
     """As `attend_at_once`, where it is known which keys each query sees."""
-    return weighted(jax.nn.softmax(scores_of(query, keys, seen, scoring), axis=-1), values)
+    return by_time(weighted(jax.nn.softmax(scores_of(by_group(query), keys, seen, scoring), axis=-1), values))
 
 
 def sees(queries: Queries, tokens: Tokens, window: int | None) -> Bool[Array, "query key"]:

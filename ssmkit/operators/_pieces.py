@@ -4,6 +4,8 @@ Every query keeps the largest score so far, and sums relative to it (arXiv 1805.
 computes the scores again. Pieces of keys that no query of a piece sees are left out.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from .._products import product
-from ._attend import MASKED, Queries, Scoring, Tokens, scores_of, sees, weighted
+from ._attend import MASKED, Queries, Scoring, Tokens, by_group, by_time, scores_of, sees, weighted
 
 
 _SIZE = 256  # tokens in a piece; fewer in a narrow window
@@ -27,106 +29,107 @@ class Sums(NamedTuple):
     values: Float[Array, "piece groups members query dim"]
 
 
-def cut(x: Array, axis: int, fill: int, scoring: Scoring) -> Array:
-    """The array in pieces of equal size along an axis of queries, of which the last is filled up. They come first."""
-    count = -(-x.shape[axis] // _size(scoring))
-    size = -(-x.shape[axis] // count)
-    widths = [(0, count * size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-    x = jnp.pad(x, widths, constant_values=fill)
-    return jnp.moveaxis(jnp.reshape(x, (*x.shape[:axis], count, size, *x.shape[axis + 1 :])), axis, 0)
+def cut(x: Array, fill: int, scoring: Scoring) -> Array:
+    """The array in pieces of equal size along the axis of queries, which is the first. The last piece is filled up."""
+    time = x.shape[0]
+    count = -(-time // _size(scoring))
+    size = -(-time // count)
+    x = jnp.pad(x, [(0, count * size - time), *[(0, 0)] * (x.ndim - 1)], constant_values=fill)
+    return jnp.reshape(x, (count, size, *x.shape[1:]))
 
 
-def joined(x: Array, axis: int, time: int) -> Array:
+def joined(x: Array, time: int) -> Array:
     """The inverse of `cut`, for so many queries."""
-    x = jnp.moveaxis(x, 0, axis)
-    x = jnp.reshape(x, (*x.shape[:axis], -1, *x.shape[axis + 2 :]))
-    return jax.lax.slice_in_dim(x, 0, time, axis=axis)
+    return jnp.reshape(x, (-1, *x.shape[2:]))[:time]
 
 
 def in_pieces(queries: Queries, scoring: Scoring) -> Queries:
     """The queries, cut."""
-    return Queries(*[cut(x, axis, fill, scoring) for x, axis, fill in zip(queries, (2, 0, 0), (0, 0, -2), strict=True)])
+    return Queries(*[cut(x, fill, scoring) for x, fill in zip(queries, (0, 0, -2), strict=True)])
 
 
-def no_sums(queries: Queries) -> Sums:
-    """The sums before the first key."""
-    none = jnp.zeros_like(queries.query[..., 0])
-    return Sums(jnp.full_like(none, MASKED / 2), none, jnp.zeros_like(queries.query))
-
-
-def added(sums: Sums, queries: Queries, tokens: Tokens, scoring: Scoring) -> Sums:
-    """The sums with those over more keys."""
+def added(sums: Sums | None, queries: Queries, sources: Sequence[Tokens], scoring: Scoring) -> Sums:
+    """The sums with those over more keys; `None` are the sums before the first key."""
 
     def one(_, piece):
-        sums, queries, (first, stop) = piece
+        sums, queries, bounds = piece
+        query = by_group(queries.query)
+        if sums is None:
+            none = jnp.zeros_like(query[..., 0])
+            sums = Sums(jnp.full_like(none, MASKED / 2), none, jnp.zeros_like(query))
+        for tokens, (first, stop) in zip(sources, bounds, strict=True):
+            sums = jax.lax.fori_loop(first, stop, functools.partial(add, queries, query, tokens), sums)
+        return None, sums
 
-        def add(index, sums):
-            keys, values, seen = _piece(index, queries, tokens, scoring)
-            scores = scores_of(queries.query, keys, seen, scoring)
-            largest = jnp.maximum(sums.largest, jnp.max(scores, axis=-1))
-            weights, kept = jnp.exp(scores - largest[..., None]), jnp.exp(sums.largest - largest)
-            total = kept * sums.weights + jnp.sum(weights, axis=-1)
-            return Sums(largest, total, kept[..., None] * sums.values + weighted(weights, values))
+    def add(queries, query, tokens, index, sums):
+        keys, values, seen = _piece(index, queries, tokens, scoring)
+        scores = scores_of(query, keys, seen, scoring)
+        largest = jnp.maximum(sums.largest, jnp.max(scores, axis=-1))
+        weights, kept = jnp.exp(scores - largest[..., None]), jnp.exp(sums.largest - largest)
+        total = kept * sums.weights + jnp.sum(weights, axis=-1)
+        return Sums(largest, total, kept[..., None] * sums.values + weighted(weights, values))
 
-        return None, jax.lax.fori_loop(first, stop, add, sums)
-
-    if tokens.keys.shape[1] == 0:
-        return sums
-    return jax.lax.scan(one, None, (sums, queries, _bounds(queries, tokens, scoring)))[1]
+    bounds = [_bounds(queries, tokens, scoring) for tokens in sources]
+    return jax.lax.scan(one, None, (sums, queries, bounds))[1]
 
 
-def results(sums: Sums) -> tuple[Array, Array]:
+def results(
+    sums: Sums,
+) -> tuple[Float[Array, "piece query groups members dim"], Float[Array, "piece query groups members"]]:
     """The outputs, and the logarithm of every softmax's sum. A query that saw no key gets 0."""
     weights = jnp.where(sums.weights > 0, sums.weights, jnp.ones_like(sums.weights))
-    return sums.values / weights[..., None], sums.largest + jnp.log(weights)
+    y, log_sum = sums.values / weights[..., None], sums.largest + jnp.log(weights)
+    return jnp.moveaxis(y, 3, 1), jnp.moveaxis(log_sum, 3, 1)
 
 
 class Saved(NamedTuple):
     """What the backward pass knows of every query: its gradient, that times the output, and as `results`."""
 
-    d_y: Float[Array, "piece groups members query dim"]
-    along: Float[Array, "piece groups members query"]
-    log_sum: Float[Array, "piece groups members query"]
+    d_y: Float[Array, "piece query groups members dim"]
+    along: Float[Array, "piece query groups members"]
+    log_sum: Float[Array, "piece query groups members"]
 
 
 def gradients(
-    d_query: Float[Array, "piece groups members query dim"],
-    d_tokens: tuple[Array, Array],
+    d_query: Float[Array, "piece query groups members dim"],
+    d_sources: Sequence[tuple[Array, Array]],
     queries: Queries,
     saved: Saved,
-    tokens: Tokens,
+    sources: Sequence[Tokens],
     scoring: Scoring,
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Array, list[tuple[Array, Array]]]:
     """Add to the gradients in queries and in tokens' keys and values those by the pairs of them."""
 
-    def one(d_tokens, piece):
-        d_query, queries, saved, (first, stop) = piece
+    def one(d_sources, piece):
+        d_query, queries, saved, bounds = piece
+        query, saved, d_query = by_group(queries.query), Saved(*map(by_group, saved)), by_group(d_query)
+        found = []
+        for tokens, d_tokens, (first, stop) in zip(sources, d_sources, bounds, strict=True):
+            more = functools.partial(add, queries, query, saved, tokens)
+            d_query, d_tokens = jax.lax.fori_loop(first, stop, more, (d_query, d_tokens))
+            found.append(d_tokens)
+        return found, by_time(d_query)
 
-        def add(index, carry):
-            d_query, (d_keys, d_values) = carry
-            keys, values, seen = _piece(index, queries, tokens, scoring)
-            score = lambda query, keys: scores_of(query, keys, seen, scoring)
-            scores, pull = jax.vjp(score, queries.query, keys)
-            weights = jnp.exp(scores - saved.log_sum[..., None])
-            d_weights = product("gmqd,gsd->gmqs", saved.d_y, values.astype(saved.d_y.dtype))
-            d_more, d_piece = pull(weights * (d_weights - saved.along[..., None]))
-            d_keys = _added_at(d_keys, index, d_piece)
-            d_values = _added_at(d_values, index, product("gmqs,gmqd->gsd", weights, saved.d_y))
-            return d_query + d_more, (d_keys, d_values)
+    def add(queries, query, saved, tokens, index, carry):
+        d_query, (d_keys, d_values) = carry
+        keys, values, seen = _piece(index, queries, tokens, scoring)
+        score = lambda query, keys: scores_of(query, keys, seen, scoring)
+        scores, pull = jax.vjp(score, query, keys)
+        weights = jnp.exp(scores - saved.log_sum[..., None])
+        d_weights = product("gmqd,gsd->gmqs", saved.d_y, values.astype(saved.d_y.dtype))
+        d_more, d_piece = pull(weights * (d_weights - saved.along[..., None]))
+        d_keys = added_at(d_keys, index, d_piece)
+        d_values = added_at(d_values, index, product("gmqs,gmqd->gsd", weights, saved.d_y))
+        return d_query + d_more, (d_keys, d_values)
 
-        d_query, d_tokens = jax.lax.fori_loop(first, stop, add, (d_query, d_tokens))
-        return d_tokens, d_query
-
-    def _added_at(x, index, piece):
+    def added_at(x, index, piece):
         start, size = _start(index, x.shape[1], scoring), piece.shape[1]
         old = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
         return jax.lax.dynamic_update_slice_in_dim(x, old + piece.astype(x.dtype), start, axis=1)
 
-    if tokens.keys.shape[1] == 0:
-        return d_query, d_tokens
-    pieces = d_query, queries, saved, _bounds(queries, tokens, scoring)
-    d_tokens, d_query = jax.lax.scan(one, d_tokens, pieces)
-    return d_query, d_tokens
+    bounds = [_bounds(queries, tokens, scoring) for tokens in sources]
+    d_sources, d_query = jax.lax.scan(one, list(d_sources), (d_query, queries, saved, bounds))
+    return d_query, d_sources
 
 
 def _size(scoring: Scoring) -> int:

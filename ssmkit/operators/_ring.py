@@ -96,7 +96,7 @@ def _moved(tree: Any, by: int = 1) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _around(
     queries: Queries, still: tuple[Tokens, ...], own: Tokens, scoring: Scoring, devices: int
-) -> Float[Array, "groups members time dim"]:
+) -> Float[Array, "time groups members dim"]:
     """The outputs, where `still` lies on every device, and `own` travels around all of them."""
     return _forward(queries, still, own, scoring, devices)[0]
 
@@ -109,16 +109,14 @@ def _forward(
     def travel(carry, _):
         sums, tokens = carry
         tokens = _moved(tokens)
-        return (_pieces.added(sums, pieces, tokens, scoring), tokens), None
+        return (_pieces.added(sums, pieces, (tokens,), scoring), tokens), None
 
     pieces = _pieces.in_pieces(queries, scoring)
-    sums = _pieces.no_sums(pieces)
-    for tokens in (*still, own):
-        sums = _pieces.added(sums, pieces, tokens, scoring)
+    sums = _pieces.added(None, pieces, (*still, own), scoring)
     if devices > 1:
         (sums, _), _ = jax.lax.scan(travel, (sums, own), None, length=devices - 1)
     y, log_sum = _pieces.results(sums)
-    y = _pieces.joined(y, 2, queries.position.shape[0])
+    y = _pieces.joined(y, queries.position.shape[0])
     return y, (queries, still, own, y, log_sum)
 
 
@@ -129,30 +127,28 @@ def _backward(scoring: Scoring, devices: int, kept: Any, d_y: Array) -> tuple[An
     `d_y` with the value's distance from the output.
     """
     queries, still, own, y, log_sum = kept
-    time, pieces = y.shape[2], _pieces.in_pieces(queries, scoring)
-    d_y, y = (_pieces.cut(x, 2, 0, scoring) for x in (d_y, y))
+    pieces = _pieces.in_pieces(queries, scoring)
+    d_y, y = (_pieces.cut(x, 0, scoring) for x in (d_y, y))
     saved = _pieces.Saved(d_y, jnp.sum(d_y * y, axis=-1), log_sum)
 
-    def add(d_query, d_tokens, tokens):
-        return _pieces.gradients(d_query, d_tokens, pieces, saved, tokens, scoring)
+    def add(d_query, d_sources, *sources):
+        return _pieces.gradients(d_query, d_sources, pieces, saved, sources, scoring)
 
     def travel(carry, _):
         d_query, *travelling = carry
-        d_tokens, tokens = _moved(tuple(travelling))
-        return (*add(d_query, d_tokens, tokens), tokens), None
+        d_own, own = _moved(tuple(travelling))
+        d_query, (d_own,) = add(d_query, (d_own,), own)
+        return (d_query, d_own, own), None
 
-    d_query, d_still = jnp.zeros_like(pieces.query), []
-    for tokens in (*still, own):
-        zeros = jnp.zeros_like(tokens.keys), jnp.zeros_like(tokens.values)
-        d_query, d_tokens = add(d_query, zeros, tokens)
-        d_still.append(d_tokens)
-    d_own = d_still.pop()
+    zeros = [(jnp.zeros_like(tokens.keys), jnp.zeros_like(tokens.values)) for tokens in (*still, own)]
+    d_query, (*d_still, d_own) = add(jnp.zeros_like(pieces.query), zeros, *still, own)
     if devices > 1:
         (d_query, d_own, _), _ = jax.lax.scan(travel, (d_query, d_own, own), None, length=devices - 1)
         d_own = _moved(d_own)
     none: Any = None  # positions have no gradients
     as_tokens: Any = lambda found: Tokens(found[0], found[1], none, none)
-    return Queries(_pieces.joined(d_query, 2, time), none, none), tuple(map(as_tokens, d_still)), as_tokens(d_own)
+    d_query = _pieces.joined(d_query, queries.position.shape[0])
+    return Queries(d_query, none, none), tuple(map(as_tokens, d_still)), as_tokens(d_own)
 
 
 _around.defvjp(_forward, _backward)
