@@ -16,13 +16,13 @@ HEADS, GROUPS, DIM = 4, 2, 6
 
 def attention(**changes: Any) -> ssmkit.Attention:
     """Two heads share each key."""
-    return ssmkit.Attention(HEADS, DIM, **{"num_kv_heads": GROUPS} | changes)
+    return ssmkit.Attention(**{"num_heads": HEADS, "head_dim": DIM, "num_kv_heads": GROUPS} | changes)
 
 
-def inputs(rng: np.random.Generator, time: int) -> ssmkit.AttentionInputs:
+def inputs(rng: np.random.Generator, time: int, heads: int = HEADS, groups: int = GROUPS) -> ssmkit.AttentionInputs:
     """Queries, keys and values of `time` tokens."""
     draw = lambda heads: jnp.asarray(rng.normal(0.0, 1.0, (time, heads, DIM)), jnp.float32)
-    return ssmkit.AttentionInputs(draw(HEADS), draw(GROUPS), draw(GROUPS))
+    return ssmkit.AttentionInputs(draw(heads), draw(groups), draw(groups))
 
 
 def _operator(name: str, **changes: Any) -> Case:

@@ -12,6 +12,7 @@ from helpers import equations, relative_error
 
 import ssmkit
 from ssmkit import AttentionInputs, Extent
+from ssmkit.operators import _attend, _pieces
 
 
 TIME = 11
@@ -23,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window of 40, softcap": {"sliding_window": 40, "logit_softcapping": 1.5},
     "part rotated": {"rotary_dim": 4, "rope_theta": 100.0},
     "no positions": {"rope_theta": None, "scale": 0.7},
+    "five heads, one key": {"num_heads": 5, "num_kv_heads": 1},
 }
 
 
@@ -68,10 +70,24 @@ def many(operator: ssmkit.Attention, given: AttentionInputs, starts: frozenset[i
     return jnp.concatenate([y, z])[:length], state, count
 
 
+@pytest.fixture(params=["at once", "in pieces"], scope="module")
+def form(request):
+    """Scores of all tokens, and of pieces of three queries and three keys, of which the last have fewer."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in pieces":
+            for module, name, value in ((_attend, "FEW", 0), (_pieces, "_SIZE", 3), (_pieces, "_LEAST", 2)):
+                patch.setattr(module, name, value)
+        jax.clear_caches()  # what was traced has another form
+        yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("starts", [(), (5,), (2, 6, 7)], ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_equations(options, starts):
-    operator, given, length, starts = attention(**options), inputs(np.random.default_rng(0), TIME), 9, frozenset(starts)
+    operator, length, starts = attention(**options), 9, frozenset(starts)
+    given = inputs(np.random.default_rng(0), TIME, operator.num_heads, operator.num_kv_heads)
     exact = jax.tree.map(lambda x: x.astype(jnp.float64), given)
     expected, keys, values = by_hand(operator, exact, starts, length)
     outputs, state, count = many(operator, given, starts, length)
