@@ -217,7 +217,7 @@ _bfloat16_rows = _differentiated_as_widened(mappable(_by_rows, _by_rows, over_sh
 @_differentiated_as_widened
 def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
     """The product with `x` as fixed-point numbers of two base-254 digits: 15 bits, relative to its largest entry."""
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    largest = _largest(x)
     tamed = jnp.where(largest > 2.0**64, jnp.full_like(largest, 2.0**-64), jnp.ones_like(largest))  # no overflow below
     x, largest = x * tamed, largest * tamed
     unit = jnp.where(largest == 0, jnp.ones_like(largest), largest)
@@ -225,9 +225,17 @@ def _int8_digits(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> 
     first = jnp.round(scaled)
     digits = jnp.stack((first, jnp.round(254 * (scaled - first))), axis=-2)
     products = _product(values, digits.astype(jnp.int8)).astype(x.dtype)
-    finite = jnp.all(jnp.isfinite(x), axis=-1, keepdims=True)  # integers have no NaN, and XLA's maximum may lose it
-    unit = jnp.where(finite, unit, jnp.full_like(unit, jnp.nan))
+    unit = jnp.where(jnp.isfinite(largest), unit, jnp.full_like(unit, jnp.nan))  # integers have no NaN
     return unit * _sum_of_digits(products, (1 / 127, 1 / 127 / 254)) / tamed
+
+
+def _largest(x: Float[Array, "*axes in"]) -> Float[Array, "*axes 1"]:
+    """The largest magnitude, or NaN if there is one, which XLA's maximum of floating-point numbers may lose.
+
+    As integers, the bits of magnitudes are in the order of the numbers, and those of NaN are the largest.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32 if x.dtype == jnp.float32 else jnp.int64)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=-1, keepdims=True), x.dtype)
 
 
 def _int8_quickly(values: Int8[Array, "out in"], x: Float[Array, "*axes in"]) -> Float[Array, "*axes out"]:
