@@ -79,6 +79,7 @@ NEMOTRON_H = {
             moe_intermediate_size=9,
             moe_shared_expert_intermediate_size=6,
             norm_topk_prob=False,
+            mlp_hidden_act="gelu",
         ),
     ),
 }

@@ -76,7 +76,7 @@ class NemotronHConfig(AbstractCheckedConfig):
         return {
             "layers_block_type": items(only("mamba", "attention", "mlp", "moe")),
             "layer_norm_epsilon": above_0,
-            "mlp_hidden_act": only("relu2", "relu", "silu", "gelu_pytorch_tanh"),
+            "mlp_hidden_act": only("relu2", "relu", "silu", "gelu", "gelu_pytorch_tanh"),
         }
 
     def implied(self) -> dict[str, Any]:
@@ -90,7 +90,8 @@ class NemotronHConfig(AbstractCheckedConfig):
 
 def description(config: NemotronHConfig) -> ssmkit.LanguageModelConfig:
     """The model of a configuration as data: one mixer per layer."""
-    mlp = "activation=mlp_hidden_act use_bias=mlp_bias"
+    mlp = "use_bias=mlp_bias"
+    activation = "gelu_exact" if config.mlp_hidden_act == "gelu" else config.mlp_hidden_act  # the name here
     attention = "num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim"
     mamba = """num_heads=mamba_num_heads head_dim=mamba_head_dim n_groups state_size=ssm_state_size conv_kernel
         chunk_size use_bias use_conv_bias time_step_limit norm_eps=layer_norm_epsilon"""
@@ -101,8 +102,8 @@ def description(config: NemotronHConfig) -> ssmkit.LanguageModelConfig:
     mixers = {
         "mamba": layer("mamba2", config, mamba, intermediate_size=config.mamba_num_heads * config.mamba_head_dim),
         "attention": layer("attention", config, attention, rope_theta=None),
-        "mlp": layer("mlp", config, f"{mlp} intermediate_size"),
-        "moe": layer("moe", config, f"{mlp} {experts}", gated=False, **scores),
+        "mlp": layer("mlp", config, f"{mlp} intermediate_size", activation=activation),
+        "moe": layer("moe", config, f"{mlp} {experts}", gated=False, activation=activation, **scores),
     }
     layers = [mixers[kind] for kind in config.layers_block_type]
     return described(config, layers=layers, norm_eps=config.layer_norm_epsilon, tie_word_embeddings=False)
