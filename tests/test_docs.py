@@ -79,7 +79,7 @@ def run(path: pathlib.Path, examples: list[Example], timeout: float = SECONDS) -
     with tempfile.TemporaryDirectory() as directory:
         # Stands for the reader's own checkpoint.
         (pathlib.Path(directory) / "path" / "to").mkdir(parents=True)
-        os.symlink(ssmkit.default_model_path(), pathlib.Path(directory) / "path" / "to" / "mamba2")
+        os.symlink(ssmkit.default_model_path(), pathlib.Path(directory) / "path" / "to" / "model")
         done = subprocess.run(
             [sys.executable, "-c", RUN],
             input=json.dumps(programs),
