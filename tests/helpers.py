@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -167,17 +167,18 @@ def prefill(model, tokens, length):
     return model.prefill(tokens, model.reserve(model.init_cache(), tokens.shape[0]), length=length)[0]
 
 
-def over(cases: list[Case], *ids: str) -> pytest.MarkDecorator:
+def over(cases: list[Case], *ids: str, first: Sequence[pytest.MarkDecorator] = ()) -> pytest.MarkDecorator:
     """Parametrize `case` over a list of cases, or over those named by `ids`.
 
-    After the first case of a class, such as the first mixer of Mamba-2, the others are variants.
+    After the first case of a class, such as the first mixer of Mamba-2, the others are variants. `first` are the marks
+    of first ones.
     """
     chosen = [case for case in cases if not ids or case.id in ids]
     assert len(chosen) == (len(ids) or len(cases)), f"no such case among {ids}"
     seen, parameters = set(), []
     for case in chosen:
         kind = (case.id.partition("-")[0], "-recurrence" in case.id, "-mixer" in case.id)
-        parameters.append(pytest.param(case, id=case.id, marks=[pytest.mark.once] if kind in seen else []))
+        parameters.append(pytest.param(case, id=case.id, marks=[pytest.mark.once] if kind in seen else first))
         seen.add(kind)
     return pytest.mark.parametrize("case", parameters)
 

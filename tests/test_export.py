@@ -52,6 +52,7 @@ def test_the_engine_gives_the_same(model, loaded, batch):
     assert close(got.rows.logits, expected.rows.logits)
 
 
+@pytest.mark.once
 def test_sampling_streaming_and_scoring_give_the_same(model, loaded):
     sampler, key = ssmkit.Sampler(0.9), jax.random.key(1)
     expected = ssmkit.generate(model, [[1, 2]], 6, sampler, key=key)
@@ -71,6 +72,7 @@ def test_other_models(case, tmp_path):
     assert close(after(loaded), after(model))
 
 
+@pytest.mark.once
 def test_layouts_are_those_of_the_family():
     """All families are built by one class of models; their configurations tell them apart."""
     model = hybrid("recurrent_gemma")
@@ -78,6 +80,7 @@ def test_layouts_are_those_of_the_family():
     assert list(layouts) == ["hf"] and "model.final_norm.weight" in layouts["hf"].sources["norm.weight"].names
 
 
+@pytest.mark.once
 def test_methods_give_the_same(model, loaded):
     """With any split into pieces and single tokens, mapped once and twice."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(VOCAB, size=(2, 1, 5)), jnp.int32)

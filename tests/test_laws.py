@@ -72,7 +72,7 @@ def warm(case: Case, seed: int, tokens: int):
     return subject(case).warm(tokens, sample(case, seed))
 
 
-@over(EVERYTHING)
+@over(EVERYTHING, first=[pytest.mark.newest])
 def test_every_law(case):
     """As users check: the worst errors seen are a third of the bounds."""
     check = testing.check_recurrence

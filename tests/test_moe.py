@@ -151,6 +151,7 @@ def test_one_token_reads_its_experts_only(kind):
     assert names and names <= {"parameter", "get-tuple-element", "bitcast"}, names
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])
 def test_a_loop_over_layers_takes_no_experts_out(kind):
     """A token's step, and its derivatives, are those of layer after layer."""

@@ -84,7 +84,7 @@ def case_bound(case: Case) -> float:
     return BF16_BOUND if "dtype" in case.id or "bf16" in case.id else max(case.bound, BOUND)
 
 
-@over(OPERATORS)
+@over(OPERATORS, first=[pytest.mark.newest])
 def test_slices_change_nothing(case):
     check(case)
 
