@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from variant import Variant
+from variant import YARN, Variant
 from variants_jamba import JAMBA
 from variants_lfm2 import LFM2
 from variants_mamba2 import FALCON_H1, NEMOTRON_H
@@ -211,6 +211,7 @@ BAMBA = {
             mamba_d_state=5,
             rms_norm_eps=1e-3,
             time_step_limit=[0.0, float("inf")],
+            rope_parameters=YARN,
         ),
     ),
 }

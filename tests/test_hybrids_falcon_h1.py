@@ -59,7 +59,12 @@ def test_sizes_that_follow_from_others():
         ({"key_multiplier": 0.0}, "`key_multiplier` must be a finite number above 0, got 0.0"),
         ({"hidden_act": "gelu"}, "`hidden_act` must be 'silu' or 'swish'"),
         ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` must be 1"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "`rope_scaling` must be"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "`rope_type` is one of linear, llama3, yarn"),
+        ({"rope_scaling": [2.0]}, "`rope_parameters` and `rope_scaling` must be tables"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0]}},
+            "must be a table of numbers",
+        ),
     ],
 )
 def test_mistakes(saved, tmp_path, changes, message):

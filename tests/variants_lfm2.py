@@ -1,6 +1,6 @@
 """Small LFM2 models, dense and with experts, whose options are as odd as their configurations allow."""
 
-from variant import Variant
+from variant import LLAMA3, Variant
 
 
 LFM2 = {
@@ -34,6 +34,7 @@ LFM2 = {
             num_key_value_heads=1,
             conv_L_cache=2,
             norm_eps=1e-3,
+            rope_parameters=LLAMA3,
             layer_types=["full_attention", "conv"],
         ),
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ssmkit
@@ -25,8 +26,8 @@ class BambaConfig(AbstractCheckedConfig):
     - `mamba_n_heads`, `mamba_d_head`, `mamba_n_groups`, `mamba_d_state`, `mamba_d_conv`, `mamba_expand`,
         `mamba_chunk_size`, `mamba_conv_bias`, `mamba_proj_bias`, `time_step_limit`: the Mamba-2 layers, as
         `Mamba2Mixer`. `mamba_d_head` follows from other sizes where it is left out or `"auto"`.
-    - `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_theta`, `partial_rotary_factor`: the attention
-        layers, as `ssmkit.AttentionMixer`.
+    - `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_theta`, `rope_scaling`, `partial_rotary_factor`:
+        the attention layers, as `ssmkit.AttentionMixer`.
     - `attention_bias`: whether all their projections have biases.
     - `intermediate_size`, `mlp_bias`: the width of the MLPs' hidden layers, and whether the MLPs have biases.
     - `rms_norm_eps`: the epsilon of every norm.
@@ -48,6 +49,7 @@ class BambaConfig(AbstractCheckedConfig):
     pad_token_id: int | tuple[int, ...] | None = 0
     attn_layer_indices: tuple[int, ...] | None = None
     rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
     partial_rotary_factor: float = 0.5
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -66,7 +68,8 @@ class BambaConfig(AbstractCheckedConfig):
     def kinds(cls) -> dict[str, Kind]:
         """As `AbstractCheckedConfig.kinds`."""
         numbers = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
-        return _mamba2_keys.kinds() | {"attn_layer_indices": optional(items(whole)), **dict.fromkeys(numbers, above_0)}
+        own = {"attn_layer_indices": optional(items(whole)), "rope_scaling": _rope.scaling}
+        return _mamba2_keys.kinds() | own | dict.fromkeys(numbers, above_0)
 
     def implied(self) -> dict[str, Any]:
         """The sizes that follow from others."""
@@ -88,7 +91,7 @@ class BambaConfig(AbstractCheckedConfig):
 
 def _description(config: BambaConfig) -> ssmkit.LanguageModelConfig:
     attention = """num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim rope_theta
-        partial_rotary_factor use_bias=attention_bias use_output_bias=attention_bias"""
+        partial_rotary_factor rope_scaling use_bias=attention_bias use_output_bias=attention_bias"""
     mixers = {"mamba": _mamba2_keys.mamba2_layer(config), "attention": layer("attention", config, attention)}
     mlp = layer("gated_mlp", config, "intermediate_size use_bias=mlp_bias")
     layers = [each for kind in config.layers for each in (mixers[kind], mlp)]
@@ -108,7 +111,8 @@ def _all_names(config: BambaConfig) -> dict[str, Source]:
 def _written(config: BambaConfig) -> dict[str, Any]:
     """As for `family`. HF transformers reads the share of rotated features nowhere but in `rope_parameters`."""
     limit = written_limit(config.time_step_limit)
-    return {"rope_parameters": _rope.table(config), "partial_rotary_factor": None, "time_step_limit": limit}
+    own = {"rope_parameters": _rope.table(config), "partial_rotary_factor": None, "rope_scaling": None}
+    return own | {"time_step_limit": limit}
 
 
 ARCHITECTURE = family(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ssmkit
@@ -28,7 +29,8 @@ class FalconH1Config(AbstractCheckedConfig):
         layers, as `Mamba2Mixer`. `projectors_bias` is whether their output projections have biases.
     - `ssm_in_multiplier`, `ssm_multipliers`, `ssm_out_multiplier`: factors of their input, of what their first
         projection gives ($z$, $x$, $B$, $C$ and $dt$), and of their output.
-    - `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_theta`, `attention_bias`: the attention layers.
+    - `num_attention_heads`, `num_key_value_heads`, `head_dim`, `rope_theta`, `rope_scaling`, `attention_bias`: the
+        attention layers.
     - `attention_in_multiplier`, `key_multiplier`, `attention_out_multiplier`: factors of their input, keys and output.
     - `intermediate_size`, `mlp_bias`, `mlp_multipliers`: the MLPs, as `ssmkit.GatedMLP`.
     - `rms_norm_eps`: the epsilon of every norm.
@@ -45,6 +47,7 @@ class FalconH1Config(AbstractCheckedConfig):
     head_dim: int = FOLLOWS
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
     tie_word_embeddings: bool = False
     bos_token_id: int | tuple[int, ...] | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
@@ -78,9 +81,9 @@ class FalconH1Config(AbstractCheckedConfig):
     @classmethod
     def kinds(cls) -> dict[str, Kind]:
         """As `AbstractCheckedConfig.kinds`."""
-        of_parts = {"mlp_multipliers": items(finite, 2), "ssm_multipliers": items(finite, 5)}
+        own = {"mlp_multipliers": items(finite, 2), "ssm_multipliers": items(finite, 5), "rope_scaling": _rope.scaling}
         others = [name for name in cls.__annotations__ if name.endswith("_multiplier")]
-        return _mamba2_keys.kinds() | dict.fromkeys(("rms_norm_eps", "rope_theta", *others), above_0) | of_parts
+        return _mamba2_keys.kinds() | dict.fromkeys(("rms_norm_eps", "rope_theta", *others), above_0) | own
 
     def implied(self) -> dict[str, Any]:
         """The sizes that follow from others, and multipliers of 1."""
@@ -104,7 +107,7 @@ class FalconH1Config(AbstractCheckedConfig):
 def _description(config: FalconH1Config) -> ssmkit.LanguageModelConfig:
     mamba = """intermediate_size=mamba_d_ssm use_output_bias=projectors_bias rmsnorm=mamba_rms_norm
         norm_before_gate=mamba_norm_before_gate multipliers=ssm_multipliers"""
-    attention = """num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim rope_theta
+    attention = """num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim rope_theta rope_scaling
         use_bias=attention_bias use_output_bias=attention_bias"""
     scale = config.key_multiplier * config.head_dim**-0.5
     both = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ssmkit
@@ -28,7 +29,7 @@ class GraniteMoeHybridConfig(AbstractCheckedConfig):
         `Mamba2Mixer`. `mamba_d_head` follows from other sizes where it is left out or `"auto"`.
     - `num_attention_heads`, `num_key_value_heads`, `head_dim`, `attention_bias`: the attention layers.
     - `attention_multiplier`: the factor of the products of queries and keys, in place of `head_dim ** -0.5`.
-    - `position_embedding_type`: `"rope"` for rotary positions of base `rope_theta`; otherwise there are no positions.
+    - `position_embedding_type`: `"rope"` for rotary positions of base `rope_theta` and `rope_scaling`; or else none.
     - `shared_intermediate_size`: the width of the hidden layer of the MLP that follows every mixer.
     - `num_local_experts`, `num_experts_per_tok`, `intermediate_size`: the experts beside that MLP (there may be none),
         how many of them each token uses, and the width of their hidden layers.
@@ -50,6 +51,7 @@ class GraniteMoeHybridConfig(AbstractCheckedConfig):
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | tuple[int, ...] | None = None
     rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
     attention_bias: bool = False
     embedding_multiplier: int | float = 1.0
     logits_scaling: int | float = 1.0
@@ -77,6 +79,7 @@ class GraniteMoeHybridConfig(AbstractCheckedConfig):
         return _mamba2_keys.kinds() | {
             "rms_norm_eps": above_0,
             "rope_theta": above_0,
+            "rope_scaling": _rope.scaling,
             "num_local_experts": whole,
             "num_experts_per_tok": whole,
             "position_embedding_type": only("rope", "nope", None),
@@ -98,7 +101,7 @@ class GraniteMoeHybridConfig(AbstractCheckedConfig):
 
 def _description(config: GraniteMoeHybridConfig) -> ssmkit.LanguageModelConfig:
     attention = """num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim scale=attention_multiplier
-        use_bias=attention_bias use_output_bias=attention_bias"""
+        rope_scaling use_bias=attention_bias use_output_bias=attention_bias"""
     theta = config.rope_theta if config.position_embedding_type == "rope" else None
     mixers = {
         "mamba": _mamba2_keys.mamba2_layer(config),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ssmkit
@@ -28,7 +28,7 @@ class Lfm2Config(AbstractCheckedConfig):
     - `intermediate_size`: the width of the MLPs' hidden layers. With `block_auto_adjust_ff_dim` it is two thirds of
         that, times `block_ffn_dim_multiplier`, rounded up to a multiple of `block_multiple_of`.
     - `num_attention_heads`, `num_key_value_heads`: the heads of the attention layers.
-    - `rope_theta`: as `ssmkit.AttentionMixer`.
+    - `rope_theta`, `rope_scaling`: as `ssmkit.AttentionMixer`.
     - `conv_L_cache`, `conv_bias`: the taps of the convolutions, and whether their layers have biases.
     - `norm_eps`: the epsilon of every norm.
 
@@ -47,6 +47,7 @@ class Lfm2Config(AbstractCheckedConfig):
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | tuple[int, ...] | None = 0
     rope_theta: float = 1000000.0
+    rope_scaling: Mapping[str, Any] | None = None
     conv_bias: bool = False
     conv_L_cache: int = 3
     block_multiple_of: int = 256
@@ -61,6 +62,7 @@ class Lfm2Config(AbstractCheckedConfig):
             "layer_types": items(only("conv", "full_attention")),
             "norm_eps": above_0,
             "rope_theta": above_0,
+            "rope_scaling": _rope.scaling,
         }
 
     def implied(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Lfm2Config(AbstractCheckedConfig):
 
 def mixers(config: Any) -> dict[str, Any]:
     """The table of each kind of layer, as in `ssmkit.LanguageModelConfig`. `Lfm2MoeConfig` has the same keys."""
-    attention = "num_heads=num_attention_heads num_kv_heads=num_key_value_heads rope_theta norm_eps"
+    attention = "num_heads=num_attention_heads num_kv_heads=num_key_value_heads rope_theta rope_scaling norm_eps"
     return {
         "conv": layer("short_conv", config, "conv_kernel=conv_L_cache use_bias=conv_bias"),
         "full_attention": layer("attention", config, attention, qk_norm=True),

@@ -8,7 +8,7 @@ import ssmkit
 from ssmkit.checkpoint import Kind, Source, items, only, whole
 
 from .._config import AbstractCheckedConfig, above_0
-from . import _names, lfm2
+from . import _names, _rope, lfm2
 from ._family import described, family, layer
 
 
@@ -21,8 +21,8 @@ class Lfm2MoeConfig(AbstractCheckedConfig):
     - `vocab_size`, `hidden_size`, `num_hidden_layers`, `tie_word_embeddings`, `bos_token_id`, `eos_token_id`,
         `pad_token_id`: as `ssmkit.LanguageModelConfig`.
     - `layer_types`: for each layer `"conv"` or `"full_attention"`.
-    - `num_attention_heads`, `num_key_value_heads`, `rope_theta`, `conv_L_cache`, `conv_bias`, `norm_eps`: as
-        `Lfm2Config`.
+    - `num_attention_heads`, `num_key_value_heads`, `rope_theta`, `rope_scaling`, `conv_L_cache`, `conv_bias`,
+        `norm_eps`: as `Lfm2Config`.
     - `num_dense_layers`: how many of the first layers have an MLP; the others have experts.
     - `intermediate_size`, `moe_intermediate_size`: the widths of the hidden layers of an MLP, and of an expert.
     - `num_experts`, `num_experts_per_tok`, `use_expert_bias`, `norm_topk_prob`, `routed_scaling_factor`: the experts,
@@ -45,6 +45,7 @@ class Lfm2MoeConfig(AbstractCheckedConfig):
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | tuple[int, ...] | None = 0
     rope_theta: float = 1000000.0
+    rope_scaling: Mapping[str, Any] | None = None
     conv_bias: bool = False
     conv_L_cache: int = 3
     num_dense_layers: int = 2
@@ -58,7 +59,8 @@ class Lfm2MoeConfig(AbstractCheckedConfig):
     def kinds(cls) -> dict[str, Kind]:
         """As `AbstractCheckedConfig.kinds`."""
         layers, numbers = items(only("conv", "full_attention")), ("norm_eps", "rope_theta")
-        return {"layer_types": layers, "num_dense_layers": whole, **dict.fromkeys(numbers, above_0)}
+        own = {"layer_types": layers, "num_dense_layers": whole, "rope_scaling": _rope.scaling}
+        return own | dict.fromkeys(numbers, above_0)
 
     def implied(self) -> dict[str, Any]:
         """Nothing follows from other keys."""

@@ -1,5 +1,6 @@
 """Softmax attention as a mixer: the operator between its projections."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -53,6 +54,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionCache]):
         sliding_window: int | None = None,
         rope_theta: float | None = 10000.0,
         partial_rotary_factor: float = 1.0,
+        rope_scaling: Mapping[str, Any] | None = None,
         scale: float | None = None,
         logit_softcapping: float | None = None,
         qk_norm: bool = False,
@@ -69,8 +71,8 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionCache]):
         **Arguments:**
 
         - `width`: the width of the residual stream.
-        - `num_heads`, `num_kv_heads`, `sliding_window`, `rope_theta`, `scale`, `logit_softcapping`: as for
-            `ssmkit.Attention`.
+        - `num_heads`, `num_kv_heads`, `sliding_window`, `rope_theta`, `rope_scaling`, `scale`, `logit_softcapping`: as
+            for `ssmkit.Attention`.
         - `head_dim`: the number of features per head; `width / num_heads` when `None`.
         - `partial_rotary_factor`: the share of a head's features that is rotated, in (0, 1].
         - `qk_norm`: whether queries and keys are normalised.
@@ -103,6 +105,7 @@ class AttentionMixer(AbstractRecurrentMixer[AttentionCache]):
             sliding_window=sliding_window,
             rope_theta=rope_theta,
             rotary_dim=int(partial_rotary_factor * head_dim),
+            rope_scaling=rope_scaling,
             scale=scale,
             logit_softcapping=logit_softcapping,
         )

@@ -1,5 +1,6 @@
 """Softmax attention as an operator. Its state holds keys and values of earlier tokens; `reserve` makes its room."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from .._construction import check_integers, check_sizes, positive
+from .._construction import check_sizes, positive
 from .._extent import CheckedExtent, Extent, extent_of
 from .._sharding import sharded_by_xla, undivided
 from .._slices import AXIS, Exchange, in_slices, is_spread
@@ -17,7 +18,7 @@ from ._attend import Scoring, Tokens, attend_to_seen, grouped, ungrouped
 from ._checks import many_tokens, one_token
 from ._operator import AbstractSequenceOperator
 from ._ring import attend, attend_around, attend_in_window
-from ._rotary import rotate
+from ._rotary import checked_rotations, rotate
 
 
 _FEWEST = 16  # the least room that is made at a time
@@ -60,6 +61,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     sliding_window: int | None = eqx.field(static=True)
     rope_theta: float | None = eqx.field(static=True)
     rotary_dim: int = eqx.field(static=True)
+    rope_scaling: Mapping[str, Any] | None = eqx.field(static=True)
     scale: float = eqx.field(static=True)
     logit_softcapping: float | None = eqx.field(static=True)
 
@@ -73,6 +75,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         sliding_window: int | None = None,
         rope_theta: float | None = 10000.0,
         rotary_dim: int | None = None,
+        rope_scaling: Mapping[str, Any] | None = None,
         scale: float | None = None,
         logit_softcapping: float | None = None,
     ):
@@ -84,6 +87,8 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         - `sliding_window`: $W$; `None` for all earlier tokens.
         - `rope_theta`: the base of the rotations' wavelengths; `None` for no rotations.
         - `rotary_dim`: the number of rotated features, which is even; all when `None`.
+        - `rope_scaling`: how angles are scaled: `rope_type` (`linear`, `llama3` or `yarn`) and its numbers, under the
+            names of HF transformers.
         - `scale`: $\\lambda$; `head_dim ** -0.5` when `None`.
         - `logit_softcapping`: $c$; `None` for none.
 
@@ -98,15 +103,11 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         if sliding_window is not None:
             check_sizes(sliding_window=sliding_window)
         rotary = head_dim if rotary_dim is None else rotary_dim
-        check_integers(rotary_dim=rotary)
-        if rope_theta is not None and not (0 < rotary <= head_dim and rotary % 2 == 0):
-            raise ValueError(
-                f"`rotary_dim` must be even and in [2, `head_dim` = {head_dim}], as rotations turn pairs of features, "
-                f"got {rotary}: give another, or `rope_theta=None` for no rotations."
-            )
+        rotated = rope_theta is not None
+        self.rope_scaling = checked_rotations(rope_theta, rotary, head_dim, rope_scaling) if rotated else None
         self.num_heads, self.num_kv_heads, self.head_dim = int(num_heads), int(groups), int(head_dim)
         self.sliding_window = None if sliding_window is None else int(sliding_window)
-        self.rope_theta = None if rope_theta is None else positive("rope_theta", rope_theta)
+        self.rope_theta = None if rope_theta is None else float(rope_theta)
         self.rotary_dim = int(rotary)
         self.scale = head_dim**-0.5 if scale is None else positive("scale", scale)
         self.logit_softcapping = None if logit_softcapping is None else positive("logit_softcapping", logit_softcapping)
@@ -245,7 +246,8 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         return jnp.where((lost if valid is None else lost & valid)[:, None, None], jnp.nan, y)
 
     def _rotated(self, x: Float[Array, "time some dim"], position: Int[Array, " time"]) -> Array:
-        return x if self.rope_theta is None else rotate(x, position, self.rope_theta, self.rotary_dim)
+        theta = self.rope_theta
+        return x if theta is None else rotate(x, position, theta, self.rotary_dim, self.rope_scaling)
 
     def _checked(self, method: str, inputs: Any, *, many: bool) -> AttentionInputs:
         if not isinstance(inputs, tuple) or len(inputs) != 3:
