@@ -157,9 +157,16 @@ def test_past_the_room_there_are_no_wrong_numbers(way):
     assert relative_error(y, expected[:9]) <= BOUND
 
 
-def test_room_grows_in_powers_of_two():
+def test_room_grows_in_steps():
     operator = attention()
     state, sizes = operator.init_state(), []
+    assert [operator.reserve(state, n).keys.shape[1] for n in (1024, 1025, 1281, 8192, 8193)] == [
+        1024,
+        1280,
+        1536,
+        8192,
+        10240,
+    ]
     for tokens in (0, 1, 16, 17, 100):
         state = operator.reserve(state, tokens)
         sizes.append(state.keys.shape[1])

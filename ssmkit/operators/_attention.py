@@ -118,7 +118,10 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
         return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
 
     def reserve(self, state: AttentionState, tokens: int) -> AttentionState:
-        """As `AbstractSequenceOperator.reserve`. A window stays unchanged; other room is a power of two, at least 16.
+        """As `AbstractSequenceOperator.reserve`. A window stays unchanged.
+
+        Other room grows in steps, so that few executables are compiled: to powers of two from 16 to 1024, and above in
+        quarters of them, because a step reads the whole room.
 
         If the count is traced, the old room may be full already, so room for `tokens` more is added.
         """
@@ -135,7 +138,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
                 "reserve before tokens come."
             )
         else:
-            grown = max(room, _FEWEST, 1 << (used + more - 1).bit_length())
+            grown = max(room, _rounded(used + more))
         pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, grown - room), (0, 0)])
         return state if grown == room else AttentionState(pad(state.keys), pad(state.values), state.length)
 
@@ -281,6 +284,14 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
                 f"`reserve(cache, {tokens})` first."
             )
         return state
+
+
+def _rounded(tokens: int) -> int:
+    """The room that is made for so many tokens: at most a quarter more than they need, from 1024 on."""
+    step = max(_FEWEST, 1 << (tokens - 1).bit_length())
+    if step > 1024:
+        step //= 8
+    return -(-tokens // step) * step
 
 
 def _by_group(tokens: Tokens) -> Tokens:
