@@ -82,7 +82,10 @@ def frequencies(theta: float, rotary_dim: int, scaling: Mapping[str, Any] | None
     - `rotary_dim`: $d$, even.
     - `scaling`: the type of scaling as `rope_type`, and its numbers; `None` for none.
     """
-    own, size = theta ** (-2 * np.arange(rotary_dim // 2) / rotary_dim), 1.0
+    # rounded where HF rounds: the last bits are 0.01 radians at position 100,000, and models were trained with these
+    exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+    power = np.power(np.float64(np.float32(theta)), exponent.astype(np.float64))
+    own, size = np.reciprocal(power.astype(np.float32)).astype(np.float64), 1.0
     weight = np.ones_like(own)  # of a pair's own frequency, against that over the factor
     if scaling is None:
         return own.astype(np.float32), size
