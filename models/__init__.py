@@ -28,5 +28,9 @@ from .rg_lru import RGLRUCache as RGLRUCache, RGLRUMixer as RGLRUMixer, RGLRURec
 from .rwkv6 import RWKV6Cache as RWKV6Cache, RWKV6Mixer as RWKV6Mixer, RWKV6Recurrence as RWKV6Recurrence
 from .rwkv6_channel import RWKV6ChannelMixer as RWKV6ChannelMixer
 from .s5 import S5Mixer as S5Mixer, S5Recurrence as S5Recurrence
+from .shared_transformers import (
+    SharedTransformerCache as SharedTransformerCache,
+    SharedTransformerStack as SharedTransformerStack,
+)
 from .short_conv import ShortConvMixer as ShortConvMixer
 from .toy import ToySSM as ToySSM

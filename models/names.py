@@ -14,6 +14,7 @@ MIXERS = {
     "rwkv6": "ssmkit.models.rwkv6:RWKV6Mixer",
     "rwkv6_channel": "ssmkit.models.rwkv6_channel:RWKV6ChannelMixer",
     "s5": "ssmkit.models.s5:S5Mixer",
+    "shared_transformers": "ssmkit.models.shared_transformers:SharedTransformerStack",
     "short_conv": "ssmkit.models.short_conv:ShortConvMixer",
     "toy": "ssmkit.models.toy:ToyMixer",
 }
@@ -31,4 +32,5 @@ ARCHITECTURES = {
     "nemotron_h": "ssmkit.models.hybrids.nemotron_h_formats:ARCHITECTURE",
     "recurrent_gemma": "ssmkit.models.hybrids.recurrent_gemma:ARCHITECTURE",
     "xlstm": "ssmkit.models.hybrids.xlstm:ARCHITECTURE",
+    "zamba2": "ssmkit.models.hybrids.zamba2_formats:ARCHITECTURE",
 }

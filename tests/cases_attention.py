@@ -8,10 +8,12 @@ import numpy as np
 from helpers import BF16_BOUND, VOCAB, WIDTH, Case, normal, random_tokens
 
 import ssmkit
-from ssmkit.models import GLAMixer
+from ssmkit.models import GLAMixer, SharedTransformerStack
 
 
 HEADS, GROUPS, DIM = 4, 2, 6
+ADAPTERS = dict(norm_eps=0.1, adapter_rank=3, use_attention_adapters=True, num_kv_heads=1)
+APART = dict(num_transformers=2, head_dim=5, rope_theta=None, use_bias=True)
 
 
 def attention(**changes: Any) -> ssmkit.Attention:
@@ -46,6 +48,14 @@ def _hybrid(key: jax.Array) -> ssmkit.LanguageModel:
     return ssmkit.LanguageModel(VOCAB, WIDTH, mixers, key=key)
 
 
+def _shared_transformers(key: jax.Array, **changes: Any) -> SharedTransformerStack:
+    """A layer without a transformer between two with one."""
+    mixers = [GLAMixer(WIDTH, num_heads=2, chunk_size=4, key=jax.random.fold_in(key, i)) for i in range(3)]
+    return SharedTransformerStack(
+        WIDTH, mixers=mixers, places=(0, 2), num_heads=2, intermediate_size=5, **changes, key=key
+    )
+
+
 OPERATORS = [
     _operator("attention"),
     _operator("attention-window3", sliding_window=3),  # shorter than a sequence, in several blocks
@@ -57,5 +67,7 @@ MIXERS = [
     _mixer("attention-mixer-norms-gate-biases", qk_norm=True, use_output_gate=True, use_bias=True),
     _mixer("attention-mixer-convolution", num_kv_heads=1, conv_kernel=3),
     _mixer("attention-mixer-window4-bf16", sliding_window=4, num_kv_heads=1, dtype=jnp.bfloat16),
+    Case("shared-transformers-adapters", lambda key: _shared_transformers(key, **ADAPTERS), normal(WIDTH)),
+    Case("shared-transformers-no-positions-biases", lambda key: _shared_transformers(key, **APART), normal(WIDTH)),
 ]
 LANGUAGE_MODELS = [Case("hybrid", _hybrid, random_tokens)]

@@ -10,6 +10,7 @@ from variant import YARN, Variant
 from variants_jamba import JAMBA
 from variants_lfm2 import LFM2
 from variants_mamba2 import FALCON_H1, NEMOTRON_H
+from variants_zamba2 import ZAMBA2
 
 import ssmkit
 
@@ -216,7 +217,7 @@ BAMBA = {
     ),
 }
 
-_MAMBA2 = {**GRANITE, **BAMBA, **NEMOTRON_H, **FALCON_H1}
+_MAMBA2 = {**GRANITE, **BAMBA, **NEMOTRON_H, **FALCON_H1, **ZAMBA2}
 VARIANTS: dict[str, Variant] = {**LFM2, **RECURRENT_GEMMA, **XLSTM, **JAMBA, **_MAMBA2}
 """All of them by name. The first one of each family has the name of its `model_type`."""
 

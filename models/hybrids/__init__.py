@@ -10,3 +10,4 @@ from .mamba2_attention import Mamba2AttentionConfig as Mamba2AttentionConfig
 from .nemotron_h import NemotronHConfig as NemotronHConfig
 from .recurrent_gemma import RecurrentGemmaConfig as RecurrentGemmaConfig
 from .xlstm import XLSTMConfig as XLSTMConfig
+from .zamba2 import Zamba2Config as Zamba2Config
