@@ -5,7 +5,17 @@ transformer makes the logits more sensitive to rounding. In deeper ones, HF's ow
 largest off those in float64.
 """
 
+import math
+from typing import Any
+
 from variant import Variant
+
+
+def _published_limits(model: Any) -> None:
+    """HF clips step sizes to at least `time_step_min` in prompts, which Zyphra's code and HF's own decoding do not."""
+    for layer in model.model.layers:
+        decoder = layer.mamba_decoder if hasattr(layer, "mamba_decoder") else layer
+        decoder.mamba.time_step_limit = getattr(model.config, "time_step_limit", (0.0, math.inf))
 
 
 ZAMBA2 = {
@@ -31,6 +41,7 @@ ZAMBA2 = {
             rope_parameters={"rope_theta": 500.0, "rope_type": "default"},
             rms_norm_eps=1e-2,
         ),
+        _published_limits,
     ),
     "zamba2-one transformer, odd heads": Variant(
         "Zamba2ForCausalLM",
@@ -41,12 +52,13 @@ ZAMBA2 = {
             layers_block_type=["hybrid", "linear_attention", "hybrid"],
             mamba_d_state=5,
             n_mamba_heads=7,
-            time_step_min=0.02,
+            time_step_limit=(0.02, 0.7),
             num_attention_heads=6,
             num_key_value_heads=2,
             adapter_rank=3,
             rms_norm_eps=1e-3,
         ),
+        _published_limits,
     ),
     "zamba2-rotated groups": Variant(
         "Zamba2ForCausalLM",
@@ -67,5 +79,6 @@ ZAMBA2 = {
             use_mem_rope=True,
             tie_word_embeddings=False,
         ),
+        _published_limits,
     ),
 }

@@ -1,10 +1,11 @@
 """Zamba2 (arXiv 2411.15242): Mamba-2, and transformers that several layers share, with adapters."""
 
 import dataclasses
+import math
 from typing import Any
 
 import ssmkit
-from ssmkit.checkpoint import Kind, items, number, only
+from ssmkit.checkpoint import Kind, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names
@@ -21,9 +22,9 @@ class Zamba2Config(AbstractCheckedConfig):
         `ssmkit.LanguageModelConfig`.
     - `num_hidden_layers`: the number of layers.
     - `layers_block_type`: for each layer `"mamba"`, or `"hybrid"` for Mamba-2 with a shared transformer before it.
-    - `n_mamba_heads`, `mamba_ngroups`, `mamba_d_state`, `mamba_d_conv`, `mamba_expand`, `chunk_size`: the Mamba-2
-        layers, as `num_heads`, `n_groups`, `state_size`, `conv_kernel`, `expand` and `chunk_size` of `Mamba2Mixer`.
-    - `time_step_min`: step sizes are at least this. HF transformers does so too where it reads many tokens at once.
+    - `n_mamba_heads`, `mamba_ngroups`, `mamba_d_state`, `mamba_d_conv`, `mamba_expand`: the Mamba-2 layers, as
+        `num_heads`, `n_groups`, `state_size`, `conv_kernel` and `expand` of `Mamba2Mixer`.
+    - `chunk_size`, `time_step_limit`: as `Mamba2Mixer`.
     - `num_mem_blocks`: the number of shared transformers, which are used in turn.
     - `num_attention_heads`, `num_key_value_heads`: their heads, which have `2 * hidden_size` features together.
     - `use_mem_rope`, `rope_theta`: whether queries and keys are rotated, and the base of the wavelengths.
@@ -46,7 +47,7 @@ class Zamba2Config(AbstractCheckedConfig):
     mamba_ngroups: int = 1
     n_mamba_heads: int = 8
     chunk_size: int = 256
-    time_step_min: float = 0.001
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
     add_bias_linear: bool = False
     intermediate_size: int = FOLLOWS
     hidden_act: str = "gelu"
@@ -68,7 +69,6 @@ class Zamba2Config(AbstractCheckedConfig):
         """As `AbstractCheckedConfig.kinds`."""
         return {
             "layers_block_type": items(only("mamba", "hybrid")),
-            "time_step_min": number,
             "hidden_act": only("gelu", "gelu_pytorch_tanh", "relu", "silu"),
             "rope_theta": above_0,
             "rms_norm_eps": above_0,
@@ -118,11 +118,10 @@ class Zamba2Config(AbstractCheckedConfig):
 def description(config: Zamba2Config) -> ssmkit.LanguageModelConfig:
     """The model of a configuration as data. All layers are one block, because they share the transformers."""
     mamba = """num_heads=n_mamba_heads n_groups=mamba_ngroups state_size=mamba_d_state conv_kernel=mamba_d_conv
-        expand=mamba_expand chunk_size use_bias=add_bias_linear"""
+        expand=mamba_expand chunk_size time_step_limit use_bias=add_bias_linear"""
     shared = """num_heads=num_attention_heads num_kv_heads=num_key_value_heads intermediate_size adapter_rank
         use_bias=add_bias_linear use_attention_adapters=use_shared_attention_adapter norm_eps=rms_norm_eps"""
-    head_dim, limit = config.channels // config.n_mamba_heads, (config.time_step_min, float("inf"))
-    mixer = layer("mamba2", config, mamba, head_dim=head_dim, time_step_limit=limit)
+    mixer = layer("mamba2", config, mamba, head_dim=config.channels // config.n_mamba_heads)
     stack = layer(
         "shared_transformers",
         config,

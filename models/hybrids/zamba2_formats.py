@@ -2,6 +2,7 @@
 
 from ssmkit.checkpoint import Source, only
 
+from .._hf_formats import written_limit
 from . import _names, _rope
 from ._family import Content, family, hub_layers, renamed
 from .zamba2 import Zamba2Config, description
@@ -45,7 +46,8 @@ def _all_names(config: Zamba2Config) -> dict[str, Source]:
 
 
 def _spelled(content: Content) -> Content:
-    """As for `family`."""
+    """As for `family`. A limit of null is none."""
+    content = {name: value for name, value in content.items() if (name, value) != ("time_step_limit", None)}
     return hub_layers(_rope.flat(renamed(content, {"layer_types": "layers_block_type"})), "layers_block_type")
 
 
@@ -56,9 +58,9 @@ ARCHITECTURE = family(
     description=description,
     names=_all_names,
     spelled=_spelled,
+    written=lambda config: {"time_step_limit": written_limit(config.time_step_limit)},
     only={
         "partial_rotary_factor": only(1, 1.0),
-        "time_step_limit": only(None),
         "use_long_context": only(False),  # versions of HF's code disagree on what it changes
         "use_shared_mlp_adapter": only(True),
     },
@@ -66,6 +68,6 @@ ARCHITECTURE = family(
     # biases whatever `use_conv_bias` says.
     dead="""
         attention_head_dim attention_hidden_size ffn_hidden_size head_dim hybrid_layer_ids kv_channels mamba_headdim
-        num_query_groups time_step_floor time_step_max use_conv_bias use_mem_eff_path
+        num_query_groups time_step_floor time_step_max time_step_min use_conv_bias use_mem_eff_path
     """.split(),
 )
