@@ -30,19 +30,19 @@ hypothesis.settings.load_profile("repeatable")
 # engine's tests and the pages' code. Where rounding is all that is tested, tests run on both. Of a law, the first case
 # of a class runs on the newest Python, and its variants on the other.
 ONCE = """
-    test_architecture test_array_kinds test_attention test_blocks test_cache_file test_chat test_checkpoint
-    test_checkpoint_configurations test_checkpoint_keys test_checkpoint_sources test_cli_batches test_cli_compile
-    test_cli_mistakes test_cli_models test_cli_tokenizers test_compilation test_constructors test_export_damage
-    test_files test_foreign test_generate_mistakes test_generate_texts test_hostile_artefacts test_hostile_checkpoints
-    test_hostile_pickles test_hybrid_engine test_hybrids_falcon_h1 test_hybrids_jamba test_hybrids_lfm2_moe
-    test_hybrids_nemotron_h test_hybrids_recurrent_gemma test_hybrids_spellings test_hybrids_xlstm test_ids test_inside
-    test_kernel_costs test_kernel_forms test_keys test_layers test_linear_attention test_linear_rnn test_mamba
-    test_mamba2 test_mamba_ssm test_model_config test_norms test_operators test_own_checks test_pairwise_decays
-    test_precision test_products test_published test_quantize test_quantize_checkpoints test_recurrence
-    test_recurrence_fields test_recurrence_mistakes test_resume test_room_law test_sampling test_scan_layers
-    test_slow_decays test_sources test_stop_tokens test_tensor_parallel test_testing test_testing_mistakes
-    test_testing_reports test_text test_tokenizer_files test_torch_pickle test_training_folders test_training_inputs
-    test_training_runs test_tuning
+    test_architecture test_array_kinds test_attention test_attention_memory test_blocks test_cache_file test_chat
+    test_checkpoint test_checkpoint_configurations test_checkpoint_keys test_checkpoint_sources test_cli_batches
+    test_cli_compile test_cli_mistakes test_cli_models test_cli_tokenizers test_compilation test_constructors
+    test_export_damage test_files test_foreign test_generate_mistakes test_generate_texts test_hostile_artefacts
+    test_hostile_checkpoints test_hostile_pickles test_hybrid_engine test_hybrids_falcon_h1 test_hybrids_jamba
+    test_hybrids_lfm2_moe test_hybrids_nemotron_h test_hybrids_recurrent_gemma test_hybrids_spellings test_hybrids_xlstm
+    test_hybrids_zamba2 test_ids test_inside test_kernel_costs test_kernel_forms test_keys test_layers
+    test_linear_attention test_linear_rnn test_mamba test_mamba2 test_mamba_ssm test_model_config test_norms
+    test_operators test_own_checks test_pairwise_decays test_precision test_products test_published test_quantize
+    test_quantize_checkpoints test_recurrence test_recurrence_fields test_recurrence_mistakes test_resume test_room_law
+    test_sampling test_scan_layers test_slow_decays test_sources test_stop_tokens test_tensor_parallel test_testing
+    test_testing_mistakes test_testing_reports test_text test_tokenizer_files test_torch_pickle test_training_folders
+    test_training_inputs test_training_runs test_tuning
 """.split()
 
 
