@@ -103,8 +103,8 @@ def program(request):
 
 
 def written_loops(text):
-    """The loops of a text, but for those that XLA's CPU backend makes of a scatter into rows of a cache."""
-    return [line for line in re.findall(r"^.* while\(.*$", text, re.MULTILINE) if '/scatter"' not in line]
+    """The loops of a text, but for those that XLA's CPU backend makes of a scatter, such as into rows of a cache."""
+    return [line for line in re.findall(r"^.* while\(.*$", text, re.MULTILINE) if "/scatter" not in line]
 
 
 def instructions(text):
