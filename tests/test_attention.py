@@ -173,6 +173,8 @@ def test_room_grows_in_steps():
     assert sizes == [0, 16, 16, 32, 128]
     state = state._replace(length=jnp.asarray(100, jnp.int32))
     assert [operator.reserve(state, tokens).keys.shape[1] for tokens in (28, 29)] == [128, 256]
+    with pytest.raises(ValueError, match="the cache is damaged: it says that it holds -1 tokens"):
+        operator.reserve(state._replace(length=jnp.asarray(-1, jnp.int32)), 1)
     rows = ssmkit.rows.fork(operator.reserve(operator.init_state(), 20), 3)._replace(
         length=jnp.asarray([1, 20, 3], jnp.int32)
     )

@@ -122,5 +122,5 @@ def test_multipliers_of_a_gated_mlp_are_factors_of_its_matrices():
     )
     given = ssmkit.GatedMLP(WIDTH, intermediate_size=6, multipliers=(0.5, 4.0), key=jax.random.key(0))
     np.testing.assert_array_equal(given.prefill(x, ())[0], scaled.prefill(x, ())[0])
-    with pytest.raises(ValueError, match=r"GatedMLP: `multipliers` must be 2 numbers, .*, got \(0.5,\)"):
+    with pytest.raises(ValueError, match=r"GatedMLP: `multipliers` must be 2 finite numbers, .*, got \(0.5,\)"):
         ssmkit.GatedMLP(WIDTH, intermediate_size=6, multipliers=(0.5,), key=jax.random.key(0))

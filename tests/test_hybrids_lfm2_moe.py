@@ -49,7 +49,7 @@ def test_keys_of_published_files(saved, tmp_path):
         ({"layer_types": ["conv", "conv", "mamba"]}, r"`layer_types\[2\]` must be 'conv' or 'full_attention'"),
         ({"num_experts_per_tok": 2}, "`num_experts_per_tok` must be at most `num_experts`, 1, got 2"),
         ({"layer_types": None}, "`layer_types` must be a list, got None"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "scaled rotations are not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "`rope_scaling` must be .*dynamic"),
     ],
 )
 def test_mistakes(saved, tmp_path, changes, message):

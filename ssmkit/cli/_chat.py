@@ -104,7 +104,7 @@ def chat(
             if not is_terminal:
                 raise
             tell("\nThis turn is forgotten.")
-        except ValueError as error:
+        except (ValueError, FloatingPointError) as error:
             if not is_terminal:
                 raise
             tell(f"error: {error}")

@@ -83,7 +83,10 @@ def score(
             if progress is not None:
                 progress(start + valid)
     if np.isnan(nats):
-        raise FloatingPointError("the model's logits are not numbers: its weights hold NaN or infinity.")
+        raise FloatingPointError(
+            "the model's logits are not numbers: its weights hold NaN or infinity, or the cache of an exported model "
+            f"has no room for these {len(ids)} tokens (`context` of `save_exported`)."
+        )
     return Score(nats=nats, tokens=len(inputs))
 
 

@@ -99,6 +99,8 @@ class Chat(Generic[Cache]):
                 "`tokenizer` must be an `ssmkit.Tokenizer` with a chat template: give it one by "
                 f"`tokenizer.with_chat_template(text)`, got {shown(tokenizer)}."
             )
+        if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError(f"`messages` must be a list of messages, tables with `role`, got {shown(messages)}.")
         stops = chat_stop_tokens(model, tokenizer) if stop_token is None else stop_token
         stops = [stops] if isinstance(stops, int) else list(stops)
         self.messages = [dict(message) for message in messages]

@@ -34,7 +34,7 @@ class RMSNorm(eqx.Module):
         """
         self.weight = jnp.ones((_grouped("width", width, groups, eps, dtype),), at_least_float32(dtype))
         self.groups = groups
-        self.eps = eps
+        self.eps = float(eps)
 
     @checks_itself
     def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
@@ -60,7 +60,7 @@ class ZeroCentredRMSNorm(eqx.Module):
         **Arguments:** as `ssmkit.RMSNorm`, without `groups`.
         """
         self.weight = jnp.zeros((_grouped("width", width, 1, eps, dtype),), at_least_float32(dtype))
-        self.eps = eps
+        self.eps = float(eps)
 
     @checks_itself
     def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:
@@ -85,7 +85,7 @@ class GatedRMSNorm(eqx.Module):
         """As `ssmkit.RMSNorm`."""
         self.weight = jnp.ones((_grouped("channels", channels, groups, eps, dtype),), at_least_float32(dtype))
         self.groups = groups
-        self.eps = eps
+        self.eps = float(eps)
 
     @checks_itself
     def __call__(
@@ -127,7 +127,7 @@ class LayerNorm(eqx.Module):
         self.weight = jnp.ones((_grouped("width", width, groups, eps, dtype),), at_least_float32(dtype))
         self.bias = jnp.zeros((width,), at_least_float32(dtype)) if use_bias else None
         self.groups = groups
-        self.eps = eps
+        self.eps = float(eps)
 
     @checks_itself
     def __call__(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes width"]:

@@ -1,5 +1,6 @@
 """The MLPs that published models put between their sequence mixers."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -93,9 +94,10 @@ class GatedMLP(AbstractStatelessMixer):
 
         **Raises:** `ValueError` naming the argument that is out of range.
         """
-        if multipliers is not None and len(multipliers) != 2:
+        if multipliers is not None and (len(multipliers) != 2 or not all(map(math.isfinite, multipliers))):
             raise ValueError(
-                f"GatedMLP: `multipliers` must be 2 numbers, for the gate and the output, got {shown(multipliers)}."
+                "GatedMLP: `multipliers` must be 2 finite numbers, for the gate and the output, got "
+                f"{shown(multipliers)}."
             )
         self.activation = activation_of(activation)
         self.multipliers = None if multipliers is None else tuple(map(float, multipliers))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .._construction import check_sizes, positive
@@ -15,13 +14,13 @@ from .._sharding import sharded_by_xla, undivided
 from .._slices import AXIS, Exchange, in_slices, is_spread
 from .._types import Valid, at_least_float32, check_valid, checks_itself, shown, whole
 from ._attend import Scoring, Tokens, attend_to_seen, grouped, ungrouped
+from ._attention_state import AttentionState, with_room
 from ._checks import many_tokens, one_token
 from ._operator import AbstractSequenceOperator
 from ._ring import attend, attend_around, attend_in_window
 from ._rotary import checked_rotations, rotate
 
 
-_FEWEST = 16  # the least room that is made at a time
 _LOST = 2**30  # the length of a sequence that has lost a token: more than any room
 
 
@@ -31,16 +30,6 @@ class AttentionInputs(NamedTuple):
     query: Float[Array, "*time heads dim"]
     key: Float[Array, "*time groups dim"]
     value: Float[Array, "*time groups dim"]
-
-
-class AttentionState(NamedTuple):
-    """The keys and values of earlier tokens, and their number. Arrays may have a leading axis of batch rows."""
-
-    keys: Float[Array, "*rows groups room dim"]
-    """The rotated keys. Without a window, token `i` is at index `i`; in a window of `W`, it is at `i % W`."""
-    values: Float[Array, "*rows groups room dim"]
-    length: Int[Array, "*rows"]
-    """The number of tokens since the last start."""
 
 
 class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time heads dim"], AttentionState]):
@@ -120,27 +109,12 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
     def reserve(self, state: AttentionState, tokens: int) -> AttentionState:
         """As `AbstractSequenceOperator.reserve`. A window stays unchanged.
 
-        Other room grows in steps, so that few executables are compiled: to powers of two from 16 to 1024, and above in
-        quarters of them, because a step reads the whole room.
-
-        If the count is traced, the old room may be full already, so room for `tokens` more is added.
+        Other room grows as `with_room` says.
         """
-        more, room = whole(tokens), state.keys.shape[-2]
+        more = whole(tokens)
         if more is None or more < 0:
             raise ValueError(f"Attention.reserve: `tokens` must be an integer of at least 0, got {shown(tokens)}.")
-        if self.sliding_window is not None or more == 0:
-            return state
-        if isinstance(state.length, Tracer):
-            grown = room + more
-        elif (used := int(jnp.max(state.length))) > room:
-            raise ValueError(
-                f"Attention.reserve: the cache has lost tokens: more came than its room, {room}. Start again, and "
-                "reserve before tokens come."
-            )
-        else:
-            grown = max(room, _rounded(used + more))
-        pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, grown - room), (0, 0)])
-        return state if grown == room else AttentionState(pad(state.keys), pad(state.values), state.length)
+        return state if self.sliding_window is not None or more == 0 else with_room(state, more)
 
     @sharded_by_xla
     @checks_itself
@@ -284,14 +258,6 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
                 f"`reserve(cache, {tokens})` first."
             )
         return state
-
-
-def _rounded(tokens: int) -> int:
-    """The room that is made for so many tokens: at most a quarter more than they need, from 1024 on."""
-    step = max(_FEWEST, 1 << (tokens - 1).bit_length())
-    if step > 1024:
-        step //= 8
-    return -(-tokens // step) * step
 
 
 def _by_group(tokens: Tokens) -> Tokens:
