@@ -1,28 +1,16 @@
 """Files of Falcon-H1: sizes that follow from others, the keys of published files, and mistakes. Needs no PyTorch."""
 
-import json
 import math
 
 import pytest
-from hybrid_variants import hybrid
+from hybrid_files import edited, saved_hybrid
 
 import ssmkit
 from ssmkit.checkpoint import CheckpointError
 from ssmkit.models.hybrids import FalconH1Config
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    ssmkit.save_pretrained(hybrid("falcon_h1-no norm"), directory)
-    return directory
-
-
-def edited(saved, directory, **changes):
-    content = json.loads((saved / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps(content))
-    (directory / "model.safetensors").symlink_to(saved / "model.safetensors")
-    return directory
+saved = saved_hybrid("falcon_h1-no norm")
 
 
 def test_keys_of_published_files(saved, tmp_path):

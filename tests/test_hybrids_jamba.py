@@ -1,27 +1,14 @@
 """Files of Jamba: the keys of published files, the layers that follow from them, and mistakes. Needs no PyTorch."""
 
-import json
-
 import pytest
-from hybrid_variants import hybrid
+from hybrid_files import edited, saved_hybrid
 
 import ssmkit
 from ssmkit.checkpoint import CheckpointError
 from ssmkit.models.hybrids import JambaConfig
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    ssmkit.save_pretrained(hybrid("jamba-one expert"), directory)
-    return directory
-
-
-def edited(saved, directory, without=(), **changes):
-    content = json.loads((saved / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
-    (directory / "model.safetensors").symlink_to(saved / "model.safetensors")
-    return directory
+saved = saved_hybrid("jamba-one expert")
 
 
 def test_keys_of_published_files(saved, tmp_path):
@@ -56,7 +43,7 @@ def test_layers_by_name(saved, tmp_path, name, first, second):
 
 
 def test_layers_of_the_published_model():
-    """Of 32 layers one in eight is attention."""
+    """Attention is one in eight of 32 layers."""
     config = JambaConfig()
     assert [i for i, kind in enumerate(config.layers_block_type) if kind == "attention"] == [4, 12, 20, 28]
     assert config.mamba_dt_rank == 256

@@ -1,30 +1,17 @@
 """Files of LFM2 with experts: the keys of published files, and mistakes. Needs no PyTorch."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hybrid_variants import hybrid
+from hybrid_files import edited, saved_hybrid
 
 import ssmkit
 from ssmkit.checkpoint import CheckpointError
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    ssmkit.save_pretrained(hybrid("lfm2_moe-one expert"), directory)
-    return directory
-
-
-def edited(saved, directory, without=(), **changes):
-    content = json.loads((saved / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
-    (directory / "model.safetensors").symlink_to(saved / "model.safetensors")
-    return directory
+saved = saved_hybrid("lfm2_moe-one expert")
 
 
 def test_keys_of_published_files(saved, tmp_path):

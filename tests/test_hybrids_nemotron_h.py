@@ -8,25 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hybrid_variants import hybrid
+from hybrid_files import edited, saved_hybrid
 
 import ssmkit
 from ssmkit.checkpoint import CheckpointError
 from ssmkit.models.hybrids import NemotronHConfig
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    ssmkit.save_pretrained(hybrid("nemotron_h-dense"), directory)
-    return directory
-
-
-def edited(saved, directory, without=(), **changes):
-    content = json.loads((saved / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
-    (directory / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
-    return directory
+saved = saved_hybrid("nemotron_h-dense")
 
 
 @pytest.mark.parametrize("name", ["layers_block_type", "layer_types"])

@@ -1,7 +1,5 @@
 """Zamba2: transformers in memory once, the keys of published files, and mistakes. Needs no PyTorch."""
 
-import json
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import forward
-from hybrid_variants import hybrid
+from hybrid_files import edited, saved_hybrid
 
 import ssmkit
 from ssmkit.checkpoint import CheckpointError, describe
@@ -18,18 +16,7 @@ from ssmkit.models import GLAMixer, SharedTransformerStack
 from ssmkit.models.hybrids import Zamba2Config
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    ssmkit.save_pretrained(hybrid("zamba2"), directory)
-    return directory
-
-
-def edited(saved, directory, without=(), **changes):
-    content = json.loads((saved / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps({k: v for k, v in content.items() if k not in without}))
-    (directory / "model.safetensors").symlink_to(saved / "model.safetensors")
-    return directory
+saved = saved_hybrid("zamba2")
 
 
 def test_transformers_are_in_memory_once(saved):

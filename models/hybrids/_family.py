@@ -89,6 +89,11 @@ def layer(mixer: str, config: AbstractCheckedConfig, fields: str, **others: Any)
     return {"mixer": mixer} | {word: getattr(config, (*field, word)[0]) for word, *field in pairs} | others
 
 
+def activation(name: str) -> str:
+    """The name that an activation of HF transformers has here: their `gelu` is the exact one."""
+    return "gelu_exact" if name == "gelu" else name
+
+
 def family(
     config: type[AbstractCheckedConfig],
     *,

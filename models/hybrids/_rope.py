@@ -3,26 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ssmkit.checkpoint import CheckpointError
+from ssmkit.checkpoint import CheckpointError, frozen
 
 
 _LENGTH = "original_max_position_embeddings"
 
 
-class Scaling(dict[str, Any]):
-    """The table of scaled rotations in a configuration, which is hashed as all fields are and is never changed."""
-
-    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return hash(frozenset(self.items()))
-
-
-def scaling(value: Any) -> Scaling | None:
+def scaling(value: Any) -> Mapping[str, Any] | None:
     """A kind: `None`, or a table of numbers and of a `rope_type`. `ssmkit.Attention` knows which types there are."""
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(each, str | int | float) for each in value.values()):
         raise ValueError("a table of numbers and of a `rope_type`")
-    return Scaling(value)
+    return frozen(value)
 
 
 def flat(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ssmkit.checkpoint import Kind, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names
-from ._family import described, layer
+from ._family import activation, described, layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,7 @@ class NemotronHConfig(AbstractCheckedConfig):
 
 def description(config: NemotronHConfig) -> ssmkit.LanguageModelConfig:
     """The model of a configuration as data: one mixer per layer."""
-    mlp = "use_bias=mlp_bias"
-    activation = "gelu_exact" if config.mlp_hidden_act == "gelu" else config.mlp_hidden_act  # the name here
+    mlp, act = "use_bias=mlp_bias", activation(config.mlp_hidden_act)
     attention = "num_heads=num_attention_heads num_kv_heads=num_key_value_heads head_dim"
     mamba = """num_heads=mamba_num_heads head_dim=mamba_head_dim n_groups state_size=ssm_state_size conv_kernel
         chunk_size use_bias use_conv_bias time_step_limit norm_eps=layer_norm_epsilon"""
@@ -102,8 +101,8 @@ def description(config: NemotronHConfig) -> ssmkit.LanguageModelConfig:
     mixers = {
         "mamba": layer("mamba2", config, mamba, intermediate_size=config.mamba_num_heads * config.mamba_head_dim),
         "attention": layer("attention", config, attention, rope_theta=None),
-        "mlp": layer("mlp", config, f"{mlp} intermediate_size", activation=activation),
-        "moe": layer("moe", config, f"{mlp} {experts}", gated=False, activation=activation, **scores),
+        "mlp": layer("mlp", config, f"{mlp} intermediate_size", activation=act),
+        "moe": layer("moe", config, f"{mlp} {experts}", gated=False, activation=act, **scores),
     }
     layers = [mixers[kind] for kind in config.layers_block_type]
     return described(config, layers=layers, norm_eps=config.layer_norm_epsilon, tie_word_embeddings=False)

@@ -9,7 +9,7 @@ from ssmkit.checkpoint import Kind, items, only
 
 from .._config import FOLLOWS, AbstractCheckedConfig, above_0
 from . import _names
-from ._family import described, layer
+from ._family import activation, described, layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def description(config: Zamba2Config) -> ssmkit.LanguageModelConfig:
         mixers=config.num_hidden_layers * [mixer],
         places=config.hybrids,
         num_transformers=min(config.num_mem_blocks, len(config.hybrids)),
-        activation="gelu_exact" if config.hidden_act == "gelu" else config.hidden_act,
+        activation=activation(config.hidden_act),
         rope_theta=config.rope_theta if config.use_mem_rope else None,
         scale=(config.hidden_size / config.num_attention_heads) ** -0.5,
     )

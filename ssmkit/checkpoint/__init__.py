@@ -33,6 +33,7 @@ from .._kinds import (
     without as without,
 )
 from .._shown import shown as shown
+from .._table import frozen as frozen
 from ._build import build as build
 from ._configuration import read_keys as read_keys
 from ._describe import Checkpoint as Checkpoint, describe as describe

@@ -103,8 +103,8 @@ def _room(model: AbstractLanguageModel, context: Any) -> int:
     **Raises:** `ValueError` when `context` is not a number of tokens, or is missing although the cache needs room.
     """
     room = whole(context)
-    if context is not None and (room is None or not 1 <= room < 2**30):
-        raise ValueError(f"`context` must be a number of tokens, at least 1 and below 2**30, got {shown(context)}.")
+    if context is not None and (room is None or room < 1):
+        raise ValueError(f"`context` must be a number of tokens, at least 1, got {shown(context)}.")
     form = lambda tokens: eqx.filter_eval_shape(lambda: model.reserve(model.init_cache(), tokens))
     if eqx.tree_equal(form(0), form(1)):
         return 0

@@ -109,7 +109,6 @@ class Chat(Generic[Cache]):
         self._asked = {"max_new_tokens": max_new_tokens, "sampler": sampler, "stop_token": stops}
         self._stop_text, self._variables = stop_text, dict(variables or {})
         self._states: list[_State] = []
-        self._has_restarted = False
         self._turns = 0
 
     @property
@@ -152,17 +151,18 @@ class Chat(Generic[Cache]):
 
     def _consumed(self, messages: list[dict[str, Any]]) -> tuple[list[_State], ChatCounts]:
         """The states after a conversation, first the one from which its answer is generated."""
-        opened = self._written(messages)
-        is_restart = bool(self._states) and next(self._beginnings(self._states, *opened), None) is None
-        parts = [opened]
-        if self._has_restarted or is_restart:
-            parts.insert(0, self._written(messages, add_generation_prompt=False))
-        kept, prefilled = [], 0
-        for text, ids in parts:
-            start, new = next(self._beginnings([*kept, *self._states], text, ids), (None, ids))
-            kept.insert(0, self._after(start, text, new))
-            prefilled += len(new)
-        return kept, ChatCounts(prefilled, max(0, len(kept[0].ids) - prefilled), restarts=int(is_restart))
+        said = self._written(messages)
+        start, new = self._beginning(self._states, *said)
+        is_restart, kept, prefilled = start is None and bool(self._states), [], len(new)
+        if is_restart or self.total.restarts:
+            earlier = self._written(messages, add_generation_prompt=False)
+            before, between = self._beginning(self._states, *earlier)
+            kept = [self._after(before, earlier[0], between)]
+            start, new = self._beginning([*kept, *self._states], *said)
+            prefilled = len(between) + len(new)
+        state = self._after(start, said[0], new)
+        counts = ChatCounts(prefilled, max(0, len(state.ids) - prefilled), restarts=int(is_restart))
+        return [state, *kept], counts
 
     def _written(self, messages: list[dict[str, Any]], **settings: Any) -> tuple[str, list[int]]:
         """The text of a conversation, and its ids."""
@@ -181,16 +181,18 @@ class Chat(Generic[Cache]):
             rows = dataclasses.replace(rows, history=rows.history | earlier)
         return _State(text, start.ids + new, dataclasses.replace(generation, rows=rows))
 
-    def _beginnings(
-        self, states: list[_State], text: str, ids: list[int]
-    ) -> Generator[tuple[_State, list[int]], None, None]:
-        """Those of `states`, longest first, that are the beginning of a conversation, and the ids that follow them."""
+    def _beginning(self, states: list[_State], text: str, ids: list[int]) -> tuple[_State | None, list[int]]:
+        """The first of `states`, the longest, that is the beginning of a conversation, and the ids that follow it.
+
+        If there is none, `None` and all ids.
+        """
         for state in states:
             count = len(state.ids)
             if ids[:count] == state.ids and len(ids) > count:
-                yield state, ids[count:]
-            elif state.text is not None and text.startswith(state.text) and (new := self._following(state, text)):
-                yield state, new
+                return state, ids[count:]
+            if state.text is not None and text.startswith(state.text) and (new := self._following(state, text)):
+                return state, new
+        return None, ids
 
     def _following(self, state: _State, text: str) -> list[int]:
         """The ids of the rest of a text, encoded as inside of it; none if they cannot be told apart.
@@ -232,7 +234,6 @@ class Chat(Generic[Cache]):
             answer = answer.rstrip()
         self.messages = [*said, {"role": "assistant", "content": answer}]
         self._states = [_State(text, ids, generation), *kept]
-        self._has_restarted |= counts.restarts > 0
         self.turn = counts._replace(generated=len(new))
         self.total = ChatCounts(*map(sum, zip(self.total, self.turn, strict=True)))
         self._turns += 1

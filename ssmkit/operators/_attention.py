@@ -14,14 +14,11 @@ from .._sharding import sharded_by_xla, undivided
 from .._slices import AXIS, Exchange, in_slices, is_spread
 from .._types import Valid, at_least_float32, check_valid, checks_itself, shown, whole
 from ._attend import Scoring, Tokens, attend_to_seen, grouped, ungrouped
-from ._attention_state import AttentionState, with_room
+from ._attention_state import LOST, AttentionState, with_room
 from ._checks import many_tokens, one_token
 from ._operator import AbstractSequenceOperator
 from ._ring import attend, attend_around, attend_in_window
 from ._rotary import checked_rotations, rotate
-
-
-_LOST = 2**30  # the length of a sequence that has lost a token: more than any room
 
 
 class AttentionInputs(NamedTuple):
@@ -211,7 +208,7 @@ class Attention(AbstractSequenceOperator[AttentionInputs, Float[Array, "*time he
 
     def _told(self, count: Int[Array, ""], room: int) -> Int[Array, ""]:
         """The number of tokens; that of a sequence that lost one, for want of room, is never within a room again."""
-        return count if self.sliding_window is not None else jnp.where(count > room, _LOST, count)
+        return count if self.sliding_window is not None else jnp.where(count > room, LOST, count)
 
     def _only_in_room(
         self, y: Array, state: AttentionState, position: Int[Array, " time"], valid: Bool[Array, " time"] | None

@@ -7,6 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 
+LOST = 2**30  # the length of a sequence that has lost a token: more than any room
 _FEWEST = 16  # the least room that is made at a time
 
 
@@ -27,7 +28,7 @@ def with_room(state: AttentionState, tokens: int) -> AttentionState:
     quarters of them, because a step reads the whole room. If the count of earlier tokens is traced, the old room may
     be full already, so the new tokens are added to it.
 
-    **Raises:** `ValueError` when the state has lost tokens, or is damaged.
+    **Raises:** `ValueError` when the state has lost tokens or is damaged, and for room that no cache can have.
     """
     room = state.keys.shape[-2]
     if isinstance(state.length, Tracer):
@@ -41,6 +42,8 @@ def with_room(state: AttentionState, tokens: int) -> AttentionState:
         raise ValueError(f"Attention.reserve: the cache is damaged: it says that it holds {least} tokens.")
     else:
         grown = max(room, _rounded(used + tokens))
+    if grown >= LOST:
+        raise ValueError(f"Attention.reserve: a cache has room for fewer than {LOST} tokens, got {tokens} more.")
     pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, grown - room), (0, 0)])
     return state if grown == room else AttentionState(pad(state.keys), pad(state.values), state.length)
 
